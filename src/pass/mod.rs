@@ -1,0 +1,3 @@
+//! Passes: what rewrites the IR.
+
+pub mod pipeline;
