@@ -1,1 +1,2 @@
 pub mod pass;
+pub mod onnx;
