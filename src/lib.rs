@@ -1,2 +1,4 @@
-pub mod pass;
+pub mod cli;
 pub mod onnx;
+pub mod pass;
+pub mod report;

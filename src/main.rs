@@ -1,1 +1,5 @@
-fn main() {}
+//! `hlrc-opt`: the command line of the library `hlrc`.
+
+fn main() -> std::process::ExitCode {
+    hlrc::cli::main()
+}

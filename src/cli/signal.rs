@@ -1,0 +1,56 @@
+//! SIGINT and SIGTERM: the first asks the work to stop at the next tensor, the second ends the process.
+#![allow(unsafe_code)]
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// The flag that a first interrupt sets; the pass manager looks at it between tensors.
+pub fn flag() -> &'static AtomicBool {
+    &INTERRUPTED
+}
+
+/// Whether an interrupt was seen.
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
+#[cfg(unix)]
+mod unix {
+    use super::{INTERRUPTED, Ordering};
+
+    const NOTICE: &[u8] =
+        b"\ninterrupted: ending with the tensors in flight (once more to end at once)\n";
+
+    extern "C" fn handle(_: libc::c_int) {
+        if INTERRUPTED.swap(true, Ordering::Relaxed) {
+            // SAFETY: _exit is async-signal-safe and does not return.
+            unsafe { libc::_exit(130) }
+        }
+        // SAFETY: write is async-signal-safe; the buffer is static. A failed notice changes nothing.
+        let _ = unsafe { libc::write(2, NOTICE.as_ptr().cast(), NOTICE.len()) };
+    }
+
+    /// Installs the handlers.
+    pub fn install() {
+        for signal in [libc::SIGINT, libc::SIGTERM] {
+            let handler: extern "C" fn(libc::c_int) = handle;
+            // SAFETY: a zeroed sigaction with a valid handler and an empty mask is what the call expects;
+            // the handler only touches an atomic and async-signal-safe calls.
+            unsafe {
+                let mut action: libc::sigaction = std::mem::zeroed();
+                action.sa_sigaction = handler as *const () as libc::sighandler_t;
+                libc::sigemptyset(&mut action.sa_mask);
+                action.sa_flags = libc::SA_RESTART;
+                libc::sigaction(signal, &action, std::ptr::null_mut());
+            }
+        }
+    }
+}
+
+#[cfg(unix)]
+pub use unix::install;
+
+/// Without POSIX signals an interrupt ends the process; the journal makes it resumable all the same.
+#[cfg(not(unix))]
+pub fn install() {}
