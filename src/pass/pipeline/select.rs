@@ -17,25 +17,31 @@ pub enum SiteKind {
     Head,
 }
 
-/// What scopes are matched with: a site's name, layer and kind.
+/// What scopes are matched with: a site's name, layer and kinds.
 #[derive(Debug, Clone, Copy)]
 pub struct Site<'a> {
     /// The name as the user sees it.
     pub name: &'a str,
     /// The layer's number, if it has one; [`layer_of`] reads it from a name.
     pub layer: Option<u32>,
-    /// What it is.
-    pub kind: SiteKind,
+    /// What it is; a tied embedding is both embedding and head.
+    pub kinds: &'a [SiteKind],
 }
 
 impl<'a> Site<'a> {
     /// A site whose layer is read from its name.
-    pub fn new(name: &'a str, kind: SiteKind) -> Self {
+    pub fn new(name: &'a str, kinds: &'a [SiteKind]) -> Self {
         Self {
             name,
             layer: layer_of(name),
-            kind,
+            kinds,
         }
+    }
+
+    /// Whether passes reach it without a scope that names it: a linear in every use.
+    fn is_body(&self) -> bool {
+        let body = |kind: &SiteKind| matches!(kind, SiteKind::Linear | SiteKind::Expert);
+        self.kinds.iter().all(body)
     }
 }
 
@@ -223,7 +229,7 @@ impl Program {
         let applies = |step: &Step| {
             let named = step.guards.iter().any(|&scope| self.names_kind(scope));
             step.from == winner
-                && (named || matches!(site.kind, SiteKind::Linear | SiteKind::Expert))
+                && (named || site.is_body())
                 && step.guards.iter().all(|&scope| self.matches(scope, site))
         };
         self.steps
@@ -254,7 +260,7 @@ impl Program {
                 .is_some_and(|layer| ranges.iter().any(|range| range.contains(layer))),
             Matcher::Found(regex) => regex.is_match(site.name),
             Matcher::Contains(text) => site.name.contains(text),
-            Matcher::Kind(kind) => site.kind == *kind,
+            Matcher::Kind(kind) => site.kinds.contains(kind),
             Matcher::NoneOf(others) => !others.iter().any(|&other| self.matches(other, site)),
         }
     }

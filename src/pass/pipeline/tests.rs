@@ -245,11 +245,14 @@ fn applied(pipeline: &str, overrides: &[&str], site: &Site<'_>) -> String {
 
 #[test]
 fn scopes_select_sites() {
-    let query = Site::new("model.layers.3.self_attn.q_proj.weight", SiteKind::Linear);
-    let down = Site::new("model.layers.20.mlp.down_proj.weight", SiteKind::Linear);
-    let table = Site::new("model.embed_tokens.weight", SiteKind::Embedding);
-    let head = Site::new("lm_head.weight", SiteKind::Head);
-    let expert = Site::new("model.layers.1.experts.7.w1", SiteKind::Expert);
+    let query = Site::new(
+        "model.layers.3.self_attn.q_proj.weight",
+        &[SiteKind::Linear],
+    );
+    let down = Site::new("model.layers.20.mlp.down_proj.weight", &[SiteKind::Linear]);
+    let table = Site::new("model.embed_tokens.weight", &[SiteKind::Embedding]);
+    let head = Site::new("lm_head.weight", &[SiteKind::Head]);
+    let expert = Site::new("model.layers.1.experts.7.w1", &[SiteKind::Expert]);
     let text = "layers[0-15](a),re:down_proj(b),default(c),d,embeddings(e)";
     for (site, expected) in [
         (&query, "a,d"),
@@ -272,6 +275,14 @@ fn scopes_select_sites() {
     assert_eq!(applied("experts(a),default(b)", &[], &expert), "a");
     assert_eq!(applied("*_proj.weight(a)", &[], &query), "a");
     assert_eq!(applied("*_proj(a)", &[], &query), "");
+    let tied = Site::new("embed", &[SiteKind::Embedding, SiteKind::Head]);
+    for (text, expected) in [
+        ("head(a)", "a"),
+        ("embeddings(a)", "a"),
+        ("a,default(b)", ""),
+    ] {
+        assert_eq!(applied(text, &[], &tied), expected);
+    }
     let overrides = ["q_proj=int8", "re:proj=none", "layers[3]=@q4,x"];
     assert_eq!(applied("a", &overrides, &query), "int4{group=32},x");
     assert_eq!(applied("a", &overrides, &down), "");
@@ -281,8 +292,8 @@ fn scopes_select_sites() {
 #[test]
 fn scopes_must_match() {
     let sites = [
-        Site::new("blk.3.attn_q", SiteKind::Linear),
-        Site::new("blk.9.ffn_down", SiteKind::Linear),
+        Site::new("blk.3.attn_q", &[SiteKind::Linear]),
+        Site::new("blk.9.ffn_down", &[SiteKind::Linear]),
     ];
     let check = |text: &str| {
         Program::new(&Pipeline::parse(text).expect("parses"), &[])
