@@ -1,0 +1,482 @@
+//! Tensors streamed into safetensors shards, resumable and reproducible.
+//!
+//! While it grows, a shard is called `<stem>-00001.safetensors` and has room for
+//! its header reserved in front; the header is written when the shard is full,
+//! and a background thread hashes it then. Names with the number of shards are
+//! given at the end. The bytes depend on the options and the tensors alone, not
+//! on where a run was interrupted. Nothing is synced to disk: a killed process
+//! loses at most the tensor in flight, a power cut may lose more.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::hash::HashQueue;
+use super::{DType, Digest, Result, WeightsError};
+
+mod shard;
+
+use shard::OpenShard;
+
+/// How a [`ShardWriter`] names, splits and prefixes its files.
+///
+/// A resumed run must use the options of the interrupted one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WriterOptions {
+    /// First part of every file name.
+    pub stem: String,
+    /// Most bytes of data in a shard; one larger tensor gets its own shard.
+    pub shard_size: u64,
+    /// Bytes kept free for each header, rounded up to 8. A header that needs
+    /// more costs one rewrite of its shard.
+    pub header_reserve: u64,
+    /// Entries of `__metadata__` in each shard.
+    pub metadata: Vec<(String, String)>,
+}
+
+impl Default for WriterOptions {
+    fn default() -> WriterOptions {
+        WriterOptions {
+            stem: "model".to_owned(),
+            shard_size: 5_000_000_000,
+            header_reserve: 64 * 1024,
+            metadata: Vec::new(),
+        }
+    }
+}
+
+impl WriterOptions {
+    /// Reserves room for the headers of about this many tensors per shard.
+    ///
+    /// `bytes_each` is the length of a name plus some 90 bytes for dtype, shape
+    /// and offsets.
+    pub fn reserve_for(mut self, tensors: u64, bytes_each: u64) -> WriterOptions {
+        self.header_reserve = tensors.saturating_mul(bytes_each).saturating_add(256);
+        self
+    }
+}
+
+/// A tensor that has been written completely; what a journal records.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Name, unique in the output.
+    pub name: String,
+    /// Element type.
+    pub dtype: DType,
+    /// Dimensions, outermost first.
+    pub shape: Vec<u64>,
+    /// Number of the shard, from 0.
+    pub shard: u32,
+    /// First byte, from the start of the shard's data.
+    pub offset: u64,
+    /// Bytes of data.
+    pub bytes: u64,
+}
+
+/// A point between two tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// Number of the shard, from 0.
+    pub shard: u32,
+    /// Bytes of data in that shard.
+    pub data_len: u64,
+    /// Tensors written in all.
+    pub entries: usize,
+}
+
+/// A finished file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardInfo {
+    /// Name within the output directory.
+    pub file: String,
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// SHA-256 of the file in hexadecimal.
+    pub sha256: String,
+}
+
+/// A tensor's final place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placed {
+    /// Name of the tensor.
+    pub name: String,
+    /// Index of its file in [`Finished::files`].
+    pub file: usize,
+    /// First byte, from the start of the file.
+    pub offset: u64,
+    /// Bytes of data.
+    pub bytes: u64,
+}
+
+/// What [`ShardWriter::finish`] leaves behind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finished {
+    /// The shards in order, and after them the index where there are several.
+    pub files: Vec<ShardInfo>,
+    /// All tensors in the order of writing.
+    pub tensors: Vec<Placed>,
+}
+
+/// The tensor between `begin` and `end`.
+#[derive(Debug)]
+struct Growing {
+    entry: Entry,
+    written: u64,
+}
+
+/// Streams tensors into the shards of one directory.
+#[derive(Debug)]
+pub struct ShardWriter {
+    directory: PathBuf,
+    options: WriterOptions,
+    entries: Vec<Entry>,
+    names: HashSet<String>,
+    /// Start of data and path of the shards that are complete.
+    closed: Vec<(u64, PathBuf)>,
+    hashes: HashQueue,
+    open: OpenShard,
+    growing: Option<Growing>,
+}
+
+impl ShardWriter {
+    /// Starts the first shard in an existing directory.
+    ///
+    /// # Errors
+    /// [`WeightsError::Io`], also where a shard of that name exists already.
+    pub fn create(directory: &Path, options: WriterOptions) -> Result<ShardWriter> {
+        let hashes = HashQueue::start(directory)?;
+        let open = OpenShard::create(directory, &options, 0)?;
+        Ok(ShardWriter {
+            directory: directory.to_path_buf(),
+            options,
+            entries: Vec::new(),
+            names: HashSet::new(),
+            closed: Vec::new(),
+            hashes,
+            open,
+            growing: None,
+        })
+    }
+
+    /// Continues behind the last of `entries`, which a journal has kept.
+    ///
+    /// Whatever was written after it is cut off. Complete shards are hashed
+    /// again in the background.
+    ///
+    /// # Errors
+    /// [`WeightsError::Writer`] where files and entries disagree.
+    pub fn resume(
+        directory: &Path,
+        options: WriterOptions,
+        entries: Vec<Entry>,
+    ) -> Result<ShardWriter> {
+        check_entries(directory, &entries)?;
+        let position = position_after(&entries);
+        shard::remove_after(directory, &options, position.shard)?;
+        let hashes = HashQueue::start(directory)?;
+        let mut closed = Vec::new();
+        for number in 0..position.shard {
+            let of_shard: Vec<&Entry> = entries.iter().filter(|e| e.shard == number).collect();
+            let data_len = of_shard.last().map_or(0, |e| e.offset + e.bytes);
+            let mut reopened = OpenShard::reopen(directory, &options, number, data_len)?;
+            let done = reopened.close(&options, &of_shard)?;
+            hashes.push(&done.1);
+            closed.push(done);
+        }
+        let open = if entries.is_empty() {
+            shard::remove(directory, &options, 0)?;
+            OpenShard::create(directory, &options, 0)?
+        } else {
+            OpenShard::reopen(directory, &options, position.shard, position.data_len)?
+        };
+        Ok(ShardWriter {
+            directory: directory.to_path_buf(),
+            options,
+            names: entries.iter().map(|e| e.name.clone()).collect(),
+            entries,
+            closed,
+            hashes,
+            open,
+            growing: None,
+        })
+    }
+
+    /// Tensors written so far.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// Hands all bytes to the system and says how far the output is complete.
+    ///
+    /// A tensor that has begun and not ended is not counted.
+    ///
+    /// # Errors
+    /// [`WeightsError::Io`], for instance of a full disk.
+    pub fn position(&mut self) -> Result<Position> {
+        self.open.flush()?;
+        Ok(position_after(&self.entries))
+    }
+
+    /// Goes back to an earlier [`ShardWriter::position`].
+    ///
+    /// # Errors
+    /// [`WeightsError::Writer`] for a position that never was.
+    pub fn truncate_to(self, position: Position) -> Result<ShardWriter> {
+        let ShardWriter {
+            directory,
+            options,
+            mut entries,
+            open,
+            hashes,
+            ..
+        } = self;
+        open.discard();
+        drop(hashes);
+        let reached = entries.len() >= position.entries;
+        entries.truncate(position.entries);
+        if !reached || position_after(&entries) != position {
+            let problem = format!("{position:?} is no earlier point of this output");
+            return Err(writer_error(&directory, None, problem));
+        }
+        ShardWriter::resume(&directory, options, entries)
+    }
+
+    /// Begins a tensor; a shard that it would overfill is completed first.
+    ///
+    /// # Errors
+    /// [`WeightsError::Writer`] for a name used before, a type that safetensors
+    /// doesn't have, or a tensor still open; [`WeightsError::Io`].
+    pub fn begin(&mut self, name: &str, dtype: DType, shape: &[u64]) -> Result<()> {
+        let fault = |problem: &str| writer_error(&self.directory, Some(name), problem.to_owned());
+        if self.growing.is_some() {
+            return Err(fault("begun before the tensor in front of it has ended"));
+        }
+        if name == "__metadata__" || self.names.contains(name) {
+            return Err(fault("the name is taken"));
+        }
+        if dtype.safetensors_name().is_none() {
+            return Err(fault(&format!(
+                "safetensors has no type for {dtype}; store it as u8"
+            )));
+        }
+        let elements = shape.iter().try_fold(1_u64, |n, &dim| n.checked_mul(dim));
+        let sized = elements.and_then(|n| Some((n, dtype.bytes_for(n)?)));
+        let (elements, bytes) = sized.ok_or_else(|| fault("the shape overflows 64 bits"))?;
+        if u128::from(elements) * u128::from(dtype.bits()) != u128::from(bytes) * 8 {
+            return Err(fault("the elements don't fill whole bytes"));
+        }
+        if self.open.data_len > 0
+            && self.open.data_len.saturating_add(bytes) > self.options.shard_size
+        {
+            self.next_shard()?;
+        }
+        let entry = Entry {
+            name: name.to_owned(),
+            dtype,
+            shape: shape.to_vec(),
+            shard: self.open.number,
+            offset: self.open.data_len,
+            bytes,
+        };
+        self.growing = Some(Growing { entry, written: 0 });
+        Ok(())
+    }
+
+    /// Appends bytes to the tensor that has begun.
+    ///
+    /// # Errors
+    /// [`WeightsError::Writer`] for more than its shape holds;
+    /// [`WeightsError::Io`], for instance of a full disk.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let Some(growing) = &mut self.growing else {
+            let problem = "bytes without a tensor".to_owned();
+            return Err(writer_error(&self.directory, None, problem));
+        };
+        let left = growing.entry.bytes - growing.written;
+        if bytes.len() as u64 > left {
+            let problem = format!("{} bytes where {left} are left", bytes.len());
+            return Err(writer_error(
+                &self.directory,
+                Some(&growing.entry.name),
+                problem,
+            ));
+        }
+        self.open.append(bytes)?;
+        growing.written += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Ends the tensor and returns its entry for the journal.
+    ///
+    /// The bytes may still be buffered: call [`ShardWriter::position`] before
+    /// the journal claims them.
+    ///
+    /// # Errors
+    /// [`WeightsError::Writer`] where bytes are missing.
+    pub fn end(&mut self) -> Result<Entry> {
+        let Some(Growing { entry, written }) = self.growing.take() else {
+            let problem = "ended without a tensor".to_owned();
+            return Err(writer_error(&self.directory, None, problem));
+        };
+        if written != entry.bytes {
+            let problem = format!("ended after {written} of {} bytes", entry.bytes);
+            return Err(writer_error(&self.directory, Some(&entry.name), problem));
+        }
+        self.open.data_len += entry.bytes;
+        self.names.insert(entry.name.clone());
+        self.entries.push(entry.clone());
+        Ok(entry)
+    }
+
+    /// Writes a whole tensor.
+    ///
+    /// # Errors
+    /// As `begin`, `write` and `end`.
+    pub fn tensor(
+        &mut self,
+        name: &str,
+        dtype: DType,
+        shape: &[u64],
+        bytes: &[u8],
+    ) -> Result<Entry> {
+        self.begin(name, dtype, shape)?;
+        self.write(bytes)?;
+        self.end()
+    }
+
+    /// Completes the last shard, waits for hashes, gives final names.
+    ///
+    /// # Errors
+    /// [`WeightsError::Io`]; [`WeightsError::Writer`] with a tensor still open.
+    pub fn finish(mut self) -> Result<Finished> {
+        if let Some(growing) = &self.growing {
+            let problem = "not ended at the end of the output".to_owned();
+            return Err(writer_error(
+                &self.directory,
+                Some(&growing.entry.name),
+                problem,
+            ));
+        }
+        self.close_open()?;
+        let digests = self.hashes.finish()?;
+        let count = self.closed.len();
+        let mut files = Vec::with_capacity(count + 1);
+        for ((number, (_, path)), digest) in self.closed.iter().enumerate().zip(digests) {
+            let file = shard::final_name(&self.options.stem, number, count);
+            files.push(finish_file(&self.directory, path, file, digest)?);
+        }
+        let tensors = self.entries.iter().map(|entry| Placed {
+            name: entry.name.clone(),
+            file: entry.shard as usize,
+            offset: self.closed.get(entry.shard as usize).map_or(0, |c| c.0) + entry.offset,
+            bytes: entry.bytes,
+        });
+        let tensors = tensors.collect();
+        if count > 1 {
+            files.push(write_index(
+                &self.directory,
+                &self.options,
+                &self.entries,
+                &files,
+            )?);
+        }
+        Ok(Finished { files, tensors })
+    }
+
+    fn next_shard(&mut self) -> Result<()> {
+        self.close_open()?;
+        let number = self.open.number + 1;
+        self.open = OpenShard::create(&self.directory, &self.options, number)?;
+        Ok(())
+    }
+
+    /// Completes the open shard, which must not be used after.
+    fn close_open(&mut self) -> Result<()> {
+        let number = self.open.number;
+        let of_shard = self.entries.iter().rev().take_while(|e| e.shard == number);
+        let mut of_shard: Vec<&Entry> = of_shard.collect();
+        of_shard.reverse();
+        let done = self.open.close(&self.options, &of_shard)?;
+        self.hashes.push(&done.1);
+        self.closed.push(done);
+        Ok(())
+    }
+}
+
+fn position_after(entries: &[Entry]) -> Position {
+    Position {
+        shard: entries.last().map_or(0, |e| e.shard),
+        data_len: entries.last().map_or(0, |e| e.offset + e.bytes),
+        entries: entries.len(),
+    }
+}
+
+/// Checks that a journal's entries follow each other as a writer makes them.
+fn check_entries(directory: &Path, entries: &[Entry]) -> Result<()> {
+    let (mut shard, mut offset) = (0, 0);
+    for entry in entries {
+        let next = (entry.shard, entry.offset);
+        let follows = next == (shard, offset) || (offset > 0 && next == (shard + 1, 0));
+        let sized = entry.dtype.bytes_for_shape(&entry.shape) == Some(entry.bytes);
+        let end = entry.offset.checked_add(entry.bytes);
+        let (Some(end), true) = (end, follows && sized) else {
+            let problem = "the journal's entry doesn't follow the one before".to_owned();
+            return Err(writer_error(directory, Some(&entry.name), problem));
+        };
+        (shard, offset) = (entry.shard, end);
+    }
+    Ok(())
+}
+
+fn finish_file(directory: &Path, from: &Path, file: String, digest: Digest) -> Result<ShardInfo> {
+    let to = directory.join(&file);
+    std::fs::rename(from, &to).map_err(|e| WeightsError::io("rename", from, e))?;
+    let meta = to
+        .metadata()
+        .map_err(|e| WeightsError::io("inspect", &to, e))?;
+    Ok(ShardInfo {
+        file,
+        bytes: meta.len(),
+        sha256: digest.to_hex(),
+    })
+}
+
+fn write_index(
+    directory: &Path,
+    options: &WriterOptions,
+    entries: &[Entry],
+    files: &[ShardInfo],
+) -> Result<ShardInfo> {
+    let file_of = |entry: &Entry| {
+        files
+            .get(entry.shard as usize)
+            .map_or("", |f| f.file.as_str())
+    };
+    let pair = |entry: &Entry| (entry.name.clone(), file_of(entry).into());
+    let map: serde_json::Map<String, serde_json::Value> = entries.iter().map(pair).collect();
+    let total: u64 = entries.iter().map(|e| e.bytes).sum();
+    let index = serde_json::json!({"metadata": {"total_size": total}, "weight_map": map});
+    let text = format!("{index:#}\n");
+    let file = format!("{}.safetensors.index.json", options.stem);
+    let path = directory.join(&file);
+    let partial = directory.join(format!("{file}.tmp"));
+    std::fs::write(&partial, &text).map_err(|e| WeightsError::io("write", &partial, e))?;
+    std::fs::rename(&partial, &path).map_err(|e| WeightsError::io("rename", &partial, e))?;
+    Ok(ShardInfo {
+        file,
+        bytes: text.len() as u64,
+        sha256: Digest::of(text.as_bytes()).to_hex(),
+    })
+}
+
+fn writer_error(path: &Path, tensor: Option<&str>, problem: String) -> WeightsError {
+    WeightsError::Writer {
+        path: path.to_path_buf(),
+        tensor: tensor.map(str::to_owned),
+        problem,
+    }
+}
+
+#[cfg(test)]
+mod tests;
