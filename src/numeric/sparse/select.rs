@@ -1,0 +1,99 @@
+//! Selection by magnitude. Linear in the matrix; ties go to the lower index.
+
+use super::SparseError;
+use crate::numeric::matrix::{check_shape, norm2};
+
+/// Entries that a density stands for: `round(density * n)`.
+///
+/// # Errors
+/// If the density isn't between 0 and 1.
+pub fn density_count(density: f64, n: usize) -> Result<usize, SparseError> {
+    if !(0.0..=1.0).contains(&density) {
+        let expected = "a density is a fraction between 0 and 1";
+        return Err(SparseError::Parameter {
+            what: "density",
+            value: density,
+            expected,
+        });
+    }
+    Ok(((density * n as f64).round() as usize).min(n))
+}
+
+/// The `round(density * n)` entries of largest magnitude, as ascending flat indices.
+///
+/// # Cost
+/// Linear; 4 bytes of scratch per weight.
+pub fn select_by_magnitude(w: &[f32], density: f64) -> Result<Vec<usize>, SparseError> {
+    let count = density_count(density, w.len())?;
+    Ok(largest(w.len(), count, |i| w[i].to_bits() & 0x7fff_ffff))
+}
+
+/// Entries whose magnitude is above `k` root mean squares of the matrix.
+///
+/// # Errors
+/// If `k` is negative or not a number, or a weight isn't finite.
+pub fn select_by_sigma(w: &[f32], k: f64) -> Result<Vec<usize>, SparseError> {
+    if k.is_nan() || k < 0.0 {
+        let expected = "a number of standard deviations isn't negative";
+        return Err(SparseError::Parameter {
+            what: "sigma",
+            value: k,
+            expected,
+        });
+    }
+    let sigma = (norm2(w) / w.len().max(1) as f64).sqrt();
+    Ok(select_above(w, k * sigma))
+}
+
+/// Entries whose magnitude is above `threshold`, as ascending flat indices.
+pub fn select_above(w: &[f32], threshold: f64) -> Vec<usize> {
+    (0..w.len())
+        .filter(|&i| f64::from(w[i].abs()) > threshold)
+        .collect()
+}
+
+/// Sum of squares of every column of `w` `[rows, cols]`.
+pub fn column_energies(w: &[f32], rows: usize, cols: usize) -> Result<Vec<f64>, SparseError> {
+    check_shape(rows, cols, w.len())?;
+    let mut energies = vec![0.0; cols];
+    if cols > 0 {
+        for row in w.chunks_exact(cols) {
+            for (energy, &x) in energies.iter_mut().zip(row) {
+                *energy += f64::from(x) * f64::from(x);
+            }
+        }
+    }
+    Ok(energies)
+}
+
+/// The `count` columns of highest score, ascending.
+///
+/// Scores are those of [`column_energies`] or
+/// [`column_savings`](super::column_savings); not a number counts as 0.
+pub fn select_columns(scores: &[f64], count: usize) -> Vec<u32> {
+    let key = |i: usize| (scores[i] as f32).max(0.0).to_bits();
+    largest(scores.len(), count, key)
+        .into_iter()
+        .map(|c| c as u32)
+        .collect()
+}
+
+/// Indices of the `count` largest keys, ascending; ties go to the lower index.
+pub(super) fn largest(n: usize, count: usize, key: impl Fn(usize) -> u32) -> Vec<usize> {
+    let count = count.min(n);
+    if count == 0 {
+        return Vec::new();
+    }
+    let mut keys: Vec<u32> = (0..n).map(&key).collect();
+    let (above, threshold, _) = keys.select_nth_unstable_by(count - 1, |a, b| b.cmp(a));
+    let threshold = *threshold;
+    let mut ties = count - above.iter().filter(|&&k| k > threshold).count();
+    (0..n)
+        .filter(|&i| {
+            let key = key(i);
+            let tie = key == threshold && ties > 0;
+            ties -= usize::from(tie);
+            key > threshold || tie
+        })
+        .collect()
+}
