@@ -1,4 +1,5 @@
 pub mod cli;
+pub mod numeric;
 pub mod onnx;
 pub mod pass;
 pub mod report;
