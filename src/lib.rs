@@ -1,4 +1,7 @@
+//! hlrc: the library behind `hlrc-opt`.
+
 pub mod cli;
+pub mod ir;
 pub mod numeric;
 pub mod onnx;
 pub mod pass;

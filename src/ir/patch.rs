@@ -146,7 +146,10 @@ impl Patch {
     fn edit_region(&mut self, index: usize, graph: &mut Graph, region: &mut Region) {
         let mut ops = Vec::with_capacity(region.ops.len());
         for &id in &region.ops {
-            let at = OpRef { graph: index, op: id };
+            let at = OpRef {
+                graph: index,
+                op: id,
+            };
             match self.replaced.remove(&at) {
                 None => ops.push(id),
                 Some(new) => ops.extend(new.into_iter().map(|op| graph.add_op(op))),
@@ -207,7 +210,10 @@ impl Normalizer<'_> {
             let ops = graph.walk();
             let inner = ops.iter().filter_map(|&op| graph.op(op));
             let regions = inner.flat_map(|op| op.kind.regions());
-            for w in std::iter::once(&graph.body).chain(regions).flat_map(|r| &r.weights) {
+            for w in std::iter::once(&graph.body)
+                .chain(regions)
+                .flat_map(|r| &r.weights)
+            {
                 if let Some(slot) = owned.get_mut(w.index()) {
                     *slot = true;
                 }
@@ -295,7 +301,11 @@ impl GraphNormalizer<'_> {
         op.inputs = op.inputs.iter().map(|&o| self.operand(n, o)).collect();
         self.kind(n, &mut op.kind);
         op.meta = n.attrs_without_regions(&op.meta);
-        op.results = op.results.iter().map(|r| r.map(|v| self.value(v))).collect();
+        op.results = op
+            .results
+            .iter()
+            .map(|r| r.map(|v| self.value(v)))
+            .collect();
         self.new.add_op(op)
     }
 

@@ -17,7 +17,9 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 
-use super::{Encoding, Graph, Linear, Module, Moe, Op, OpId, OpKind, Operand, Region, Storage, ValueId, WeightId};
+use super::{
+    Encoding, Graph, Linear, Module, Moe, Op, OpId, OpKind, Operand, Region, Storage, ValueId,
+};
 use crate::weights::DType;
 
 mod terms;
@@ -104,7 +106,10 @@ impl Verifier<'_> {
                 let dims = &weight.dims;
                 let need = size.map_or("more than u64 can count".to_string(), |n| n.to_string());
                 let dtype = weight.dtype;
-                self.report(&place, format!("{dtype}{dims:?} needs {need} bytes, has {have}"));
+                self.report(
+                    &place,
+                    format!("{dtype}{dims:?} needs {need} bytes, has {have}"),
+                );
             }
         }
     }
@@ -148,7 +153,9 @@ impl<'v, 'a> GraphCheck<'v, 'a> {
             OpKind::Onnx(o) => &o.op_type,
         };
         let result = op.results.iter().flatten().next();
-        let result = result.and_then(|r| self.graph.value(*r)).map_or("", |v| &v.name);
+        let result = result
+            .and_then(|r| self.graph.value(*r))
+            .map_or("", |v| &v.name);
         let name = if op.name.is_empty() { result } else { &op.name };
         format!("{}, {word} \"{name}\"", self.place())
     }
@@ -165,7 +172,8 @@ impl<'v, 'a> GraphCheck<'v, 'a> {
         for &w in &region.weights {
             if self.v.module.weight(w).is_none() {
                 let place = self.place();
-                self.v.report(place, format!("declares weight {w}, which is not there"));
+                self.v
+                    .report(place, format!("declares weight {w}, which is not there"));
             }
         }
         for &id in &region.ops {
@@ -184,10 +192,13 @@ impl<'v, 'a> GraphCheck<'v, 'a> {
 
     fn make(&mut self, id: ValueId, place: &str) {
         let Some(value) = self.graph.value(id) else {
-            return self.v.report(place, format!("value {id} is not in the arena"));
+            return self
+                .v
+                .report(place, format!("value {id} is not in the arena"));
         };
         if std::mem::replace(&mut self.made[id.index()], true) {
-            self.v.report(place, format!("value %{} is made twice", value.name));
+            self.v
+                .report(place, format!("value %{} is made twice", value.name));
         }
         self.visible[id.index()] = true;
         let Some((names, values)) = self.scopes.last_mut() else {
@@ -195,7 +206,8 @@ impl<'v, 'a> GraphCheck<'v, 'a> {
         };
         values.push(id);
         if !value.name.is_empty() && names.insert(&value.name, id).is_some() {
-            self.v.report(place, format!("two values are called %{}", value.name));
+            self.v
+                .report(place, format!("two values are called %{}", value.name));
         }
     }
 
@@ -204,7 +216,8 @@ impl<'v, 'a> GraphCheck<'v, 'a> {
             Operand::None => {}
             Operand::Weight(w) => {
                 if self.v.module.weight(w).is_none() {
-                    self.v.report(place, format!("uses weight {w}, which is not there"));
+                    self.v
+                        .report(place, format!("uses weight {w}, which is not there"));
                 }
             }
             Operand::Value(id) => {
@@ -259,13 +272,15 @@ impl<'v, 'a> GraphCheck<'v, 'a> {
                 self.v.matrix(&linear.matrix, place);
                 self.bias(linear, place);
                 if inputs != 1 {
-                    self.v.report(place, format!("has {inputs} inputs, needs 1"));
+                    self.v
+                        .report(place, format!("has {inputs} inputs, needs 1"));
                 }
             }
             OpKind::Embedding(embedding) => {
                 self.v.matrix(&embedding.matrix, place);
                 if inputs != 1 {
-                    self.v.report(place, format!("has {inputs} inputs, needs 1"));
+                    self.v
+                        .report(place, format!("has {inputs} inputs, needs 1"));
                 }
             }
             OpKind::Moe(moe) => self.moe(moe, inputs, place),
@@ -290,7 +305,8 @@ impl<'v, 'a> GraphCheck<'v, 'a> {
 
     fn moe(&mut self, moe: &Moe, inputs: usize, place: &str) {
         if inputs != 2 {
-            self.v.report(place, format!("has {inputs} inputs, needs 2"));
+            self.v
+                .report(place, format!("has {inputs} inputs, needs 2"));
         }
         let experts = moe.experts.len();
         if moe.top_k == 0 || moe.top_k as usize > experts {
@@ -300,14 +316,11 @@ impl<'v, 'a> GraphCheck<'v, 'a> {
         for region in &moe.experts {
             if region.inputs.len() != 1 || region.outputs.len() != 1 {
                 let name = &region.name;
-                self.v.report(place, format!("expert \"{name}\" needs one input and one output"));
+                self.v.report(
+                    place,
+                    format!("expert \"{name}\" needs one input and one output"),
+                );
             }
         }
-    }
-}
-
-impl Verifier<'_> {
-    fn elements(&self, id: WeightId) -> Option<u64> {
-        self.module.weight(id)?.elements()
     }
 }

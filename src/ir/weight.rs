@@ -70,9 +70,7 @@ pub struct Synthetic {
 impl Weight {
     /// Number of elements; `None` where it exceeds `u64`.
     pub fn elements(&self) -> Option<u64> {
-        self.dims
-            .iter()
-            .try_fold(1u64, |n, &d| n.checked_mul(d))
+        self.dims.iter().try_fold(1u64, |n, &d| n.checked_mul(d))
     }
 
     /// Bytes of the elements in memory; 0 for strings, whose size is not known from the shape.

@@ -27,7 +27,13 @@ impl<'a> Cursor<'a> {
             line: before.matches('\n').count() + 1,
             column: before.get(start..).unwrap_or("").chars().count() + 1,
             what: what.into(),
-            source_line: source.lines().next().unwrap_or("").chars().take(160).collect(),
+            source_line: source
+                .lines()
+                .next()
+                .unwrap_or("")
+                .chars()
+                .take(160)
+                .collect(),
         }
     }
 
@@ -127,10 +133,13 @@ impl<'a> Cursor<'a> {
                         Some('t') => out.push(b'\t'),
                         Some(c @ ('"' | '\\')) => out.push(c as u8),
                         Some('x') => {
-                            let digit = |c: Option<(usize, char)>| c.and_then(|(_, c)| c.to_digit(16));
+                            let digit =
+                                |c: Option<(usize, char)>| c.and_then(|(_, c)| c.to_digit(16));
                             let byte = digit(rest.next()).zip(digit(rest.next()));
                             let Some((high, low)) = byte else {
-                                return Err(self.error_at(self.at + offset, "`\\x` needs two hex digits"));
+                                return Err(
+                                    self.error_at(self.at + offset, "`\\x` needs two hex digits")
+                                );
                             };
                             out.push((high * 16 + low) as u8);
                         }
@@ -160,7 +169,11 @@ impl<'a> Cursor<'a> {
         let at = self.position();
         let rest = self.rest();
         let sign = usize::from(rest.starts_with('-'));
-        let digits = rest.bytes().skip(sign).take_while(u8::is_ascii_digit).count();
+        let digits = rest
+            .bytes()
+            .skip(sign)
+            .take_while(u8::is_ascii_digit)
+            .count();
         let text = rest.get(..sign + digits).unwrap_or("");
         self.at += text.len();
         text.parse()

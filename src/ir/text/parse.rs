@@ -39,7 +39,9 @@ pub fn parse(text: &str) -> Result<Module> {
     let version: u32 = c.integer()?;
     if version != super::VERSION {
         let known = super::VERSION;
-        return Err(c.error(format!("text form {version} is not known; this tool reads {known}")));
+        return Err(c.error(format!(
+            "text form {version} is not known; this tool reads {known}"
+        )));
     }
     c.expect("module")?;
     let mut parser = Parser {
@@ -217,11 +219,17 @@ impl Parser {
             OutputName::None => Ok(Operand::None),
             OutputName::Value(key, at) => {
                 let found = self.scopes.iter().rev().find_map(|s| s.get(&key));
-                let missing = || c.error_at(at, format!("value %{key} is not made before this use"));
+                let missing =
+                    || c.error_at(at, format!("value %{key} is not made before this use"));
                 found.copied().map(Operand::Value).ok_or_else(missing)
             }
             OutputName::Weight(name, at) => {
-                let missing = || c.error_at(at, format!("weight @{name} is not declared before this use"));
+                let missing = || {
+                    c.error_at(
+                        at,
+                        format!("weight @{name} is not declared before this use"),
+                    )
+                };
                 let found = self.weight_ids.get(&name).copied();
                 found.map(Operand::Weight).ok_or_else(missing)
             }

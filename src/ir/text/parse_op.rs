@@ -60,7 +60,10 @@ impl Parser {
         for name in names {
             results.push(match name {
                 ResultName::None => None,
-                ResultName::At(text) => Some(self.define(&mut Cursor::new(text)).map_err(|e| c.error(e.what))?),
+                ResultName::At(text) => Some(
+                    self.define(&mut Cursor::new(text))
+                        .map_err(|e| c.error(e.what))?,
+                ),
             });
         }
         if c.eat(":") {
@@ -221,7 +224,10 @@ impl ResultName {
             return Ok(ResultName::At(format!("%{number}")));
         }
         let name = c.name()?;
-        Ok(ResultName::At(format!("%{}", super::print::quoted(name.as_bytes()))))
+        Ok(ResultName::At(format!(
+            "%{}",
+            super::print::quoted(name.as_bytes())
+        )))
     }
 }
 

@@ -33,7 +33,12 @@ pub fn print_with(module: &Module, options: &PrintOptions<'_>) -> String {
         numbers: Vec::new(),
         next: 0,
     };
-    let _ = write!(p.out, "hlir {}\nmodule {}", super::VERSION, quoted(module.name.as_bytes()));
+    let _ = write!(
+        p.out,
+        "hlir {}\nmodule {}",
+        super::VERSION,
+        quoted(module.name.as_bytes())
+    );
     p.meta(&module.meta, 0);
     p.out.push_str(" {\n");
     p.free_weights();

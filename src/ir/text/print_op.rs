@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::print::{Printer, bare_or_quoted, quoted};
 use crate::ir::{
-    FactorRef, Graph, Layout, LowRankTerm, Matrix, Op, OpId, OpKind, OpRef, OnnxOp, Role, Term,
+    FactorRef, Graph, Layout, LowRankTerm, Matrix, OnnxOp, Op, OpId, OpKind, OpRef, Role, Term,
 };
 use crate::numeric::FactorFormat;
 
@@ -97,7 +97,11 @@ impl Printer<'_> {
                     }
                 }
                 if linear.scale != 1.0 {
-                    let _ = write!(self.out, " scale({})", super::print::float_text(linear.scale));
+                    let _ = write!(
+                        self.out,
+                        " scale({})",
+                        super::print::float_text(linear.scale)
+                    );
                 }
                 if linear.role != Role::Linear {
                     let _ = write!(self.out, " role({})", linear.role.name());
@@ -112,7 +116,11 @@ impl Printer<'_> {
                 self.out.push_str("moe ");
                 self.operands(graph, op);
                 let normalize = moe.normalize;
-                let _ = write!(self.out, " {{top_k={}, normalize={normalize}}} experts [", moe.top_k);
+                let _ = write!(
+                    self.out,
+                    " {{top_k={}, normalize={normalize}}} experts [",
+                    moe.top_k
+                );
                 for (i, region) in moe.experts.iter().enumerate() {
                     self.comma(i);
                     self.region(self.graph, region);
@@ -150,7 +158,11 @@ impl Printer<'_> {
 
     /// ` [out,in] { term + term }`
     fn matrix(&mut self, matrix: &Matrix) {
-        let _ = write!(self.out, " [{},{}] {{ ", matrix.out_features, matrix.in_features);
+        let _ = write!(
+            self.out,
+            " [{},{}] {{ ",
+            matrix.out_features, matrix.in_features
+        );
         for (i, term) in matrix.terms.iter().enumerate() {
             if i > 0 {
                 self.out.push_str(" + ");
@@ -236,7 +248,11 @@ impl Printer<'_> {
         for (i, b) in term.blocks.iter().enumerate() {
             self.comma(i);
             let (rows, cols) = ((b.row0, b.rows), (b.col0, b.cols));
-            let _ = write!(self.out, "({}+{}, {}+{}, r={})", rows.0, rows.1, cols.0, cols.1, b.rank);
+            let _ = write!(
+                self.out,
+                "({}+{}, {}+{}, r={})",
+                rows.0, rows.1, cols.0, cols.1, b.rank
+            );
         }
         self.out.push(']');
     }

@@ -23,7 +23,10 @@ impl Verifier<'_> {
                 .into_iter()
                 .find(|w| self.module.weight(*w).is_none());
             match (missing, term) {
-                (Some(w), _) => self.report(place, format!("{} names weight {w}, which is not there", term.name())),
+                (Some(w), _) => self.report(
+                    place,
+                    format!("{} names weight {w}, which is not there", term.name()),
+                ),
                 (None, Term::Dense(view)) => self.dense(matrix, view, place),
                 (None, Term::Quant(q)) => self.quant(matrix, q, place),
                 (None, Term::LowRank(l)) => self.low_rank(matrix, l, place),
@@ -54,10 +57,16 @@ impl Verifier<'_> {
         }
         if dims != [rows, cols] {
             let (name, dims) = (&weight.name, &weight.dims);
-            self.report(place, format!("dense(@{name}) is {dims:?}, needs [{rows}, {cols}]"));
+            self.report(
+                place,
+                format!("dense(@{name}) is {dims:?}, needs [{rows}, {cols}]"),
+            );
         }
         if !weight.dtype.is_float() && !weight.dtype.is_integer() {
-            self.report(place, format!("dense(@{}) is {}", weight.name, weight.dtype));
+            self.report(
+                place,
+                format!("dense(@{}) is {}", weight.name, weight.dtype),
+            );
         }
     }
 
@@ -96,7 +105,10 @@ impl Verifier<'_> {
             self.expect(place, "zero points", id, DType::U8, zeros);
         }
         if q.zeros.is_none() != q.scheme.symmetric {
-            self.report(place, "zero points go with asymmetric schemes, and only with them");
+            self.report(
+                place,
+                "zero points go with asymmetric schemes, and only with them",
+            );
         }
     }
 
@@ -106,11 +118,17 @@ impl Verifier<'_> {
             let inside = end(b.row0, b.rows).is_some_and(|n| n <= matrix.out_features)
                 && end(b.col0, b.cols).is_some_and(|n| n <= matrix.in_features);
             if !inside || b.rows == 0 || b.cols == 0 {
-                self.report(place, format!("low_rank block {b:?} does not lie in the matrix"));
+                self.report(
+                    place,
+                    format!("low_rank block {b:?} does not lie in the matrix"),
+                );
                 return;
             }
             if b.rank > b.rows.min(b.cols) {
-                self.report(place, format!("low_rank block {b:?} has a rank over its sides"));
+                self.report(
+                    place,
+                    format!("low_rank block {b:?} has a rank over its sides"),
+                );
                 return;
             }
         }
@@ -180,7 +198,10 @@ impl Verifier<'_> {
 
     fn columns(&mut self, matrix: &Matrix, c: &ColumnsTerm, place: &str) {
         if c.count > matrix.in_features {
-            self.report(place, format!("{} columns of {}", c.count, matrix.in_features));
+            self.report(
+                place,
+                format!("{} columns of {}", c.count, matrix.in_features),
+            );
         }
         let values = c.count.checked_mul(matrix.out_features);
         self.expect(place, "columns", c.columns, DType::U32, Some(c.count));
