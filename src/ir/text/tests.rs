@@ -14,6 +14,7 @@ module "tiny \x01\"é" meta{format="on\xffx", opsets=[{domain="", version=17}]} 
   weight @scales : f16[4,1] = hex"003c003c003c003c"
   weight @u : f16[8] = none
   weight @v : f16[16] = none
+  weight @v2 : f16[32] = none
   weight @values : f16[3] = none
   weight @columns : u16[3] = none
   weight @offsets : u32[5] = none
@@ -22,7 +23,7 @@ module "tiny \x01\"é" meta{format="on\xffx", opsets=[{domain="", version=17}]} 
     weight @init : i64[2] = varint("dir/model.onnx", 0x10, 3)
     %0 = linear %x [4,8] { dense(@wq) } bias(@bias) : f32[B,"seq + 1",4]
     %1 = linear %x [4,8] { low_rank(f16(@u), f16(@v), r=2) + sparse(@values, @columns, @offsets, nnz=3) + quant(@codes, @scales, int4, group=32) } layout(channels, 2) scale(0.5) role(head) name("/a b/MatMul") meta{doc="d"}
-    %2 = linear %x [4,8] { low_rank(f16(@u), f16(@v), blocks=[(0+2, 0+8, r=2), (2+2, 0+8, r=2)]) + dense(@stack, index=1) }
+    %2 = linear %x [4,8] { low_rank(f16(@u), f16(@v2), blocks=[(0+2, 0+8, r=2), (2+2, 0+8, r=2)]) + dense(@stack, index=1) }
     %3 = rms_norm %0, @bias {eps=0.00001, unit_offset=true}
     %4 = rope %3, %mask {heads=2, head_dim=2, rotary_dim=2, theta=10000.0, scaling={type="linear", factor=2.0}}
     %5, _ = onnx."com.microsoft".Fancy(%4, _, @init) {alpha=1.0, nan=nan(0x7fc00001), list=ints[1,-2], empty=floats[], names=strings["a","\x00"], then=region "body"(%inner : f32[]) -> (%inner, %out, %x) {
