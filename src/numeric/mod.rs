@@ -16,3 +16,7 @@ pub mod quant;
 pub mod sparse;
 
 pub(crate) mod simd;
+
+pub use lowrank::{Block, Factor, FactorFormat, LowRank, Side};
+pub use quant::{Group, QuantMatrix, ScaleMethod, Scheme};
+pub use sparse::Sparse;

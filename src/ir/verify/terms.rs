@@ -4,7 +4,7 @@ use super::Verifier;
 use crate::ir::{
     ColumnsTerm, FactorRef, LowRankTerm, Matrix, QuantTerm, SparseTerm, Term, WeightId, WeightView,
 };
-use crate::numeric::{Block, FactorFormat, Group};
+use crate::numeric::{Block, FactorFormat, Group, Side};
 use crate::weights::DType;
 
 impl Verifier<'_> {
@@ -132,50 +132,42 @@ impl Verifier<'_> {
                 return;
             }
         }
-        self.factor(place, "u", &term.u, &term.blocks, |b| (b.rows, b.rank));
-        self.factor(place, "v", &term.v, &term.blocks, |b| (b.rank, b.cols));
+        self.factor(place, Side::U, &term.u, &term.blocks);
+        self.factor(place, Side::V, &term.v, &term.blocks);
     }
 
-    fn factor(
-        &mut self,
-        place: &str,
-        what: &str,
-        factor: &FactorRef,
-        blocks: &[Block],
-        shape: impl Fn(&Block) -> (usize, usize),
-    ) {
-        let is_u = what == "u";
-        let total = |per_block: &dyn Fn(usize, usize) -> Option<u64>| {
+    fn factor(&mut self, place: &str, side: Side, factor: &FactorRef, blocks: &[Block]) {
+        let what = match side {
+            Side::U => "u",
+            Side::V => "v",
+        };
+        let total = |per_block: &dyn Fn(u64, u64) -> Option<u64>| {
             blocks.iter().try_fold(0u64, |sum, b| {
-                let (rows, cols) = shape(b);
-                sum.checked_add(per_block(rows, cols)?)
+                let (rows, cols) = side.shape(b);
+                sum.checked_add(per_block(rows as u64, cols as u64)?)
             })
         };
-        let entries = |rows: usize, cols: usize| (rows as u64).checked_mul(cols as u64);
-        let plain = total(&entries);
-        let Some(bits) = factor.format.bits_of_code() else {
+        let coding = factor.format.scheme().zip(factor.format.group(side));
+        let Some((scheme, group)) = coding else {
             let dtype = match factor.format {
                 FactorFormat::F32 => DType::F32,
                 _ => DType::F16,
             };
-            self.expect(place, what, factor.data, dtype, plain);
+            let entries = total(&|rows, cols| rows.checked_mul(cols));
+            self.expect(place, what, factor.data, dtype, entries);
             if factor.scales.is_some() {
                 self.report(place, format!("{what} needs no scales"));
             }
             return;
         };
-        let bits = u64::from(bits);
-        let group = factor.format.group(is_u);
-        let codes = total(&|rows, cols| {
-            let row = (cols as u64).checked_mul(bits)?.div_ceil(8);
-            row.checked_mul(rows as u64)
-        });
+        let bits = u64::from(scheme.bits);
+        let codes = total(&|rows, cols| cols.checked_mul(bits)?.div_ceil(8).checked_mul(rows));
         let scales = total(&|rows, cols| {
             let groups = match group {
-                Group::Size(size) => (cols as u64).div_ceil(u64::from(size).max(1)),
-                _ => u64::from(cols > 0),
+                Group::Size(size) => cols.div_ceil(u64::from(size).max(1)),
+                _ => 1,
             };
-            groups.checked_mul(rows as u64)
+            groups.checked_mul(rows)
         });
         self.expect(place, what, factor.data, DType::U8, codes);
         match factor.scales {

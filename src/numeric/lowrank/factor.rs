@@ -48,6 +48,11 @@ impl FactorFormat {
         }
     }
 
+    /// Which entries of a factor share a scale; `None` for plain formats.
+    pub fn group(self, side: Side) -> Option<Group> {
+        self.scheme().map(|scheme| coded_group(side, scheme))
+    }
+
     /// Bytes of one side of a block.
     pub fn bytes(self, side: Side, block: &Block) -> usize {
         let (rows, cols) = side.shape(block);

@@ -125,6 +125,33 @@ impl Group {
     }
 }
 
+impl std::fmt::Display for Group {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Group::Size(size) => size.fmt(f),
+            Group::Row => f.write_str("row"),
+            Group::Column => f.write_str("column"),
+        }
+    }
+}
+
+/// Text that names no group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a group is a number of weights, `row` or `column`")]
+pub struct BadGroup;
+
+impl std::str::FromStr for Group {
+    type Err = BadGroup;
+
+    fn from_str(text: &str) -> Result<Self, BadGroup> {
+        match text {
+            "row" => Ok(Group::Row),
+            "column" => Ok(Group::Column),
+            size => size.parse().map(Group::Size).map_err(|_| BadGroup),
+        }
+    }
+}
+
 /// How a group's scale (and zero point) is chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ScaleMethod {

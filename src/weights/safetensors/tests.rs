@@ -38,9 +38,15 @@ fn a_valid_file() {
     let names: Vec<&str> = header.tensors.iter().map(|t| t.name.as_str()).collect();
     assert_eq!(names, ["a", "b"]);
     let b = header.tensor("b").expect("b");
-    assert_eq!((b.offset, b.bytes, b.shape.as_slice()), (start + 8, 4, &[2, 2][..]));
+    assert_eq!(
+        (b.offset, b.bytes, b.shape.as_slice()),
+        (start + 8, 4, &[2, 2][..])
+    );
     let pairs = [("format", "pt"), ("é", "\n")];
-    assert_eq!(header.metadata, pairs.map(|(k, v)| (k.to_owned(), v.to_owned())));
+    assert_eq!(
+        header.metadata,
+        pairs.map(|(k, v)| (k.to_owned(), v.to_owned()))
+    );
 }
 
 #[test]
@@ -70,7 +76,12 @@ fn bad_lengths() {
 #[test]
 fn other_formats_are_named() {
     let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n";
-    for bytes in [&pointer[..], b"GGUF\x03\0\0\0....", b"PK\x03\x04...........", b"\x80\x02}q"] {
+    for bytes in [
+        &pointer[..],
+        b"GGUF\x03\0\0\0....",
+        b"PK\x03\x04...........",
+        b"\x80\x02}q",
+    ] {
         assert!(matches!(defect(bytes).1, Defect::OtherFormat { .. }));
     }
     // A header of 0x0280 bytes is no pickle.
@@ -83,7 +94,16 @@ fn other_formats_are_named() {
 fn bad_json() {
     let deep = format!("{{\"a\":{}", "[".repeat(100_000));
     let texts = [
-        "", " {}", "[]", "{", "{}x", "{}{}", "{\"a\":1}", "{\"a\":{}}", "null", &deep,
+        "",
+        " {}",
+        "[]",
+        "{",
+        "{}x",
+        "{}{}",
+        "{\"a\":1}",
+        "{\"a\":{}}",
+        "null",
+        &deep,
         r#"{"a":{"dtype":"U8","shape":[1]}}"#,
         r#"{"a":{"dtype":"U8","shape":[1.0],"data_offsets":[0,1]}}"#,
         r#"{"a":{"dtype":"U8","shape":[-1],"data_offsets":[0,1]}}"#,
@@ -120,19 +140,44 @@ fn bad_entries() {
         assert_eq!(tensor.as_deref(), Some("a"));
         defect
     };
-    assert!(matches!(refused("F33", "[2]", "[0,8]"), Defect::UnknownDType(_)));
-    assert!(matches!(refused("f32", "[2]", "[0,8]"), Defect::UnknownDType(_)));
-    for shape in ["[4294967296,4294967296]", "[9223372036854775807]", "[4294967296,4294967296,0]"] {
-        assert!(matches!(refused("F32", shape, "[0,8]"), Defect::ShapeOverflow(_)), "{shape}");
+    assert!(matches!(
+        refused("F33", "[2]", "[0,8]"),
+        Defect::UnknownDType(_)
+    ));
+    assert!(matches!(
+        refused("f32", "[2]", "[0,8]"),
+        Defect::UnknownDType(_)
+    ));
+    for shape in [
+        "[4294967296,4294967296]",
+        "[9223372036854775807]",
+        "[4294967296,4294967296,0]",
+    ] {
+        assert!(
+            matches!(refused("F32", shape, "[0,8]"), Defect::ShapeOverflow(_)),
+            "{shape}"
+        );
     }
-    assert!(matches!(refused("F4", "[3]", "[0,2]"), Defect::PartialByte { elements: 3, .. }));
-    assert!(matches!(refused("F32", "[2]", "[8,0]"), Defect::ReversedOffsets { .. }));
-    assert!(matches!(refused("F32", "[3]", "[0,8]"), Defect::SizeMismatch { .. }));
+    assert!(matches!(
+        refused("F4", "[3]", "[0,2]"),
+        Defect::PartialByte { elements: 3, .. }
+    ));
+    assert!(matches!(
+        refused("F32", "[2]", "[8,0]"),
+        Defect::ReversedOffsets { .. }
+    ));
+    assert!(matches!(
+        refused("F32", "[3]", "[0,8]"),
+        Defect::SizeMismatch { .. }
+    ));
     let truncated = refused("F32", "[4]", "[0,16]");
     let (end, available) = (16, 8);
     assert_eq!(truncated, Defect::DataTruncated { end, available });
     let top = "[18446744073709551607,18446744073709551615]";
-    assert!(matches!(refused("F32", "[2]", top), Defect::DataTruncated { .. }));
+    assert!(matches!(
+        refused("F32", "[2]", top),
+        Defect::DataTruncated { .. }
+    ));
 }
 
 #[test]
@@ -172,7 +217,10 @@ fn every_truncation_and_bit_flip_is_survived() {
     let bytes = file(&format!("{{{A},{B}}}"), 12);
     assert!(parse(&bytes).is_ok());
     for len in 0..bytes.len() {
-        assert!(parse(bytes.get(..len).unwrap_or_default()).is_err(), "{len}");
+        assert!(
+            parse(bytes.get(..len).unwrap_or_default()).is_err(),
+            "{len}"
+        );
     }
     for bit in 0..(bytes.len() - 12) * 8 {
         let mut flipped = bytes.clone();
@@ -189,7 +237,10 @@ fn check_sound(bytes: &[u8]) {
         let mut at = header.data_start;
         for tensor in &header.tensors {
             assert_eq!(tensor.offset, at);
-            assert_eq!(tensor.dtype.bytes_for_shape(&tensor.shape), Some(tensor.bytes));
+            assert_eq!(
+                tensor.dtype.bytes_for_shape(&tensor.shape),
+                Some(tensor.bytes)
+            );
             at += tensor.bytes;
         }
         assert_eq!(at, bytes.len() as u64);
@@ -200,10 +251,18 @@ fn check_sound(bytes: &[u8]) {
 fn piece() -> impl Strategy<Value = String> {
     let number = prop_oneof![Just(0), 0..20_u64, any::<u64>()];
     let name = prop_oneof![Just("a"), Just("b"), Just("__metadata__"), Just("\\u0000")];
-    let dtype = prop_oneof![Just("F32"), Just("U8"), Just("F4"), Just("F6_E2M3"), Just("X")];
+    let dtype = prop_oneof![
+        Just("F32"),
+        Just("U8"),
+        Just("F4"),
+        Just("F6_E2M3"),
+        Just("X")
+    ];
     let shape = prop::collection::vec(number.clone(), 0..4);
     (name, dtype, shape, number.clone(), number).prop_map(|(name, dtype, shape, begin, end)| {
-        format!(r#""{name}":{{"dtype":"{dtype}","shape":{shape:?},"data_offsets":[{begin},{end}]}}"#)
+        format!(
+            r#""{name}":{{"dtype":"{dtype}","shape":{shape:?},"data_offsets":[{begin},{end}]}}"#
+        )
     })
 }
 

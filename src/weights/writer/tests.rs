@@ -62,7 +62,10 @@ fn check_readable(dir: &Path, finished: &Finished, count: usize) {
     for ((name, shape, bytes), placed) in tensors(count).iter().zip(&finished.tensors) {
         let (shard, tensor) = checkpoint.get(name).expect("present");
         assert_eq!(&tensor.shape, shape);
-        assert_eq!(shard.file.slice(tensor.offset, tensor.bytes).expect("read"), bytes);
+        assert_eq!(
+            shard.file.slice(tensor.offset, tensor.bytes).expect("read"),
+            bytes
+        );
         assert_eq!(shard.header.data_start % 8, 0);
         let file = finished.files.get(placed.file).map(|f| &f.file);
         assert_eq!((file, placed.offset), (Some(&shard.name), tensor.offset));
@@ -144,7 +147,9 @@ fn truncation_goes_back_to_a_position() {
     write_from(&mut writer, 0, 8).expect("write");
     let position = writer.position().expect("flush");
     for name in ["wrong", "failed"] {
-        writer.tensor(name, DType::U8, &[100], &[9; 100]).expect("write");
+        writer
+            .tensor(name, DType::U8, &[100], &[9; 100])
+            .expect("write");
         writer.begin("half", DType::U8, &[100]).expect("begin");
         writer.write(&[9; 30]).expect("write");
         writer = writer.truncate_to(position).expect("truncate");
@@ -176,11 +181,17 @@ fn misuse_is_refused() {
     let entry = writer.end().expect("end");
     assert!(writer.begin("a", DType::U8, &[1]).is_err());
     let text = serde_json::to_string(&entry).expect("journal");
-    assert_eq!(serde_json::from_str::<Entry>(&text).expect("journal"), entry);
+    assert_eq!(
+        serde_json::from_str::<Entry>(&text).expect("journal"),
+        entry
+    );
     writer.begin("b", DType::U8, &[3]).expect("begin");
     writer.write(&[0; 2]).expect("write");
     let message = writer.end().expect_err("short").to_string();
-    assert!(message.contains("\"b\"") && message.contains("2 of 3"), "{message}");
+    assert!(
+        message.contains("\"b\"") && message.contains("2 of 3"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -190,7 +201,10 @@ fn unusable_places_are_typed_errors() {
     let error = ShardWriter::create(&absent, WriterOptions::default()).expect_err("no directory");
     assert!(error.to_string().contains("absent"));
     let first = ShardWriter::create(dir.path(), WriterOptions::default()).expect("create");
-    assert!(ShardWriter::create(dir.path(), WriterOptions::default()).is_err(), "in use");
+    assert!(
+        ShardWriter::create(dir.path(), WriterOptions::default()).is_err(),
+        "in use"
+    );
     drop(first);
 
     let mut entry = Entry {
@@ -225,5 +239,8 @@ fn a_full_disk_is_a_typed_error() {
     std::os::unix::fs::symlink(full, &link).expect("link");
     let error = std::fs::write(&link, [0; 9]).expect_err("full");
     let error = WeightsError::io("write", &link, error).to_string();
-    assert!(error.contains("free some space") && error.contains("00001"), "{error}");
+    assert!(
+        error.contains("free some space") && error.contains("00001"),
+        "{error}"
+    );
 }
