@@ -12,8 +12,11 @@ mod decode;
 
 pub use decode::decode_f32;
 
-/// Rows of storage and elements of each that one transposition block takes.
-const BLOCK: usize = 32;
+/// Rows of a block that is transposed at once: long runs of stored elements.
+const BLOCK_ROWS: usize = 128;
+
+/// Columns of such a block: a cache line of the output.
+const BLOCK_COLS: usize = 16;
 
 /// Where the bytes of a tensor are.
 #[derive(Debug, Clone)]
@@ -291,13 +294,13 @@ impl MatrixView {
     /// Reads rows of the view, which are columns of the storage.
     fn gather(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
         let stored = self.span(&rows)?;
-        let mut block = [0_f32; BLOCK * BLOCK];
+        let mut block = [[0_f32; BLOCK_ROWS]; BLOCK_COLS];
         let cols = self.cols;
-        for col0 in (0..cols).step_by(BLOCK) {
-            let block_cols = BLOCK.min(cols - col0);
-            for row0 in (0..rows.len()).step_by(BLOCK) {
-                let block_rows = BLOCK.min(rows.len() - row0);
-                for (c, line) in block.chunks_exact_mut(BLOCK).take(block_cols).enumerate() {
+        for col0 in (0..cols).step_by(BLOCK_COLS) {
+            let block_cols = BLOCK_COLS.min(cols - col0);
+            for row0 in (0..rows.len()).step_by(BLOCK_ROWS) {
+                let block_rows = BLOCK_ROWS.min(rows.len() - row0);
+                for (c, line) in block.iter_mut().take(block_cols).enumerate() {
                     let element = (col0 + c) as u64 * self.stride + row0 as u64;
                     stored.decode(element, line.get_mut(..block_rows).unwrap_or_default());
                 }
@@ -305,10 +308,11 @@ impl MatrixView {
                 let lines = lines.chunks_exact_mut(cols).take(block_rows);
                 for (r, line) in lines.enumerate() {
                     let line = line.get_mut(col0..col0 + block_cols).unwrap_or_default();
-                    let column = block.iter().skip(r).step_by(BLOCK);
-                    line.iter_mut()
-                        .zip(column)
-                        .for_each(|(to, from)| *to = *from);
+                    let r = r % BLOCK_ROWS;
+                    match line.first_chunk_mut::<BLOCK_COLS>() {
+                        Some(line) => *line = std::array::from_fn(|c| block[c][r]),
+                        None => line.iter_mut().zip(&block).for_each(|(to, b)| *to = b[r]),
+                    }
                 }
             }
         }
