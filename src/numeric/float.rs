@@ -6,6 +6,7 @@
 
 use super::simd::{Level, multiversion};
 use half::{bf16, f16};
+use std::sync::OnceLock;
 
 /// A floating-point dtype of a weight file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -144,8 +145,22 @@ pub(crate) fn f16_bits_to_f32(bits: u16) -> f32 {
     f32::from_bits(magnitude.to_bits() | special | (bits & 0x8000) << 16)
 }
 
-/// The values of all 256 bytes of an 8-bit format.
-fn byte_table(float: Float) -> [f32; 256] {
+/// The values of all 256 bytes of an 8-bit format, computed once.
+fn byte_table(float: Float) -> &'static [f32; 256] {
+    type Table = OnceLock<[f32; 256]>;
+    static TABLES: [Table; 5] = [const { Table::new() }; 5];
+    let [e4m3, e4m3_fnuz, e5m2, e5m2_fnuz, e8m0] = &TABLES;
+    let table = match float {
+        Float::F8E4M3 => e4m3,
+        Float::F8E4M3Fnuz => e4m3_fnuz,
+        Float::F8E5M2 => e5m2,
+        Float::F8E5M2Fnuz => e5m2_fnuz,
+        _ => e8m0,
+    };
+    table.get_or_init(|| compute_byte_table(float))
+}
+
+fn compute_byte_table(float: Float) -> [f32; 256] {
     std::array::from_fn(|byte| {
         let byte = byte as u32;
         match float {
@@ -162,7 +177,7 @@ fn byte_table(float: Float) -> [f32; 256] {
 }
 
 /// A sign, exponent and mantissa of few bits, without specials.
-fn small_to_f32(bits: u32, exponent_bits: u32, mantissa_bits: u32, bias: i32) -> f32 {
+pub(crate) fn small_to_f32(bits: u32, exponent_bits: u32, mantissa_bits: u32, bias: i32) -> f32 {
     let mantissa = (bits & ((1 << mantissa_bits) - 1)) as f32 / (1 << mantissa_bits) as f32;
     let exponent = (bits >> mantissa_bits & ((1 << exponent_bits) - 1)) as i32;
     let magnitude = if exponent == 0 {

@@ -1,11 +1,7 @@
 //! Stored elements of every real type as f32.
 
-use std::sync::LazyLock;
-
-use half::f16;
-use half::slice::HalfFloatSliceExt;
-
 use super::super::DType;
+use crate::numeric::float::{Float, decode_into, small_to_f32};
 
 /// True for types whose elements are single real numbers.
 pub(super) fn is_supported(dtype: DType) -> bool {
@@ -28,12 +24,15 @@ pub fn decode_f32(dtype: DType, bytes: &[u8], out: &mut [f32]) -> bool {
 pub(super) fn decode_from_bit(dtype: DType, bytes: &[u8], bit: u32, out: &mut [f32]) {
     use DType::*;
     match dtype {
-        F32 => each(bytes, out, f32::from_le_bytes),
-        F64 => each(bytes, out, |b| f64::from_le_bytes(b) as f32),
-        BF16 => each(bytes, out, |b| {
-            f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)
-        }),
-        F16 => decode_f16(bytes, out),
+        F32 => decode_into(Float::F32, bytes, out),
+        F64 => decode_into(Float::F64, bytes, out),
+        F16 => decode_into(Float::F16, bytes, out),
+        BF16 => decode_into(Float::Bf16, bytes, out),
+        F8E4M3FN => decode_into(Float::F8E4M3, bytes, out),
+        F8E4M3FNUZ => decode_into(Float::F8E4M3Fnuz, bytes, out),
+        F8E5M2 => decode_into(Float::F8E5M2, bytes, out),
+        F8E5M2FNUZ => decode_into(Float::F8E5M2Fnuz, bytes, out),
+        F8E8M0 => decode_into(Float::F8E8M0, bytes, out),
         I64 => each(bytes, out, |b| i64::from_le_bytes(b) as f32),
         I32 => each(bytes, out, |b| i32::from_le_bytes(b) as f32),
         I16 => each(bytes, out, |b| f32::from(i16::from_le_bytes(b))),
@@ -43,13 +42,12 @@ pub(super) fn decode_from_bit(dtype: DType, bytes: &[u8], bit: u32, out: &mut [f
         U16 => each(bytes, out, |b| f32::from(u16::from_le_bytes(b))),
         U8 => each(bytes, out, |[b]| f32::from(b)),
         Bool => each(bytes, out, |[b]| f32::from(b != 0)),
-        F8E4M3FN | F8E4M3FNUZ | F8E5M2 | F8E5M2FNUZ | F8E8M0 => {
-            let table = table(dtype);
-            each(bytes, out, |[b]| {
-                table.get(usize::from(b)).copied().unwrap_or(f32::NAN)
-            });
-        }
-        F6E2M3 | F6E3M2 | F4E2M1 | I4 | I2 | U4 | U2 => decode_packed(dtype, bytes, bit, out),
+        F6E2M3 => decode_packed(dtype, bytes, bit, out, |code| small_to_f32(code, 2, 3, 1)),
+        F6E3M2 => decode_packed(dtype, bytes, bit, out, |code| small_to_f32(code, 3, 2, 3)),
+        F4E2M1 => decode_packed(dtype, bytes, bit, out, |code| small_to_f32(code, 2, 1, 1)),
+        I4 => decode_packed(dtype, bytes, bit, out, |code| signed(code, 4)),
+        I2 => decode_packed(dtype, bytes, bit, out, |code| signed(code, 2)),
+        U4 | U2 => decode_packed(dtype, bytes, bit, out, |code| code as f32),
         C64 | C128 | String => {}
     }
 }
@@ -62,99 +60,36 @@ fn each<const N: usize>(bytes: &[u8], out: &mut [f32], value: impl Fn([u8; N]) -
         .for_each(|(to, from)| *to = value(*from));
 }
 
-/// Takes the hardware's conversion, in pieces since the bytes are not aligned.
-fn decode_f16(bytes: &[u8], out: &mut [f32]) {
-    const PIECE: usize = 512;
-    let mut piece = [f16::ZERO; PIECE];
-    for (from, to) in bytes.chunks(2 * PIECE).zip(out.chunks_mut(PIECE)) {
-        let (elements, _) = from.as_chunks::<2>();
-        piece
-            .iter_mut()
-            .zip(elements)
-            .for_each(|(p, b)| *p = f16::from_le_bytes(*b));
-        if let Some(piece) = piece.get(..to.len()) {
-            piece.convert_to_f32_slice(to);
-        }
-    }
-}
-
 /// Decodes a little-endian bit stream of 2, 4 or 6 bits per element.
-fn decode_packed(dtype: DType, bytes: &[u8], bit: u32, out: &mut [f32]) {
+fn decode_packed(
+    dtype: DType,
+    bytes: &[u8],
+    bit: u32,
+    out: &mut [f32],
+    value: impl Fn(u32) -> f32,
+) {
     let bits = dtype.bits() as usize;
-    let mask = (1_u16 << bits) - 1;
-    let table = table(dtype);
-    let byte = |at: usize| u16::from(bytes.get(at).copied().unwrap_or(0));
+    let mask = (1_u32 << bits) - 1;
+    let table: [f32; 64] = std::array::from_fn(|code| value(code as u32 & mask));
+    let byte = |at: usize| u32::from(bytes.get(at).copied().unwrap_or(0));
     for (i, to) in out.iter_mut().enumerate() {
         let at = bit as usize + i * bits;
         let pair = byte(at / 8) | byte(at / 8 + 1) << 8;
-        let code = usize::from(pair >> (at % 8) & mask);
+        let code = (pair >> (at % 8) & mask) as usize;
         *to = table.get(code).copied().unwrap_or(f32::NAN);
     }
 }
 
-/// Values of all codes of a type of up to 8 bits.
-fn table(dtype: DType) -> &'static [f32; 256] {
-    static TABLES: LazyLock<Vec<[f32; 256]>> = LazyLock::new(|| {
-        let values = |dtype| std::array::from_fn(|code| small_value(dtype, code as u8));
-        DType::all().map(values).collect()
-    });
-    // There is a table for every type; those of wide types are not used.
-    TABLES.get(dtype as usize).unwrap_or(&[f32::NAN; 256])
-}
-
-fn small_value(dtype: DType, code: u8) -> f32 {
-    let signed = |bits: u32| {
-        let code = i32::from(code) & ((1 << bits) - 1);
-        let wraps = code >> (bits - 1) == 1;
-        (if wraps { code - (1 << bits) } else { code }) as f32
-    };
-    match dtype {
-        DType::I4 => signed(4),
-        DType::I2 => signed(2),
-        DType::U4 | DType::U2 => f32::from(code),
-        _ => minifloat(dtype, code),
-    }
-}
-
-/// Value of an 8, 6 or 4-bit float (OCP 8-bit and MX formats, and the FNUZ kind).
-fn minifloat(dtype: DType, code: u8) -> f32 {
-    // (exponent bits, mantissa bits, bias)
-    let (exponent_bits, mantissa_bits, bias) = match dtype {
-        DType::F8E4M3FN => (4, 3, 7),
-        DType::F8E4M3FNUZ => (4, 3, 8),
-        DType::F8E5M2 => (5, 2, 15),
-        DType::F8E5M2FNUZ => (5, 2, 16),
-        DType::F6E2M3 => (2, 3, 1),
-        DType::F6E3M2 => (3, 2, 3),
-        DType::F4E2M1 => (2, 1, 1),
-        DType::F8E8M0 if code == 0xFF => return f32::NAN,
-        // 2^-127 is subnormal in f32; in f64 it is not.
-        DType::F8E8M0 => return 2_f64.powi(i32::from(code) - 127) as f32,
-        _ => return f32::NAN,
-    };
-    let magnitude = i32::from(code) & ((1 << (exponent_bits + mantissa_bits)) - 1);
-    let negative = code >> (exponent_bits + mantissa_bits) & 1 == 1;
-    let exponent = magnitude >> mantissa_bits;
-    let mantissa = magnitude & ((1 << mantissa_bits) - 1);
-    let special = match dtype {
-        DType::F8E4M3FN if magnitude == 0x7F => Some(f32::NAN),
-        DType::F8E4M3FNUZ | DType::F8E5M2FNUZ if code == 0x80 => Some(f32::NAN),
-        DType::F8E5M2 if magnitude == 0x7C => Some(f32::INFINITY),
-        DType::F8E5M2 if magnitude > 0x7C => Some(f32::NAN),
-        _ => None,
-    };
-    let value = special.unwrap_or_else(|| {
-        let (significand, power) = match exponent {
-            0 => (mantissa, 1 - bias),
-            _ => (mantissa | 1 << mantissa_bits, exponent - bias),
-        };
-        significand as f32 * 2_f32.powi(power - mantissa_bits)
-    });
-    if negative { -value } else { value }
+/// Two's complement of so many bits.
+fn signed(code: u32, bits: u32) -> f32 {
+    let value = code as i32;
+    (value - (value >> (bits - 1) << bits)) as f32
 }
 
 #[cfg(test)]
 mod tests {
+    use half::f16;
+
     use super::*;
 
     fn one(dtype: DType, bytes: &[u8], n: usize) -> Vec<f32> {
