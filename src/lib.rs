@@ -5,5 +5,7 @@ pub mod ir;
 pub mod numeric;
 pub mod onnx;
 pub mod pass;
+#[path = "../passes/mod.rs"]
+pub mod passes;
 pub mod report;
 pub mod weights;

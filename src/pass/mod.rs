@@ -1,3 +1,182 @@
 //! Passes: what rewrites the IR.
+//!
+//! A **matrix pass** ([`MatrixPass`]) works on one matrix at a time: it takes a term out of the dense
+//! residual ("peels" it). Consecutive matrix passes of a pipeline run matrix by matrix, so that a
+//! model streams through and nothing but the matrices in flight is in memory. A **module pass**
+//! ([`ModulePass`]) sees the whole module, without weights' data, and returns a patch.
+//!
+//! [`registry`] knows all passes, [`pipeline`] reads `-p`, [`manager`] runs them: scopes, order,
+//! threads, memory, verification, remarks, timing, resume.
 
 pub mod pipeline;
+pub mod registry;
+pub mod remark;
+pub mod terms;
+
+use std::fmt;
+
+use crate::ir::Module;
+use crate::ir::patch::Patch;
+use crate::numeric::{Group, ScaleMethod, Scheme};
+use terms::TermData;
+
+pub use registry::{PassEntry, find, passes};
+pub use remark::{Remark, RemarkKind};
+
+/// A pass with its options, ready to run.
+pub enum Pass {
+    /// Works on one matrix at a time.
+    Matrix(Box<dyn MatrixPass>),
+    /// Works on the whole module.
+    Module(Box<dyn ModulePass>),
+}
+
+/// Which part of a matrix a pass must see at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Rows by themselves: the result for a row depends on that row alone.
+    Rows,
+    /// The whole matrix.
+    Whole,
+}
+
+/// What becomes of the residual behind a pass when no later pass takes it up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Residual {
+    /// It is dropped: nothing of it is stored.
+    Drop,
+    /// It is stored as a dense term.
+    Keep,
+}
+
+/// A pass that takes one term out of a matrix's residual.
+pub trait MatrixPass: Send + Sync {
+    /// What it must see of a matrix at once.
+    fn access(&self) -> Access;
+
+    /// What becomes of the residual if this is the last matrix pass of a site.
+    fn residual(&self) -> Residual;
+
+    /// The quantizer that this pass is, for passes before it that ask what follows.
+    fn quantizer(&self) -> Option<Quantizer> {
+        None
+    }
+
+    /// Bytes of working memory for a matrix `[rows, cols]`, the residual itself not counted.
+    fn workspace_bytes(&self, rows: u64, cols: u64) -> u64;
+
+    /// Upper bound of the bytes of the term that it makes.
+    fn term_bytes(&self, rows: u64, cols: u64) -> u64;
+
+    /// Takes the term out: on return `peel.residual` is what it was minus the term as stored.
+    ///
+    /// # Errors
+    /// What is wrong with this matrix; the manager names pass and tensor.
+    fn peel(&self, peel: &mut Peel<'_>) -> Result<Peeled, PassError>;
+
+    /// The same from the bytes of a stored row-major matrix, where the residual is not needed:
+    /// one pass over 16-bit weights instead of three over 32-bit ones. `None`: use [`Self::peel`].
+    fn peel_stored(&self, _stored: Stored<'_>) -> Option<Result<PeeledStored, PassError>> {
+        None
+    }
+}
+
+/// A pass that rewrites the module as a graph.
+pub trait ModulePass: Send + Sync {
+    /// The changes that it asks for; an empty patch where there are none.
+    ///
+    /// # Errors
+    /// What is wrong with this module.
+    fn run(&self, module: &Module, remarks: &mut Vec<Remark>) -> Result<Patch, PassError>;
+}
+
+/// The integer scheme of a quantizing pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quantizer {
+    /// Bits and symmetry.
+    pub scheme: Scheme,
+    /// Which weights share a scale.
+    pub group: Group,
+    /// How scales are chosen.
+    pub method: ScaleMethod,
+}
+
+/// A matrix, or some of its rows, in the hands of a pass.
+pub struct Peel<'a> {
+    /// The site's name, for remarks.
+    pub site: &'a str,
+    /// Rows at hand: all of them for [`Access::Whole`].
+    pub rows: usize,
+    /// Columns.
+    pub cols: usize,
+    /// `[rows, cols]`, row-major: what earlier passes left.
+    pub residual: &'a mut [f32],
+    /// Seed of this site and pass, from the run's seed and the site's name.
+    pub seed: u64,
+    /// The quantizer that comes later for this site, if one does.
+    pub next: Option<Quantizer>,
+    /// Remarks about this site.
+    pub remarks: &'a mut Vec<Remark>,
+}
+
+/// What a pass took out.
+pub struct Peeled {
+    /// The term; `None` where the pass found nothing worth taking, with a remark that says so.
+    pub term: Option<TermData>,
+    /// Short text for progress lines: `r64`, `0.5%`.
+    pub note: String,
+}
+
+/// A stored matrix's rows, as they are in the file.
+#[derive(Clone, Copy)]
+pub enum Stored<'a> {
+    /// bfloat16
+    Bf16 {
+        /// `[rows, cols]`, little-endian, no alignment.
+        bytes: &'a [u8],
+        /// Rows.
+        rows: usize,
+        /// Columns.
+        cols: usize,
+    },
+    /// IEEE half
+    F16 {
+        /// `[rows, cols]`, little-endian, no alignment.
+        bytes: &'a [u8],
+        /// Rows.
+        rows: usize,
+        /// Columns.
+        cols: usize,
+    },
+    /// IEEE single
+    F32 {
+        /// `[rows, cols]`, little-endian, no alignment.
+        bytes: &'a [u8],
+        /// Rows.
+        rows: usize,
+        /// Columns.
+        cols: usize,
+    },
+}
+
+/// What a pass took out of stored rows.
+pub struct PeeledStored {
+    /// The term.
+    pub term: TermData,
+    /// Σ w² over the rows.
+    pub weight_squares: f64,
+    /// Σ (w − term)² over the rows.
+    pub residual_squares: f64,
+}
+
+/// Why a pass could not do its work on a matrix or module.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0}")]
+pub struct PassError(pub String);
+
+impl PassError {
+    /// An error with this text: what is wrong, and what to do about it.
+    pub fn new(text: impl fmt::Display) -> Self {
+        Self(text.to_string())
+    }
+}
