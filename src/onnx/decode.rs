@@ -7,9 +7,6 @@ use super::message::{Blob, Field, Message, Value};
 use super::schema::{FieldSpec, Kind, Schema};
 use super::wire::{Cursor, Tag, WireError, WireErrorKind, WireType};
 
-/// Unknown fields up to this size are copied, larger ones stay ranges.
-const COPIED_UNKNOWN: usize = 4096;
-
 /// Bounds that keep hostile input from costing more than it should.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -165,11 +162,7 @@ fn unknown(
         .skip(tag, depth)
         .map_err(|error| error.within(&format!("field {}", tag.number), None))?;
     let range = (start, cursor.at());
-    let value = blob(
-        cursor.slice(range),
-        range,
-        range.1 - range.0 > COPIED_UNKNOWN,
-    );
+    let value = blob(cursor.slice(range), range, false);
     Ok(Field::new(tag.number, Value::Unknown(value)))
 }
 

@@ -12,12 +12,12 @@
 //! field 5; `5(…)` next occurrence, a message with a layout of its own;
 //! `5~2.3` tag and length (or value) in 2 and 3 bytes; `5u4` and `5p4` next
 //! four elements unpacked, packed; `5x4:hex` four elements in exactly these
-//! bytes; `+hex` or `+@offset,len` bytes that no field holds; `-5` drop.
+//! bytes; `+hex` bytes that no field holds; `-5` drop.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::message::{Blob, Field, Message, Value, elements_of, elements_value};
-use super::schema::Kind;
+use super::schema::{Kind, Schema};
 use super::wire::{Cursor, Width};
 
 mod text;
@@ -48,7 +48,7 @@ enum Item {
         bytes: Box<[u8]>,
     },
     /// Bytes that the rebuilt message has no field for.
-    Extra { number: u32, blob: Blob },
+    Extra { number: u32, bytes: Box<[u8]> },
     /// Occurrences that the rebuilt message has and the source has not.
     Drop { number: u32 },
 }
@@ -58,6 +58,9 @@ enum Item {
 pub struct Layout {
     items: Vec<Item>,
 }
+
+/// A field of a message: its table and number.
+pub type FieldOf = (&'static Schema, u32);
 
 type Queues<'a> = BTreeMap<u32, VecDeque<&'a Field>>;
 
@@ -76,21 +79,28 @@ fn is_list(value: &Value) -> bool {
 impl Layout {
     /// What `rebuilt` lacks to encode as `source`; `None` if nothing.
     ///
-    /// Messages in fields listed in `opaque` are taken for equal, for callers
-    /// that keep their layouts elsewhere. Cost: one pass over both trees.
-    pub fn between(source: &Message, rebuilt: &Message, opaque: &[u32]) -> Option<Self> {
+    /// Messages in fields listed in `opaque`, at any depth, are taken for
+    /// equal, for callers that keep their layouts elsewhere. `file` holds the
+    /// payloads of both. Cost: one pass over both trees.
+    pub fn between(
+        source: &Message,
+        rebuilt: &Message,
+        opaque: &[FieldOf],
+        file: &[u8],
+    ) -> Option<Self> {
         let mut queues = queues(rebuilt);
-        let mut lists = List::recoded(source, &queues);
+        let mut lists = List::recoded(source, &queues, file);
         let mut items = Vec::new();
         let mut plain = true;
         let mut previous = 0;
         for field in &source.fields {
             let number = field.number;
             let item = match lists.get_mut(&number) {
-                Some(list) if is_list(&field.value) => list.item(field),
+                Some(list) if is_list(&field.value) => list.item(field, file),
                 _ => None,
             };
-            let item = item.unwrap_or_else(|| occurrence(field, &mut queues, opaque));
+            let item =
+                item.unwrap_or_else(|| occurrence(source.schema, field, &mut queues, opaque, file));
             plain &= matches!(item, Item::Take { .. }) && number >= previous;
             previous = number;
             push(&mut items, item);
@@ -131,17 +141,24 @@ fn push(items: &mut Vec<Item>, item: Item) {
 }
 
 /// The item for a field that isn't recoded list data.
-fn occurrence(field: &Field, queues: &mut Queues<'_>, opaque: &[u32]) -> Item {
+fn occurrence(
+    schema: &'static Schema,
+    field: &Field,
+    queues: &mut Queues<'_>,
+    opaque: &[FieldOf],
+    file: &[u8],
+) -> Item {
     let number = field.number;
     let queue = queues.entry(number).or_default();
     let Some(front) = queue.front() else {
-        return extra(field);
+        return extra(field, file);
     };
+    let is_opaque = |of: &FieldOf| std::ptr::eq(of.0, schema) && of.1 == number;
     let inner = match (&field.value, &front.value) {
-        (Value::Message(_), Value::Message(_)) if opaque.contains(&number) => None,
-        (Value::Message(a), Value::Message(b)) => Layout::between(a, b, &[]),
+        (Value::Message(_), Value::Message(_)) if opaque.iter().any(is_opaque) => None,
+        (Value::Message(a), Value::Message(b)) => Layout::between(a, b, opaque, file),
         (a, b) if a == b => None,
-        _ => return extra(field),
+        _ => return extra(field, file),
     };
     queue.pop_front();
     if inner.is_none() && field.tag_width == 0 && field.width == 0 {
@@ -157,22 +174,15 @@ fn occurrence(field: &Field, queues: &mut Queues<'_>, opaque: &[u32]) -> Item {
 }
 
 /// Keeps an occurrence as bytes.
-fn extra(field: &Field) -> Item {
-    let number = field.number;
-    if let Value::Unknown(blob) | Value::Run(blob) = &field.value {
-        return Item::Extra {
-            number,
-            blob: blob.clone(),
-        };
-    }
+fn extra(field: &Field, file: &[u8]) -> Item {
     let mut holder = Message::new(&super::schema::ENTRY);
     holder.fields.push(field.clone());
-    // Only a payload range fails to encode without its file; the caller keeps
-    // those in fields, and an empty extra is the worst that can come of it.
-    let bytes = super::encode::encode_to_vec(&holder, &[]).unwrap_or_default();
+    // Encoding fails only for payloads outside `file`, which a decoded source
+    // doesn't have; an empty extra is the worst that can come of it.
+    let bytes = super::encode::encode_to_vec(&holder, file).unwrap_or_default();
     Item::Extra {
-        number,
-        blob: Blob::Owned(bytes.into()),
+        number: field.number,
+        bytes: bytes.into(),
     }
 }
 
@@ -185,7 +195,7 @@ struct List {
 
 impl List {
     /// The numeric fields of `source` that differ from `rebuilt` in form only.
-    fn recoded(source: &Message, rebuilt: &Queues<'_>) -> BTreeMap<u32, List> {
+    fn recoded(source: &Message, rebuilt: &Queues<'_>, file: &[u8]) -> BTreeMap<u32, List> {
         let mut lists = BTreeMap::new();
         let numbers: BTreeSet<u32> = source
             .fields
@@ -213,8 +223,8 @@ impl List {
             {
                 continue;
             }
-            let bits = collect(&ours, spec.kind);
-            if bits.is_some() && bits == collect(&theirs, spec.kind) {
+            let bits = collect(&ours, spec.kind, file);
+            if bits.is_some() && bits == collect(&theirs, spec.kind, file) {
                 lists.insert(
                     number,
                     List {
@@ -227,24 +237,22 @@ impl List {
         lists
     }
 
-    fn item(&mut self, field: &Field) -> Option<Item> {
-        let bits = collect(&[field], self.kind)?;
+    fn item(&mut self, field: &Field, file: &[u8]) -> Option<Item> {
+        let bits = collect(&[field], self.kind, file)?;
         let number = self.number;
         let packed = matches!(field.value, Value::Packed(_));
-        let plain = Field::new(number, elements_value(number, self.kind, packed, &bits));
+        let plain = elements_value(number, self.kind, packed, &bits);
         let count = bits.len() as u64;
-        if plain == *field && (packed || count > 0) {
+        let minimal = field.tag_width == 0 && field.width == 0;
+        if minimal && same_bytes(&plain, &field.value, file) {
             return Some(Item::Elements {
                 number,
                 count,
                 packed,
             });
         }
-        match extra(field) {
-            Item::Extra {
-                blob: Blob::Owned(bytes),
-                ..
-            } => Some(Item::Exact {
+        match extra(field, file) {
+            Item::Extra { bytes, .. } => Some(Item::Exact {
                 number,
                 count,
                 bytes,
@@ -254,17 +262,27 @@ impl List {
     }
 }
 
-fn collect(fields: &[&Field], kind: Kind) -> Option<Vec<u64>> {
+/// Are two lists written the same, wherever their bytes lie?
+fn same_bytes(a: &Value, b: &Value, file: &[u8]) -> bool {
+    match (a, b) {
+        (Value::Packed(a), Value::Packed(b)) | (Value::Run(a), Value::Run(b)) => a
+            .bytes(file)
+            .is_some_and(|bytes| Some(bytes) == b.bytes(file)),
+        _ => false,
+    }
+}
+
+fn collect(fields: &[&Field], kind: Kind, file: &[u8]) -> Option<Vec<u64>> {
     let mut bits = Vec::new();
     for field in fields {
-        elements_of(&field.value, kind, &[], &mut bits)?;
+        elements_of(&field.value, kind, file, &mut bits)?;
     }
     Some(bits)
 }
 
 /// State of [`Layout::apply`].
 struct Applier {
-    schema: &'static super::schema::Schema,
+    schema: &'static Schema,
     queues: BTreeMap<u32, VecDeque<Field>>,
     lists: BTreeMap<u32, VecDeque<u64>>,
     out: Vec<Field>,
@@ -286,7 +304,7 @@ impl Applier {
                 continue;
             };
             let fields: Vec<&Field> = queue.iter().collect();
-            if let Some(bits) = collect(&fields, spec.kind) {
+            if let Some(bits) = collect(&fields, spec.kind, &[]) {
                 queues.remove(number);
                 lists.insert(*number, VecDeque::from(bits));
             }
@@ -371,9 +389,9 @@ impl Applier {
                     self.put_elements(*number, packed, &bits);
                 }
             }
-            Item::Extra { number, blob } => {
-                self.out
-                    .push(Field::new(*number, Value::Unknown(blob.clone())));
+            Item::Extra { number, bytes } => {
+                let blob = Blob::Owned(bytes.clone());
+                self.out.push(Field::new(*number, Value::Unknown(blob)));
             }
             Item::Drop { number } => {
                 self.queues.remove(number);

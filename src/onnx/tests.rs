@@ -54,8 +54,8 @@ fn round_trip(bytes: &[u8], schema: &'static Schema) {
         bytes_of(&message, bytes) == bytes,
         "decode, encode changed the bytes"
     );
-    let rebuilt = canonical(&owned(&message, bytes), bytes);
-    let layout = Layout::between(&owned(&message, bytes), &rebuilt, &[]);
+    let rebuilt = owned(&canonical(&message, bytes), bytes);
+    let layout = Layout::between(&message, &rebuilt, &[], bytes);
     let applied = match layout {
         Some(layout) => {
             let text = layout.to_string();
@@ -226,7 +226,7 @@ fn edited_messages_keep_what_still_makes_sense() {
         .put_text(schema::node::INPUT, "a")
         .put_text(schema::node::INPUT, "b");
     rebuilt.put_text(schema::node::OP_TYPE, "Add");
-    let layout = Layout::between(&source, &rebuilt, &[]).unwrap();
+    let layout = Layout::between(&source, &rebuilt, &[], &[]).unwrap();
     assert_eq!(layout.to_string(), "4 1 +3a00 1");
     let mut edited = Message::new(&schema::NODE);
     edited

@@ -4,7 +4,6 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::{Item, Layout, leading_number};
-use crate::onnx::message::Blob;
 
 /// Layouts inside layouts, as deep as messages may nest.
 const MAX_DEPTH: u32 = 100;
@@ -67,18 +66,9 @@ impl fmt::Display for Item {
                 write!(f, "{number}x{count}:")?;
                 hex(f, bytes)
             }
-            Self::Extra {
-                blob: Blob::Owned(bytes),
-                ..
-            } => {
+            Self::Extra { bytes, .. } => {
                 f.write_str("+")?;
                 hex(f, bytes)
-            }
-            Self::Extra {
-                number,
-                blob: Blob::At { offset, len, .. },
-            } => {
-                write!(f, "+@{offset},{len},{number}")
             }
             Self::Drop { number } => write!(f, "-{number}"),
         }
@@ -220,27 +210,9 @@ impl Parser<'_> {
     }
 
     fn extra(&mut self) -> Result<Item, LayoutParseError> {
-        if self.eat(b'@') {
-            let offset = self.number()?;
-            self.need(b',', "','")?;
-            let len = self.number()?;
-            self.need(b',', "','")?;
-            let number = self.number()?;
-            return Ok(Item::Extra {
-                number,
-                blob: Blob::At {
-                    source: 0,
-                    offset,
-                    len,
-                },
-            });
-        }
         let bytes = self.hex()?;
         let number = leading_number(&bytes).ok_or_else(|| self.expected("an encoded field"))?;
-        Ok(Item::Extra {
-            number,
-            blob: Blob::Owned(bytes),
-        })
+        Ok(Item::Extra { number, bytes })
     }
 
     fn shaped(&mut self, number: u32, depth: u32) -> Result<Item, LayoutParseError> {
