@@ -10,6 +10,7 @@ pub mod decode;
 pub mod encode;
 pub mod external;
 pub mod layout;
+pub mod mapping;
 pub mod message;
 pub mod schema;
 pub mod wire;
