@@ -49,14 +49,26 @@ const FIELDS: [(i64, u32); 14] = [
 /// The type of an attribute; files before IR version 2 leave it to guessing.
 pub(super) fn kind_of(message: &Message) -> i64 {
     let stated = message.int(field::TYPE).filter(|&kind| kind != 0);
-    let guessed = || FIELDS.iter().find(|(_, field)| message.has(*field)).map(|(kind, _)| *kind);
+    let guessed = || {
+        FIELDS
+            .iter()
+            .find(|(_, field)| message.has(*field))
+            .map(|(kind, _)| *kind)
+    };
     stated.or_else(guessed).unwrap_or(0)
 }
 
 impl Importer<'_> {
     /// The value of an attribute; tensors are those that were declared before.
-    pub(super) fn attribute(&mut self, message: &Message, place: &str) -> Result<Attr, ImportError> {
-        if let Some(name) = message.text(field::REF_ATTR_NAME).filter(|name| !name.is_empty()) {
+    pub(super) fn attribute(
+        &mut self,
+        message: &Message,
+        place: &str,
+    ) -> Result<Attr, ImportError> {
+        if let Some(name) = message
+            .text(field::REF_ATTR_NAME)
+            .filter(|name| !name.is_empty())
+        {
             let mut dict = Attrs::new();
             dict.set("ref", Attr::str(name));
             dict.set("type", Attr::Int(kind_of(message)));
@@ -66,17 +78,30 @@ impl Importer<'_> {
         let attr = match kind {
             kind::FLOAT => Attr::Float(Float(message.float(field::F).unwrap_or(0.0))),
             kind::INT => Attr::Int(message.int(field::I).unwrap_or(0)),
-            kind::STRING => {
-                Attr::Str(message.byte_strings(field::S).last().unwrap_or(&[]).to_vec())
-            }
-            kind::FLOATS => Attr::Floats(message.floats(field::FLOATS).into_iter().map(Float).collect()),
+            kind::STRING => Attr::Str(
+                message
+                    .byte_strings(field::S)
+                    .last()
+                    .unwrap_or(&[])
+                    .to_vec(),
+            ),
+            kind::FLOATS => Attr::Floats(
+                message
+                    .floats(field::FLOATS)
+                    .into_iter()
+                    .map(Float)
+                    .collect(),
+            ),
             kind::INTS => Attr::Ints(message.ints(field::INTS)),
-            kind::STRINGS => {
-                Attr::Strs(message.byte_strings(field::STRINGS).map(<[u8]>::to_vec).collect())
-            }
-            kind::TYPE_PROTO if message.has(field::TP) => {
-                Attr::Type(types::from_message(message.message(field::TP).unwrap_or(message)))
-            }
+            kind::STRINGS => Attr::Strs(
+                message
+                    .byte_strings(field::STRINGS)
+                    .map(<[u8]>::to_vec)
+                    .collect(),
+            ),
+            kind::TYPE_PROTO if message.has(field::TP) => Attr::Type(types::from_message(
+                message.message(field::TP).unwrap_or(message),
+            )),
             kind::TENSOR if message.has(field::T) => self.next_tensor(place)?,
             kind::GRAPH => match message.message(field::G) {
                 Some(graph) => Attr::Region(Box::new(self.region(graph, place)?)),
@@ -135,9 +160,10 @@ impl Importer<'_> {
     /// `{sparse={values=@v, indices=@i, dims=ints[…]}}`
     pub(super) fn sparse(&mut self, message: &Message, place: &str) -> Result<Attr, ImportError> {
         let mut parts = Attrs::new();
-        for (name, number) in
-            [("values", sparse_tensor::VALUES), ("indices", sparse_tensor::INDICES)]
-        {
+        for (name, number) in [
+            ("values", sparse_tensor::VALUES),
+            ("indices", sparse_tensor::INDICES),
+        ] {
             if message.has(number) {
                 parts.set(name, self.next_tensor(place)?);
             }

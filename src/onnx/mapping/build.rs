@@ -40,7 +40,12 @@ pub struct Builder<'a> {
 impl<'a> Builder<'a> {
     /// Builds entities without what is inside them.
     pub(super) fn shallow(module: &'a Module, graph: &'a Graph, sources: &'a mut Sources) -> Self {
-        Self { module, graph, sources, shallow: true }
+        Self {
+            module,
+            graph,
+            sources,
+            shallow: true,
+        }
     }
 
     fn name(&self, id: ValueId) -> &'a str {
@@ -48,8 +53,14 @@ impl<'a> Builder<'a> {
     }
 
     fn weight_name(&self, id: WeightId) -> &'a str {
-        let Some(weight) = self.module.weight(id) else { return "" };
-        weight.meta.get("name").and_then(Attr::as_str).unwrap_or(&weight.name)
+        let Some(weight) = self.module.weight(id) else {
+            return "";
+        };
+        weight
+            .meta
+            .get("name")
+            .and_then(Attr::as_str)
+            .unwrap_or(&weight.name)
     }
 
     fn operand(&self, operand: Operand) -> &'a str {
@@ -64,8 +75,15 @@ impl<'a> Builder<'a> {
     pub(super) fn node(&mut self, op: &Op) -> Result<Message, BuildError> {
         let OpKind::Onnx(onnx) = &op.kind else {
             let result = op.results.iter().flatten().next();
-            let name = if op.name.is_empty() { result.map_or("", |&id| self.name(id)) } else { &op.name };
-            return Err(BuildError::NotOnnx { name: name.to_owned(), kind: kind_name(&op.kind) });
+            let name = if op.name.is_empty() {
+                result.map_or("", |&id| self.name(id))
+            } else {
+                &op.name
+            };
+            return Err(BuildError::NotOnnx {
+                name: name.to_owned(),
+                kind: kind_name(&op.kind),
+            });
         };
         let mut message = Message::new(&schema::NODE);
         for &input in &op.inputs {
@@ -201,10 +219,13 @@ impl<'a> Builder<'a> {
 
     fn sparse(&mut self, dict: &Attrs) -> Message {
         let mut message = Message::new(&schema::SPARSE_TENSOR);
-        let Some(Attr::Dict(parts)) = dict.get("sparse") else { return message };
-        for (name, number) in
-            [("values", sparse_tensor::VALUES), ("indices", sparse_tensor::INDICES)]
-        {
+        let Some(Attr::Dict(parts)) = dict.get("sparse") else {
+            return message;
+        };
+        for (name, number) in [
+            ("values", sparse_tensor::VALUES),
+            ("indices", sparse_tensor::INDICES),
+        ] {
             if let Some(Attr::Weight(id)) = parts.get(name) {
                 let tensor = self.tensor(*id);
                 message.put_message(number, tensor);
@@ -224,14 +245,22 @@ impl<'a> Builder<'a> {
     }
 
     fn subgraph(&mut self, region: &Region) -> Result<Message, BuildError> {
-        if self.shallow { Ok(Message::new(&schema::GRAPH)) } else { self.graph(region) }
+        if self.shallow {
+            Ok(Message::new(&schema::GRAPH))
+        } else {
+            self.graph(region)
+        }
     }
 
     /// A `GraphProto`.
     pub(super) fn graph(&mut self, region: &Region) -> Result<Message, BuildError> {
         let mut message = Message::new(&schema::GRAPH);
         self.nodes(&mut message, graph::NODE, region)?;
-        let name = region.meta.get("name").and_then(Attr::as_str).unwrap_or(&region.name);
+        let name = region
+            .meta
+            .get("name")
+            .and_then(Attr::as_str)
+            .unwrap_or(&region.name);
         message.put_text_if(graph::NAME, name);
         for &id in &region.weights {
             let tensor = self.tensor(id);
@@ -259,7 +288,12 @@ impl<'a> Builder<'a> {
         Ok(with_layout(message.canonical(), &region.meta))
     }
 
-    fn nodes(&mut self, message: &mut Message, number: u32, region: &Region) -> Result<(), BuildError> {
+    fn nodes(
+        &mut self,
+        message: &mut Message,
+        number: u32,
+        region: &Region,
+    ) -> Result<(), BuildError> {
         for &id in &region.ops {
             let node = match self.graph.op(id) {
                 Some(op) if !self.shallow => self.node(op)?,
@@ -281,10 +315,10 @@ impl<'a> Builder<'a> {
     }
 
     fn output_info(&self, region: &Region, index: usize, output: Operand) -> Message {
-        if let Some(Attr::Dict(infos)) = region.meta.get("output_info") {
-            if let Some(Attr::Dict(info)) = infos.get(&index.to_string()) {
-                return generic::from_entity(&schema::VALUE_INFO, info);
-            }
+        if let Some(Attr::Dict(infos)) = region.meta.get("output_info")
+            && let Some(Attr::Dict(info)) = infos.get(&index.to_string())
+        {
+            return generic::from_entity(&schema::VALUE_INFO, info);
         }
         match output {
             Operand::Value(id) => self.value_info(id),
@@ -318,8 +352,11 @@ impl<'a> Builder<'a> {
             _ => &[],
         };
         let mut left: Vec<Option<ValueId>> = made.iter().copied().map(Some).collect();
-        let by_name: std::collections::HashMap<&str, usize> =
-            made.iter().enumerate().map(|(at, &id)| (self.name(id), at)).collect();
+        let by_name: std::collections::HashMap<&str, usize> = made
+            .iter()
+            .enumerate()
+            .map(|(at, &id)| (self.name(id), at))
+            .collect();
         for item in noted {
             match item {
                 Attr::Dict(info) => {
@@ -356,7 +393,10 @@ impl<'a> Builder<'a> {
             }
         }
         self.value_infos(&mut message, function::VALUE_INFO, region, &[]);
-        generic::put_attrs(&mut message, &without(&region.meta, &["value_info", "attribute_proto"]));
+        generic::put_attrs(
+            &mut message,
+            &without(&region.meta, &["value_info", "attribute_proto"]),
+        );
         Ok(with_layout(message.canonical(), &region.meta))
     }
 
@@ -379,7 +419,12 @@ impl<'a> Builder<'a> {
             return Err(BuildError::NoGraph);
         }
         for (index, graph) in module.graphs.iter().enumerate() {
-            let mut builder = Builder { module, graph, sources: &mut *sources, shallow };
+            let mut builder = Builder {
+                module,
+                graph,
+                sources: &mut *sources,
+                shallow,
+            };
             let (number, inner) = match (index, shallow) {
                 (0, true) => (model::GRAPH, Message::new(&schema::GRAPH)),
                 (_, true) => (model::FUNCTIONS, Message::new(&schema::FUNCTION)),
@@ -393,7 +438,9 @@ impl<'a> Builder<'a> {
 }
 
 fn without(meta: &Attrs, names: &[&str]) -> Attrs {
-    let kept = meta.iter().filter(|(name, _)| !names.contains(&name.as_str()));
+    let kept = meta
+        .iter()
+        .filter(|(name, _)| !names.contains(&name.as_str()));
     Attrs(kept.cloned().collect())
 }
 

@@ -14,10 +14,11 @@ use crate::onnx::schema::{ENTRY, FieldSpec, Kind, Schema, entry};
 pub fn to_attrs(message: &Message, skip: &[u32], file: &[u8]) -> Attrs {
     let mut attrs = Attrs::new();
     for spec in message.schema.fields {
-        if !skip.contains(&spec.number) && message.has(spec.number) {
-            if let Some(attr) = field_attr(message, spec, file) {
-                attrs.set(spec.name, attr);
-            }
+        if !skip.contains(&spec.number)
+            && message.has(spec.number)
+            && let Some(attr) = field_attr(message, spec, file)
+        {
+            attrs.set(spec.name, attr);
         }
     }
     attrs
@@ -40,9 +41,12 @@ fn field_attr(message: &Message, spec: &FieldSpec, file: &[u8]) -> Option<Attr> 
     let number = spec.number;
     Some(match (spec.kind, spec.repeated) {
         (Kind::Text, false) => Attr::str(message.text(number)?),
-        (Kind::Text, true) => {
-            Attr::Strs(message.texts(number).map(|text| text.as_bytes().to_vec()).collect())
-        }
+        (Kind::Text, true) => Attr::Strs(
+            message
+                .texts(number)
+                .map(|text| text.as_bytes().to_vec())
+                .collect(),
+        ),
         (Kind::Int, false) => Attr::Int(message.int(number)?),
         (Kind::Int, true) => {
             let bits = message.elements(number, file)?;
@@ -55,10 +59,14 @@ fn field_attr(message: &Message, spec: &FieldSpec, file: &[u8]) -> Option<Attr> 
             Attr::Floats(bits.into_iter().map(float).collect())
         }
         (Kind::Bytes, false) => Attr::Str(message.blob(number)?.bytes(file)?.to_vec()),
-        (Kind::Bytes, true) => Attr::Strs(message.byte_strings(number).map(<[u8]>::to_vec).collect()),
+        (Kind::Bytes, true) => {
+            Attr::Strs(message.byte_strings(number).map(<[u8]>::to_vec).collect())
+        }
         (Kind::Message(_), false) => Attr::Dict(to_attrs(message.message(number)?, &[], file)),
         (Kind::Message(schema), true) => {
-            let short = std::ptr::eq(schema, &ENTRY).then(|| entries(message, number)).flatten();
+            let short = std::ptr::eq(schema, &ENTRY)
+                .then(|| entries(message, number))
+                .flatten();
             short.unwrap_or_else(|| {
                 let inner = message.messages(number);
                 Attr::List(inner.map(|m| Attr::Dict(to_attrs(m, &[], file))).collect())
@@ -72,8 +80,12 @@ fn field_attr(message: &Message, spec: &FieldSpec, file: &[u8]) -> Option<Attr> 
 fn entries(message: &Message, number: u32) -> Option<Attr> {
     let mut attrs = Attrs::new();
     for pair in message.messages(number) {
-        let key = pair.text(entry::KEY).filter(|key| attrs.get(key).is_none())?;
-        attrs.0.push((key.to_owned(), Attr::str(pair.text(entry::VALUE)?)));
+        let key = pair
+            .text(entry::KEY)
+            .filter(|key| attrs.get(key).is_none())?;
+        attrs
+            .0
+            .push((key.to_owned(), Attr::str(pair.text(entry::VALUE)?)));
     }
     Some(Attr::Dict(attrs))
 }

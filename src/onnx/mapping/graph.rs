@@ -60,7 +60,10 @@ impl<'a> Importer<'a> {
         let mut count = 1;
         while !self.weight_names.insert(name.clone()) {
             count += 1;
-            name = format!("{}#{count}", if wanted.is_empty() { "tensor" } else { wanted });
+            name = format!(
+                "{}#{count}",
+                if wanted.is_empty() { "tensor" } else { wanted }
+            );
         }
         let weight = tensor::from_message(message, name, &mut self.origin, place)?;
         Ok(self.module.add_weight(weight))
@@ -75,7 +78,10 @@ impl<'a> Importer<'a> {
         depth: usize,
     ) -> Result<(), ImportError> {
         if depth > MAX_DEPTH {
-            return Err(ImportError::Depth { place: place.to_owned(), limit: MAX_DEPTH });
+            return Err(ImportError::Depth {
+                place: place.to_owned(),
+                limit: MAX_DEPTH,
+            });
         }
         for (index, message) in nodes.enumerate() {
             let place = node_place(place, index, message);
@@ -96,12 +102,19 @@ impl<'a> Importer<'a> {
         place: &str,
         depth: usize,
     ) -> Result<(), ImportError> {
-        if attr.text(attr_field::REF_ATTR_NAME).is_some_and(|name| !name.is_empty()) {
+        if attr
+            .text(attr_field::REF_ATTR_NAME)
+            .is_some_and(|name| !name.is_empty())
+        {
             return Ok(());
         }
         let attr_name = attr.text_or_empty(attr_field::NAME);
         let constant = message.text(node::OP_TYPE) == Some("Constant");
-        let name = if constant { stem.to_owned() } else { format!("{stem}.{attr_name}") };
+        let name = if constant {
+            stem.to_owned()
+        } else {
+            format!("{stem}.{attr_name}")
+        };
         let place = format!("{place}, attribute {attr_name:?}");
         let here = || place.clone();
         use attribute::kind;
@@ -117,7 +130,9 @@ impl<'a> Importer<'a> {
             }
             kind::GRAPH => {
                 let graphs = attr.message(attr_field::G);
-                graphs.into_iter().try_for_each(|g| self.declare_graph(g, &place, depth + 1))
+                graphs
+                    .into_iter()
+                    .try_for_each(|g| self.declare_graph(g, &place, depth + 1))
             }
             kind::GRAPHS => attr
                 .messages(attr_field::GRAPHS)
@@ -189,12 +204,22 @@ impl<'a> Importer<'a> {
         self.free.pop_front().map(Attr::Weight).ok_or_else(missing)
     }
 
-    fn define(&mut self, name: &str, operand: Operand, place: &dyn Fn() -> String) -> Result<(), ImportError> {
-        let Some(scope) = self.scopes.last_mut() else { return Ok(()) };
+    fn define(
+        &mut self,
+        name: &str,
+        operand: Operand,
+        place: &dyn Fn() -> String,
+    ) -> Result<(), ImportError> {
+        let Some(scope) = self.scopes.last_mut() else {
+            return Ok(());
+        };
         let before = scope.insert(name.to_owned(), operand);
         match before {
             None => Ok(()),
-            Some(_) => Err(ImportError::Twice { place: place(), name: name.to_owned() }),
+            Some(_) => Err(ImportError::Twice {
+                place: place(),
+                name: name.to_owned(),
+            }),
         }
     }
 
@@ -203,14 +228,20 @@ impl<'a> Importer<'a> {
             return Ok(Operand::None);
         }
         let found = self.scopes.iter().rev().find_map(|scope| scope.get(name));
-        let missing = || ImportError::Undefined { place: place(), name: name.to_owned() };
+        let missing = || ImportError::Undefined {
+            place: place(),
+            name: name.to_owned(),
+        };
         found.copied().ok_or_else(missing)
     }
 
     /// A graph or subgraph. `place` leads to it.
     pub(super) fn region(&mut self, message: &Message, place: &str) -> Result<Region, ImportError> {
         if self.scopes.len() > MAX_DEPTH {
-            return Err(ImportError::Depth { place: place.to_owned(), limit: MAX_DEPTH });
+            return Err(ImportError::Depth {
+                place: place.to_owned(),
+                limit: MAX_DEPTH,
+            });
         }
         self.scopes.push(HashMap::new());
         let mut region = Region {
@@ -225,7 +256,9 @@ impl<'a> Importer<'a> {
             region.weights.push(id);
         }
         for (index, info) in message.messages(graph::INPUT).enumerate() {
-            region.inputs.push(self.input(info, &|| format!("{place}, input {index}"))?);
+            region
+                .inputs
+                .push(self.input(info, &|| format!("{place}, input {index}"))?);
         }
         let mapped = [
             graph::NODE,
@@ -249,19 +282,33 @@ impl<'a> Importer<'a> {
         let mut sources = Sources::new(self.origin.path.clone());
         let rebuilt = Builder::shallow(&self.module, &self.graph, &mut sources).graph(&region);
         if let Ok(rebuilt) = rebuilt {
-            layout_of(&mut region.meta, message, &rebuilt, &ENTITIES, self.origin.file);
+            layout_of(
+                &mut region.meta,
+                message,
+                &rebuilt,
+                &ENTITIES,
+                self.origin.file,
+            );
         }
         Ok(region)
     }
 
-    fn input(&mut self, info: &Message, place: &dyn Fn() -> String) -> Result<ValueId, ImportError> {
+    fn input(
+        &mut self,
+        info: &Message,
+        place: &dyn Fn() -> String,
+    ) -> Result<ValueId, ImportError> {
         let name = info.text_or_empty(value_info::NAME);
         let (ty, meta) = types::from_value_info(info, self.origin.file);
         let id = self.graph.add_value(name, Some(ty));
         if let Some(value) = self.graph.values.get_mut(id.index()) {
             value.meta = meta;
         }
-        let known = self.scopes.last().and_then(|scope| scope.get(name)).copied();
+        let known = self
+            .scopes
+            .last()
+            .and_then(|scope| scope.get(name))
+            .copied();
         match known {
             // Before IR version 4 every initializer had to be an input too.
             Some(Operand::Weight(_)) if self.constant_inputs => {}
@@ -300,9 +347,16 @@ impl<'a> Importer<'a> {
         Ok(())
     }
 
-    fn node(&mut self, message: &Message, place: &str, typed: &mut Typed) -> Result<OpId, ImportError> {
+    fn node(
+        &mut self,
+        message: &Message,
+        place: &str,
+        typed: &mut Typed,
+    ) -> Result<OpId, ImportError> {
         let here = || place.to_owned();
-        let inputs = message.texts(node::INPUT).map(|name| self.resolve(name, &here));
+        let inputs = message
+            .texts(node::INPUT)
+            .map(|name| self.resolve(name, &here));
         let inputs = inputs.collect::<Result<Vec<_>, _>>()?;
         let mut attrs = Attrs::new();
         for attr in message.messages(node::ATTRIBUTE) {
@@ -338,7 +392,13 @@ impl<'a> Importer<'a> {
             attrs,
         });
         let meta = generic::to_attrs(message, &mapped, self.origin.file);
-        let mut op = Op { name: text(node::NAME), kind, inputs, results, meta };
+        let mut op = Op {
+            name: text(node::NAME),
+            kind,
+            inputs,
+            results,
+            meta,
+        };
         let mut sources = Sources::new(self.origin.path.clone());
         let rebuilt = Builder::shallow(&self.module, &self.graph, &mut sources).node(&op);
         if let Ok(rebuilt) = rebuilt {
@@ -412,7 +472,12 @@ impl<'a> Importer<'a> {
                 _ => listed.push(Attr::Dict(generic::to_entity(info, self.origin.file))),
             }
         }
-        let usual = typed.made.iter().copied().filter(|id| order_has(typed, id)).collect::<Vec<_>>();
+        let usual = typed
+            .made
+            .iter()
+            .copied()
+            .filter(|id| order_has(typed, id))
+            .collect::<Vec<_>>();
         if order != usual || listed.len() != order.len() {
             region.meta.set("value_info", Attr::List(listed));
         }
@@ -426,7 +491,12 @@ impl<'a> Importer<'a> {
             name: message.text_or_empty(function::NAME).to_owned(),
             ..Region::default()
         };
-        let taken = |name: &str| self.module.graphs.iter().any(|graph| graph.body.name == name);
+        let taken = |name: &str| {
+            self.module
+                .graphs
+                .iter()
+                .any(|graph| graph.body.name == name)
+        };
         if taken(&region.name) {
             let domain = message.text_or_empty(function::DOMAIN);
             let overload = message.text_or_empty(function::OVERLOAD);
@@ -460,13 +530,25 @@ impl<'a> Importer<'a> {
             region.ops.push(id);
         }
         for name in message.texts(function::OUTPUT) {
-            region.outputs.push(self.resolve(name, &|| format!("{place}, output"))?);
+            region
+                .outputs
+                .push(self.resolve(name, &|| format!("{place}, output"))?);
         }
-        self.value_infos(message.messages(function::VALUE_INFO), &mut region, &mut typed);
+        self.value_infos(
+            message.messages(function::VALUE_INFO),
+            &mut region,
+            &mut typed,
+        );
         let mut sources = Sources::new(self.origin.path.clone());
         let rebuilt = Builder::shallow(&self.module, &self.graph, &mut sources).function(&region);
         if let Ok(rebuilt) = rebuilt {
-            layout_of(&mut region.meta, message, &rebuilt, &ENTITIES, self.origin.file);
+            layout_of(
+                &mut region.meta,
+                message,
+                &rebuilt,
+                &ENTITIES,
+                self.origin.file,
+            );
         }
         self.scopes.clear();
         let mut graph = std::mem::take(&mut self.graph);
@@ -483,5 +565,8 @@ fn order_has(typed: &Typed, id: &ValueId) -> bool {
 /// `graph, node 12 (MatMul "/encoder/MatMul")`
 fn node_place(place: &str, index: usize, message: &Message) -> String {
     let op = message.text_or_empty(node::OP_TYPE);
-    format!("{place}, node {index} ({op} {:?})", message.text_or_empty(node::NAME))
+    format!(
+        "{place}, node {index} ({op} {:?})",
+        message.text_or_empty(node::NAME)
+    )
 }

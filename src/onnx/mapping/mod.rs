@@ -18,9 +18,9 @@ use crate::ir::{Attr, Attrs};
 
 mod attribute;
 mod build;
+pub mod generic;
 mod graph;
 mod model;
-pub mod generic;
 pub mod tensor;
 pub mod types;
 
@@ -113,7 +113,10 @@ impl Sources {
     /// With the model file as source 0.
     pub fn new(model: Arc<str>) -> Self {
         let index = HashMap::from([(Arc::clone(&model), 0)]);
-        Self { entries: vec![SourceKind::File(model)], index }
+        Self {
+            entries: vec![SourceKind::File(model)],
+            index,
+        }
     }
 
     /// The number of a file.
@@ -146,7 +149,7 @@ impl Sources {
 pub const LAYOUT: &str = "layout";
 
 /// Fields whose messages are entities with layouts of their own.
-static ENTITIES: [FieldOf; 14] = [
+static ENTITIES: [FieldOf; 15] = [
     (&schema::MODEL, schema::model::GRAPH),
     (&schema::MODEL, schema::model::FUNCTIONS),
     (&schema::GRAPH, schema::graph::NODE),
@@ -181,9 +184,15 @@ fn layout_of(
 ///
 /// One that doesn't parse was edited by hand; the message is right without.
 fn with_layout(message: Message, meta: &Attrs) -> Message {
-    let layout = meta.get(LAYOUT).and_then(Attr::as_str).and_then(|text| text.parse().ok());
+    let layout = meta
+        .get(LAYOUT)
+        .and_then(Attr::as_str)
+        .and_then(|text| text.parse().ok());
     match layout {
         Some(layout) => Layout::apply(&layout, message),
         None => message,
     }
 }
+
+#[cfg(test)]
+mod tests;

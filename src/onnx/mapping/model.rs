@@ -26,20 +26,32 @@ pub fn import(path: &Path) -> Result<Module, ImportError> {
     let mapped = MappedFile::open(path)?;
     let file = mapped.bytes()?;
     let shown = path.display().to_string();
-    let message = decode(file, &schema::MODEL, Limits::default())
-        .map_err(|source| ImportError::Wire { path: shown.clone(), source })?;
+    let message =
+        decode(file, &schema::MODEL, Limits::default()).map_err(|source| ImportError::Wire {
+            path: shown.clone(),
+            source,
+        })?;
     let Some(main) = message.message(model::GRAPH) else {
         return Err(ImportError::NoGraph { path: shown });
     };
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let directory = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
     let directory = directory.unwrap_or(Path::new("."));
     let mut sizes = HashMap::new();
     let mut external_size = |location: &str| file_size(directory, location, &mut sizes);
-    let file_name = path.file_name().map_or(shown.clone(), |name| name.to_string_lossy().into());
-    let origin =
-        Origin { file, path: file_name.as_str().into(), external_size: &mut external_size };
+    let file_name = path
+        .file_name()
+        .map_or(shown.clone(), |name| name.to_string_lossy().into());
+    let origin = Origin {
+        file,
+        path: file_name.as_str().into(),
+        external_size: &mut external_size,
+    };
     let mut importer = Importer::new(origin);
-    importer.constant_inputs = message.int(model::IR_VERSION).is_some_and(|version| version < 4);
+    importer.constant_inputs = message
+        .int(model::IR_VERSION)
+        .is_some_and(|version| version < 4);
     importer.declare_graph(main, "graph", 0)?;
     let functions: Vec<_> = message.messages(model::FUNCTIONS).collect();
     for (index, one) in functions.iter().enumerate() {
@@ -59,12 +71,15 @@ pub fn import(path: &Path) -> Result<Module, ImportError> {
         importer.function(one, &place)?;
     }
     let mut module = importer.module;
-    module.name = Path::new(&file_name).file_stem().map_or_else(String::new, |stem| {
-        stem.to_string_lossy().into_owned()
-    });
+    module.name = Path::new(&file_name)
+        .file_stem()
+        .map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
     module.base_dir = directory.to_path_buf();
     module.meta = generic::to_attrs(&message, &[model::GRAPH, model::FUNCTIONS], file);
-    module.meta.0.insert(0, ("format".to_owned(), Attr::str("onnx")));
+    module
+        .meta
+        .0
+        .insert(0, ("format".to_owned(), Attr::str("onnx")));
     let mut sources = Sources::new(file_name.as_str().into());
     if let Ok(rebuilt) = Builder::model_with(&module, &mut sources, true) {
         // Training information is kept whole, so its graphs are no entities.
@@ -82,8 +97,10 @@ fn file_size(
         return Ok(size);
     }
     let place = || format!("external data {location:?}");
-    let path = external::resolve(directory, location)
-        .map_err(|source| ImportError::External { place: place(), source })?;
+    let path = external::resolve(directory, location).map_err(|source| ImportError::External {
+        place: place(),
+        source,
+    })?;
     let size = MappedFile::open(&path)?.len();
     sizes.insert(location.to_owned(), size);
     Ok(size)

@@ -51,19 +51,33 @@ pub fn from_message(
     origin: &mut Origin<'_>,
     place: &dyn Fn() -> String,
 ) -> Result<Weight, ImportError> {
-    let fail = |what: String| ImportError::Tensor { place: place(), what };
+    let fail = |what: String| ImportError::Tensor {
+        place: place(),
+        what,
+    };
     let number = message.int(tensor::DATA_TYPE).unwrap_or(0);
-    let dtype = types::dtype(number)
-        .ok_or_else(|| fail(format!("data_type {number} is no element type of ONNX 1.23")))?;
+    let dtype = types::dtype(number).ok_or_else(|| {
+        fail(format!(
+            "data_type {number} is no element type of ONNX 1.23"
+        ))
+    })?;
     let dims = message.ints(tensor::DIMS).into_iter().map(u64::try_from);
-    let dims: Vec<u64> =
-        dims.collect::<Result<_, _>>().map_err(|_| fail("a dimension is negative".into()))?;
+    let dims: Vec<u64> = dims
+        .collect::<Result<_, _>>()
+        .map_err(|_| fail("a dimension is negative".into()))?;
     let mut meta = generic::to_attrs(message, &MAPPED, origin.file);
     let own = message.text_or_empty(tensor::NAME);
     if own != name {
         meta.set("name", Attr::str(own));
     }
-    let weight = Weight { name, dtype, dims, storage: Storage::Absent, sha256: None, meta };
+    let weight = Weight {
+        name,
+        dtype,
+        dims,
+        storage: Storage::Absent,
+        sha256: None,
+        meta,
+    };
     let mut weight = with_data(weight, message, origin, place)?;
     let mut sources = Sources::new(Arc::clone(&origin.path));
     let rebuilt = to_message(&weight, &mut sources);
@@ -78,30 +92,50 @@ fn with_data(
     origin: &mut Origin<'_>,
     place: &dyn Fn() -> String,
 ) -> Result<Weight, ImportError> {
-    let fail = |what: String| ImportError::Tensor { place: place(), what };
-    let elements = weight.elements().ok_or_else(|| fail("its shape overflows".into()))?;
-    let external = ExternalData::of(message)
-        .map_err(|source| ImportError::External { place: place(), source })?;
+    let fail = |what: String| ImportError::Tensor {
+        place: place(),
+        what,
+    };
+    let elements = weight
+        .elements()
+        .ok_or_else(|| fail("its shape overflows".into()))?;
+    let external = ExternalData::of(message).map_err(|source| ImportError::External {
+        place: place(),
+        source,
+    })?;
     if weight.dtype == DType::String {
-        let strings: Vec<Vec<u8>> =
-            message.byte_strings(tensor::STRING_DATA).map(<[u8]>::to_vec).collect();
+        let strings: Vec<Vec<u8>> = message
+            .byte_strings(tensor::STRING_DATA)
+            .map(<[u8]>::to_vec)
+            .collect();
         if strings.len() as u64 != elements || external.is_some() {
-            return Err(fail(format!("{} strings for {elements} elements", strings.len())));
+            return Err(fail(format!(
+                "{} strings for {elements} elements",
+                strings.len()
+            )));
         }
         weight.meta.set("strings", Attr::Strs(strings));
         weight.storage = Storage::Inline(Vec::new());
         return Ok(weight);
     }
-    let needed =
-        weight.dtype.bytes_for(elements).ok_or_else(|| fail("its size overflows".into()))?;
+    let needed = weight
+        .dtype
+        .bytes_for(elements)
+        .ok_or_else(|| fail("its size overflows".into()))?;
     let wrong = |have: u64| {
-        fail(format!("{}{:?} needs {needed} bytes, has {have}", weight.dtype, weight.dims))
+        fail(format!(
+            "{}{:?} needs {needed} bytes, has {have}",
+            weight.dtype, weight.dims
+        ))
     };
     if let Some(external) = external {
         let size = (origin.external_size)(&external.location)?;
         external
             .check(needed, size)
-            .map_err(|source| ImportError::External { place: place(), source })?;
+            .map_err(|source| ImportError::External {
+                place: place(),
+                source,
+            })?;
         let len = external.length.unwrap_or(needed);
         if len != needed {
             return Err(wrong(len));
@@ -128,17 +162,24 @@ fn with_data(
         return Ok(weight);
     };
     let name = message.schema.field(field).map_or("", |spec| spec.name);
-    let storage = typed(message, field, weight.dtype, elements, origin)
-        .ok_or_else(|| fail(format!("{name} is broken or has another length than the shape")))?;
-    if let Storage::Inline(bytes) = &storage {
-        if bytes.len() as u64 != needed {
-            return Err(wrong(bytes.len() as u64));
-        }
+    let storage = typed(message, field, weight.dtype, elements, origin).ok_or_else(|| {
+        fail(format!(
+            "{name} is broken or has another length than the shape"
+        ))
+    })?;
+    if let Storage::Inline(bytes) = &storage
+        && bytes.len() as u64 != needed
+    {
+        return Err(wrong(bytes.len() as u64));
     }
-    if let Storage::File { len, encoding: Encoding::Raw, .. } = &storage {
-        if *len != needed {
-            return Err(wrong(*len));
-        }
+    if let Storage::File {
+        len,
+        encoding: Encoding::Raw,
+        ..
+    } = &storage
+        && *len != needed
+    {
+        return Err(wrong(*len));
     }
     weight.meta.set("field", Attr::str(name));
     weight.storage = storage;
@@ -146,7 +187,12 @@ fn with_data(
 }
 
 fn raw(path: Arc<str>, offset: u64, len: u64) -> Storage {
-    Storage::File { path, offset, len, encoding: Encoding::Raw }
+    Storage::File {
+        path,
+        offset,
+        len,
+        encoding: Encoding::Raw,
+    }
 }
 
 /// The typed field that holds elements of `dtype` (ONNX, `TensorProto`).
@@ -172,7 +218,8 @@ fn typed(
 ) -> Option<Storage> {
     let kind = message.schema.field(field)?.kind;
     let mut values = message.all(field);
-    if let (Some(Value::Packed(Blob::At { offset, len, .. })), None) = (values.next(), values.next())
+    if let (Some(Value::Packed(Blob::At { offset, len, .. })), None) =
+        (values.next(), values.next())
     {
         let path = Arc::clone(&origin.path);
         if !matches!(kind, Kind::Int) {
@@ -192,7 +239,9 @@ fn typed(
     }
     let bits = message.elements(field, origin.file)?;
     let width = element_width(kind, dtype);
-    let bytes = bits.iter().flat_map(|bits| bits.to_le_bytes().into_iter().take(width));
+    let bytes = bits
+        .iter()
+        .flat_map(|bits| bits.to_le_bytes().into_iter().take(width));
     Some(Storage::Inline(bytes.collect()))
 }
 
@@ -212,7 +261,11 @@ pub fn to_message(weight: &Weight, sources: &mut Sources) -> Message {
     let dims: Vec<i64> = weight.dims.iter().map(|&dim| dim as i64).collect();
     message.put_ints(tensor::DIMS, &dims);
     message.put_int(tensor::DATA_TYPE, i64::from(weight.dtype.onnx_number()));
-    let name = weight.meta.get("name").and_then(Attr::as_str).unwrap_or(&weight.name);
+    let name = weight
+        .meta
+        .get("name")
+        .and_then(Attr::as_str)
+        .unwrap_or(&weight.name);
     message.put_text_if(tensor::NAME, name);
     generic::put_attrs(&mut message, &without(&weight.meta, "name"));
     let external = weight.meta.get("external_data").is_some();
@@ -244,12 +297,20 @@ fn put_data(message: &mut Message, weight: &Weight, field: Option<&str>, sources
             }
             Blob::Owned(bytes.as_slice().into())
         }
-        Storage::File { path, offset, len, .. } => {
-            Blob::At { source: sources.index(path), offset: *offset, len: *len }
-        }
+        Storage::File {
+            path, offset, len, ..
+        } => Blob::At {
+            source: sources.index(path),
+            offset: *offset,
+            len: *len,
+        },
         Storage::Synthetic(_) | Storage::Absent => {
             let source = sources.generated(&weight.name);
-            Blob::At { source, offset: 0, len: weight.bytes() }
+            Blob::At {
+                source,
+                offset: 0,
+                len: weight.bytes(),
+            }
         }
     };
     match spec {
@@ -264,9 +325,16 @@ fn typed_bits(bytes: &[u8], kind: Kind, dtype: DType) -> Vec<u64> {
     bytes
         .chunks(width)
         .map(|chunk| {
-            let bits = chunk.iter().rev().fold(0u64, |bits, &byte| bits << 8 | u64::from(byte));
+            let bits = chunk
+                .iter()
+                .rev()
+                .fold(0u64, |bits, &byte| bits << 8 | u64::from(byte));
             let shift = 64 - 8 * width as u32;
-            if signed { ((bits << shift) as i64 >> shift) as u64 } else { bits }
+            if signed {
+                ((bits << shift) as i64 >> shift) as u64
+            } else {
+                bits
+            }
         })
         .collect()
 }

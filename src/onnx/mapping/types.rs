@@ -23,7 +23,9 @@ fn try_from_message(message: &Message) -> Option<Type> {
         return Some(Type::Sparse(tensor_from(tensor)?));
     }
     if let Some(inner) = message.message(type_proto::SEQUENCE_TYPE) {
-        return Some(Type::Seq(Box::new(try_from_message(inner.message(element_type::ELEM_TYPE)?)?)));
+        return Some(Type::Seq(Box::new(try_from_message(
+            inner.message(element_type::ELEM_TYPE)?,
+        )?)));
     }
     if let Some(inner) = message.message(type_proto::OPTIONAL_TYPE) {
         let element = try_from_message(inner.message(element_type::ELEM_TYPE)?)?;
@@ -36,7 +38,10 @@ fn try_from_message(message: &Message) -> Option<Type> {
     }
     let opaque = message.message(type_proto::OPAQUE_TYPE)?;
     let text = |number| opaque.text_or_empty(number).to_owned();
-    Some(Type::Opaque(text(opaque_type::DOMAIN), text(opaque_type::NAME)))
+    Some(Type::Opaque(
+        text(opaque_type::DOMAIN),
+        text(opaque_type::NAME),
+    ))
 }
 
 /// The element type that ONNX numbers `number`.
@@ -46,9 +51,9 @@ pub fn dtype(number: i64) -> Option<DType> {
 
 fn tensor_from(message: &Message) -> Option<TensorType> {
     let dtype = dtype(message.int(tensor_type::ELEM_TYPE)?)?;
-    let shape = message.message(tensor_type::SHAPE).map(|shape| {
-        shape.messages(shape::DIM).map(dim_from).collect()
-    });
+    let shape = message
+        .message(tensor_type::SHAPE)
+        .map(|shape| shape.messages(shape::DIM).map(dim_from).collect());
     Some(TensorType { dtype, shape })
 }
 
@@ -93,7 +98,9 @@ pub fn to_message(ty: &Type) -> Option<Message> {
         }
         Type::Opaque(domain, name) => {
             let mut opaque = Message::new(&schema::OPAQUE_TYPE);
-            opaque.put_text_if(opaque_type::DOMAIN, domain).put_text_if(opaque_type::NAME, name);
+            opaque
+                .put_text_if(opaque_type::DOMAIN, domain)
+                .put_text_if(opaque_type::NAME, name);
             message.put_message(type_proto::OPAQUE_TYPE, opaque)
         }
     };
@@ -110,7 +117,10 @@ fn element_to(inner: &Type) -> Message {
 
 fn tensor_to(tensor: &TensorType) -> Message {
     let mut message = Message::new(&schema::TENSOR_TYPE);
-    message.put_int(tensor_type::ELEM_TYPE, i64::from(tensor.dtype.onnx_number()));
+    message.put_int(
+        tensor_type::ELEM_TYPE,
+        i64::from(tensor.dtype.onnx_number()),
+    );
     if let Some(dims) = &tensor.shape {
         let mut shape = Message::new(&schema::SHAPE);
         for dim in dims {
@@ -133,7 +143,9 @@ fn tensor_to(tensor: &TensorType) -> Message {
 
 /// Type and metadata that a value info gives its value.
 pub fn from_value_info(message: &Message, file: &[u8]) -> (Type, Attrs) {
-    let ty = message.message(value_info::TYPE).map_or(Type::None, from_message);
+    let ty = message
+        .message(value_info::TYPE)
+        .map_or(Type::None, from_message);
     let mut meta = generic::to_attrs(message, &[value_info::NAME, value_info::TYPE], file);
     let rebuilt = to_value_info(message.text_or_empty(value_info::NAME), &ty, &meta);
     layout_of(&mut meta, message, &rebuilt, &[], file);
