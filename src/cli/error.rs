@@ -37,6 +37,8 @@ pub struct Failure {
     pub message: String,
     /// What to do about it; may be empty.
     pub help: String,
+    /// Whether the same module and arguments give it again, so that a reproducer is of use.
+    pub reproducible: bool,
 }
 
 impl Failure {
@@ -46,6 +48,7 @@ impl Failure {
             exit,
             message: message.into(),
             help: String::new(),
+            reproducible: false,
         }
     }
 
@@ -53,6 +56,13 @@ impl Failure {
     #[must_use]
     pub fn help(mut self, help: impl Into<String>) -> Self {
         self.help = help.into();
+        self
+    }
+
+    /// The same, marked as coming from a pass or a check of its result.
+    #[must_use]
+    pub fn reproducible(mut self) -> Self {
+        self.reproducible = true;
         self
     }
 

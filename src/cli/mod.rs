@@ -2,14 +2,24 @@
 
 pub mod args;
 mod argv;
+mod describe;
+mod dot;
 mod error;
 mod generate;
+mod inspect;
+pub mod load;
+mod opt;
+mod passes;
+pub mod prepare;
+mod reproducer;
 pub mod signal;
+mod table;
+mod target;
 
 pub use error::{Exit, Failure};
 
 use crate::pass::pipeline::error::nearest;
-use args::{Cli, Command};
+use args::{Cli, Command, OptArgs};
 use clap::Parser;
 use std::io::Write;
 use std::process::ExitCode;
@@ -29,18 +39,49 @@ pub fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Exit::Usage as u8));
         }
     };
+    reproducer::remember_panics();
+    // What a reproducer is written from, should this come to one.
+    let recorded = match &cli.command {
+        None => Some(cli.opt.clone()),
+        Some(Command::Opt(args)) => Some((**args).clone()),
+        _ => None,
+    };
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(cli)));
     let exit = match outcome {
         Ok(Ok(exit)) => exit,
-        Ok(Err(failure)) => {
-            if !failure.is_silent() {
-                let _ = writeln!(std::io::stderr().lock(), "error: {failure}");
-            }
-            failure.exit
-        }
-        Err(_) => Exit::Panic,
+        Ok(Err(failure)) => tell(&failure, recorded.as_ref()),
+        Err(_) => tell(&panicked(), recorded.as_ref()),
     };
     ExitCode::from(exit as u8)
+}
+
+/// Prints a failure, and where it can be reproduced writes how.
+fn tell(failure: &Failure, recorded: Option<&OptArgs>) -> Exit {
+    if failure.is_silent() {
+        return failure.exit;
+    }
+    let mut text = format!("error: {failure}");
+    if let Some(args) = recorded.filter(|_| failure.reproducible) {
+        match reproducer::write(args, &failure.message) {
+            Ok(path) => text.push_str(&format!(
+                "\n  reproduce: hlrc-opt run-reproducer {}",
+                path.display()
+            )),
+            Err(error) => text.push_str(&format!(
+                "\n  note: no reproducer could be written: {error}"
+            )),
+        }
+    }
+    // Without a stderr there is nobody to tell.
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+    failure.exit
+}
+
+fn panicked() -> Failure {
+    let said = reproducer::last_panic().unwrap_or_else(|| "no message".into());
+    Failure::new(Exit::Panic, format!("internal error: {said}"))
+        .help("this is a bug in hlrc-opt; please report it with the reproducer (RUST_BACKTRACE=1 shows more)")
+        .reproducible()
 }
 
 /// What a usage error most likely comes from, beyond what clap can know.
@@ -64,9 +105,14 @@ fn usage_hint(error: &clap::Error) -> Option<String> {
 
 fn run(cli: Cli) -> Result<Exit, Failure> {
     match cli.command {
+        None => opt::run(&cli.opt),
+        Some(Command::Opt(args)) => opt::run(&args),
+        Some(Command::Inspect(args)) => inspect::run(&args),
+        Some(Command::Passes(args)) => passes::run(&args),
+        Some(Command::RunReproducer(args)) => opt::rerun(&args),
         Some(Command::Completions(args)) => generate::completions(&args),
         Some(Command::Man(args)) => generate::man(&args),
-        _ => Err(Failure::new(Exit::Failure, "not wired up yet")),
+        Some(_) => Err(Failure::new(Exit::Failure, "not available in this build")),
     }
 }
 

@@ -33,6 +33,9 @@ mod unix {
 
     /// Installs the handlers.
     pub fn install() {
+        // Beyond a file size limit a write then fails like on a full disk, in place of ending the process.
+        // SAFETY: SIG_IGN is a valid disposition for SIGXFSZ.
+        unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
         for signal in [libc::SIGINT, libc::SIGTERM] {
             let handler: extern "C" fn(libc::c_int) = handle;
             // SAFETY: a zeroed sigaction with a valid handler and an empty mask is what the call expects;

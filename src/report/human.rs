@@ -50,6 +50,15 @@ pub fn duration(time: Duration) -> String {
     }
 }
 
+/// A count with its noun: `1 linear`, `4 linears`.
+pub fn plural(count: usize, one: &str) -> String {
+    if count == 1 {
+        format!("1 {one}")
+    } else {
+        format!("{count} {one}s")
+    }
+}
+
 /// A relative error: `0`, `0.031`, `4.1e-7`.
 pub fn error(value: f64) -> String {
     if value == 0.0 {

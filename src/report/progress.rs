@@ -224,18 +224,10 @@ impl Progress {
     }
 }
 
-fn plural(count: usize, one: &str) -> String {
-    if count == 1 {
-        format!("1 {one}")
-    } else {
-        format!("{count} {one}s")
-    }
-}
-
 fn closing(tensors: u64, time: Duration, rss: u64, summary: &Summary<'_>) -> String {
     let mut text = format!(
         "{} in {}",
-        plural(usize::try_from(tensors).unwrap_or(usize::MAX), "tensor"),
+        human::plural(usize::try_from(tensors).unwrap_or(usize::MAX), "tensor"),
         human::duration(time)
     );
     if rss > 0 {
@@ -243,8 +235,8 @@ fn closing(tensors: u64, time: Duration, rss: u64, summary: &Summary<'_>) -> Str
     }
     text.push_str(&format!(
         ", {}, {}",
-        plural(summary.fallbacks, "fallback"),
-        plural(summary.warnings, "warning")
+        human::plural(summary.fallbacks, "fallback"),
+        human::plural(summary.warnings, "warning")
     ));
     if let Some(report) = summary.report {
         text.push_str(&format!(" (see {report})"));

@@ -25,7 +25,10 @@ pub(super) fn is_word(c: char) -> bool {
 pub(super) fn is_value(c: char) -> bool {
     !c.is_whitespace()
         && !c.is_control()
-        && !matches!(c, ',' | '{' | '}' | '(' | ')' | '[' | ']' | '"' | '=')
+        && !matches!(
+            c,
+            ',' | '{' | '}' | '(' | ')' | '[' | ']' | '"' | '=' | '\\'
+        )
 }
 
 pub(super) fn is_bare_value(text: &str) -> bool {
@@ -150,6 +153,7 @@ pub(super) fn regex_before_body(text: &str) -> usize {
             '\\' => {
                 chars.next();
             }
+            '"' => skip_quoted(&mut chars),
             '(' | '{' | '[' => {
                 if depth == 0 && c == '(' {
                     group = Some(at);
@@ -162,6 +166,19 @@ pub(super) fn regex_before_body(text: &str) -> usize {
         }
     }
     group.unwrap_or(text.len())
+}
+
+/// Goes past quoted text whose opening quote was taken.
+fn skip_quoted(chars: &mut std::str::CharIndices<'_>) {
+    while let Some((_, c)) = chars.next() {
+        match c {
+            '\\' => {
+                chars.next();
+            }
+            '"' => return,
+            _ => {}
+        }
+    }
 }
 
 /// Length of the regex at the text's start, up to the first `=` that no bracket holds.

@@ -302,3 +302,24 @@ fn fits(value: &Value, member: &Value) -> bool {
     });
     typed && within
 }
+
+/// The call with every default of the schema written out, behind the options that were given.
+pub fn with_defaults(call: &PassCall, schema: &Value) -> PassCall {
+    let mut full = call.clone();
+    for option in option_docs(schema) {
+        if full.options.iter().any(|given| given.key == option.name) {
+            continue;
+        }
+        let value = match option.default {
+            Some(Value::String(text)) => text,
+            Some(value @ (Value::Bool(_) | Value::Number(_))) => value.to_string(),
+            _ => continue,
+        };
+        full.options.push(PassOption {
+            key: option.name,
+            value: Some(value),
+            span: call.span.clone(),
+        });
+    }
+    full
+}

@@ -15,6 +15,8 @@ pub enum SiteKind {
     Embedding,
     /// The projection onto the vocabulary.
     Head,
+    /// The router of a mixture; only scopes that give its name reach it.
+    Router,
 }
 
 /// What scopes are matched with: a site's name, layer and kinds.

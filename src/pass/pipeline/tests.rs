@@ -38,6 +38,7 @@ fn canonical_forms() {
         ("", ""),
         ("head()", "head()"),
         ("none", ""),
+        ("re:a(\"{\"()),re:\"]\"()", "re:a(\"{\"()),re:\"]\"()"),
         ("head(none),int4", "head(),int4"),
     ] {
         assert_eq!(canonical(text), expected, "{text}");

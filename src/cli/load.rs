@@ -1,0 +1,225 @@
+//! From a path to a module: tells formats apart and calls their importers.
+
+use super::{Exit, Failure, argv};
+use crate::ir::{Module, text, verify};
+use crate::pass::pipeline::error::nearest;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// Bytes of text IR that are read; a module of a thousand layers has a few million.
+const MAX_TEXT: u64 = 1 << 30;
+/// Name of the module inside an output folder.
+pub const MODULE_FILE: &str = "module.hlir";
+
+/// What a path holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// Text IR on standard input.
+    Stdin,
+    /// A file of text IR.
+    Text(PathBuf),
+    /// An ONNX file.
+    Onnx(PathBuf),
+    /// An output folder of an earlier run.
+    Output(PathBuf),
+    /// A safetensors file, its index, or a folder with either.
+    Checkpoint(PathBuf),
+}
+
+impl Source {
+    /// Tells what the path holds, by what it is and is called.
+    ///
+    /// # Errors
+    /// A [`Failure`] where there is nothing, or nothing known.
+    pub fn of(path: &Path) -> Result<Self, Failure> {
+        if path == Path::new("-") {
+            return Ok(Self::Stdin);
+        }
+        let meta = std::fs::metadata(path).map_err(|error| missing(path, &error))?;
+        let extension = path
+            .extension()
+            .and_then(|e| e.to_str())
+            .unwrap_or_default()
+            .to_ascii_lowercase();
+        if meta.is_dir() {
+            return match extension.as_str() {
+                "onnx" | "hlir" | "safetensors" => Err(Failure::new(
+                    Exit::Input,
+                    format!("{}: is a folder, not a file", path.display()),
+                )
+                .help("name the file inside it")),
+                _ if path.join(MODULE_FILE).is_file() || path.join("manifest.json").is_file() => {
+                    Ok(Self::Output(path.into()))
+                }
+                _ => Ok(Self::Checkpoint(path.into())),
+            };
+        }
+        match extension.as_str() {
+            "onnx" => Ok(Self::Onnx(path.into())),
+            "hlir" => Ok(Self::Text(path.into())),
+            "safetensors" | "json" => Ok(Self::Checkpoint(path.into())),
+            _ if begins_as_text(path) => Ok(Self::Text(path.into())),
+            _ => Err(Failure::new(Exit::Input, format!("{}: the format is not known by this name", path.display()))
+                .help("inputs are .onnx, .safetensors (or the .index.json of shards), .hlir, .hlrc folders, and Hugging Face folders")),
+        }
+    }
+
+    /// The name that outputs are called by: the file's or folder's stem.
+    pub fn stem(&self) -> String {
+        let path = match self {
+            Self::Stdin => return "stdin".into(),
+            Self::Text(path) | Self::Onnx(path) | Self::Output(path) | Self::Checkpoint(path) => {
+                path
+            }
+        };
+        // A relative folder such as `.` has no name of its own.
+        let named = if path.file_name().is_some() {
+            path.clone()
+        } else {
+            path.canonicalize().unwrap_or_default()
+        };
+        let name = named
+            .file_name()
+            .map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        let known = [
+            ".onnx",
+            ".hlir",
+            ".hlrc",
+            ".safetensors.index.json",
+            ".safetensors",
+        ];
+        let stem = known
+            .iter()
+            .find_map(|end| name.strip_suffix(end))
+            .unwrap_or(&name);
+        if stem.is_empty() {
+            "model".into()
+        } else {
+            stem.into()
+        }
+    }
+}
+
+fn missing(path: &Path, error: &std::io::Error) -> Failure {
+    let failure = Failure::read(path, error);
+    match path.to_str().and_then(|name| nearest(name, argv::COMMANDS)) {
+        Some(command) => failure.help(format!("if you meant the command: hlrc-opt {command}")),
+        None => failure,
+    }
+}
+
+fn begins_as_text(path: &Path) -> bool {
+    let mut start = [0; 5];
+    std::fs::File::open(path)
+        .and_then(|mut file| file.read_exact(&mut start))
+        .is_ok()
+        && &start == b"hlir "
+}
+
+/// Imports a model; weights' data stay where they are.
+///
+/// # Errors
+/// A [`Failure`] with the place in the file, exit code 3.
+pub fn model(path: &Path) -> Result<Module, Failure> {
+    source(&Source::of(path)?)
+}
+
+/// Imports from a source that is known already.
+///
+/// # Errors
+/// As [`model`].
+pub fn source(source: &Source) -> Result<Module, Failure> {
+    let module = match source {
+        Source::Stdin => {
+            let mut content = Vec::new();
+            let read = std::io::stdin()
+                .lock()
+                .take(MAX_TEXT)
+                .read_to_end(&mut content);
+            read.map_err(|error| Failure::read(Path::new("<stdin>"), &error))?;
+            parse(&content, Path::new("<stdin>"), Path::new("."))?
+        }
+        Source::Text(path) => text_file(path)?,
+        Source::Output(dir) => text_file(&dir.join(MODULE_FILE))?,
+        Source::Onnx(path) | Source::Checkpoint(path) => {
+            return Err(Failure::new(
+                Exit::Input,
+                format!("{}: no importer yet", path.display()),
+            ));
+        }
+    };
+    verify::verify(&module)
+        .map_err(|error| Failure::new(Exit::Input, format!("{}: {error}", describe(source))))?;
+    Ok(module)
+}
+
+/// The source in messages.
+pub fn describe(source: &Source) -> String {
+    match source {
+        Source::Stdin => "<stdin>".into(),
+        Source::Text(path)
+        | Source::Onnx(path)
+        | Source::Output(path)
+        | Source::Checkpoint(path) => path.display().to_string(),
+    }
+}
+
+fn text_file(path: &Path) -> Result<Module, Failure> {
+    let file = std::fs::File::open(path).map_err(|error| Failure::read(path, &error))?;
+    let mut content = Vec::new();
+    file.take(MAX_TEXT)
+        .read_to_end(&mut content)
+        .map_err(|error| Failure::read(path, &error))?;
+    let base = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    parse(&content, path, base)
+}
+
+fn parse(content: &[u8], path: &Path, base: &Path) -> Result<Module, Failure> {
+    let shown = path.display();
+    let content = std::str::from_utf8(content).map_err(|error| {
+        Failure::new(
+            Exit::Input,
+            format!(
+                "{shown}: is no text: byte {} is not UTF-8",
+                error.valid_up_to()
+            ),
+        )
+        .help("text IR begins with `hlir 1`")
+    })?;
+    let mut module = text::parse(content).map_err(|error| {
+        Failure::new(Exit::Input, format!("{shown}:{error}"))
+            .help("docs/ir.md has the grammar of text IR")
+    })?;
+    module.base_dir = base.to_path_buf();
+    Ok(module)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stems() {
+        for (path, stem) in [
+            ("a/model.onnx", "model"),
+            ("a/llama", "llama"),
+            ("model.safetensors.index.json", "model"),
+            ("x.hlrc", "x"),
+            ("x.hlrc/", "x"),
+        ] {
+            assert_eq!(Source::Checkpoint(path.into()).stem(), stem);
+        }
+        assert_eq!(Source::Stdin.stem(), "stdin");
+        assert!(!Source::Checkpoint(".".into()).stem().is_empty());
+    }
+
+    #[test]
+    fn what_is_not_there_is_a_failure() {
+        let failure = Source::of(Path::new("inspct")).expect_err("no such file");
+        assert_eq!(failure.exit, Exit::Input);
+        assert!(failure.help.contains("inspect"));
+    }
+}

@@ -1,0 +1,136 @@
+//! From `-p` and `-t` to a pipeline that is known to make sense, before any model is opened.
+
+use super::args::OptArgs;
+use super::{Exit, Failure};
+use crate::pass::pipeline::error::did_you_mean;
+use crate::pass::pipeline::{
+    Item, Override, PassCall, Pipeline, SyntaxError, check_options, options, preset,
+};
+use crate::pass::registry::{find, passes};
+
+/// A pipeline and its overrides, presets expanded, every pass and option known.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Prepared {
+    /// The pipeline.
+    pub pipeline: Pipeline,
+    /// The overrides, in the order given.
+    pub overrides: Vec<Override>,
+}
+
+impl Prepared {
+    /// Every pass named, overrides included.
+    pub fn calls(&self) -> Vec<&PassCall> {
+        let bodies = self.overrides.iter().map(|one| &one.body);
+        std::iter::once(&self.pipeline)
+            .chain(bodies)
+            .flat_map(|pipeline| pipeline.calls())
+            .collect()
+    }
+
+    /// The canonical form with every default spelled out, one override to a line.
+    pub fn spelled_out(&self) -> String {
+        let mut out = format!("{}\n", with_defaults(&self.pipeline));
+        for one in &self.overrides {
+            let full = Override {
+                body: with_defaults(&one.body),
+                ..one.clone()
+            };
+            out.push_str(&format!("-t {full}\n"));
+        }
+        out
+    }
+}
+
+/// Parses and checks the pipeline and overrides of a command line.
+///
+/// # Errors
+/// A [`Failure`], exit code 2, that shows the place.
+pub fn prepare(args: &OptArgs) -> Result<Prepared, Failure> {
+    let pipeline = preset::expand(&Pipeline::parse(&args.pipeline)?)?;
+    let parse = |text: &String| Override::parse(text).and_then(|one| preset::expand_override(&one));
+    let overrides = args
+        .overrides
+        .iter()
+        .map(parse)
+        .collect::<Result<Vec<_>, _>>();
+    let overrides = overrides.map_err(|error| in_option("-t", &error))?;
+    let prepared = Prepared {
+        pipeline,
+        overrides,
+    };
+    for call in prepared.calls() {
+        check(call).map_err(|error| in_option("-p", &error))?;
+    }
+    if let Some(pass) = &args.stop_after {
+        stop_is_named(&prepared, pass)?;
+    }
+    if let Some(filter) = &args.debug.remarks_filter {
+        regex::Regex::new(filter).map_err(|error| {
+            Failure::new(
+                Exit::Usage,
+                format!("--remarks-filter `{filter}` is no regular expression: {error}"),
+            )
+            .help("escape brackets that are meant literally")
+        })?;
+    }
+    Ok(prepared)
+}
+
+fn in_option(option: &str, error: &SyntaxError) -> Failure {
+    Failure::new(Exit::Usage, format!("in {option}: {error}"))
+}
+
+/// Checks that a call names a pass and gives it options that it takes.
+///
+/// # Errors
+/// A [`SyntaxError`] at the name or the option.
+pub fn check(call: &PassCall) -> Result<(), SyntaxError> {
+    let Some(entry) = find(&call.name) else {
+        let all = passes();
+        let names: Vec<&str> = all.iter().map(|entry| entry.name).collect();
+        return Err(call.span.error(
+            format!("there is no pass `{}`", call.name),
+            did_you_mean(&call.name, "passes", &names),
+        ));
+    };
+    check_options(call, &(entry.schema)())?;
+    // What a schema can't say (a rank and an energy at once, …) the pass itself refuses.
+    match (entry.build)(call.options_json()) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(call.span.error(
+            format!("`{}`: {error}", call.name),
+            format!("`hlrc-opt passes {}` describes its options", call.name),
+        )),
+    }
+}
+
+fn stop_is_named(prepared: &Prepared, pass: &str) -> Result<(), Failure> {
+    let calls = prepared.calls();
+    let names: Vec<&str> = calls.iter().map(|call| call.name.as_str()).collect();
+    if names.contains(&pass) {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Exit::Usage,
+        format!("--stop-after: the pipeline has no pass `{pass}`"),
+    )
+    .help(did_you_mean(pass, "its passes", &names)))
+}
+
+fn with_defaults(pipeline: &Pipeline) -> Pipeline {
+    let full = |item: &Item| match item {
+        Item::Pass(call) => Item::Pass(match find(&call.name) {
+            Some(entry) => options::with_defaults(call, &(entry.schema)()),
+            None => call.clone(),
+        }),
+        Item::Scope { scope, body, span } => Item::Scope {
+            scope: scope.clone(),
+            body: with_defaults(body),
+            span: span.clone(),
+        },
+        Item::Preset { .. } => item.clone(),
+    };
+    Pipeline {
+        items: pipeline.items.iter().map(full).collect(),
+    }
+}

@@ -1,0 +1,154 @@
+//! Where a result goes: checked before the work begins, so that hours are not lost to a path.
+
+use super::args::OptArgs;
+use super::{Exit, Failure, load};
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+
+/// Where a result goes, and as what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// Text IR on stdout.
+    Stdout,
+    /// A file of text IR.
+    Text(PathBuf),
+    /// An ONNX file, with its external data beside it where it is large.
+    Onnx(PathBuf),
+    /// An ONNX model on stdout.
+    OnnxStdout,
+    /// An output folder.
+    Folder(PathBuf),
+}
+
+impl Target {
+    /// What the arguments say, with the default for what they don't.
+    ///
+    /// # Errors
+    /// A [`Failure`] where nothing may or can be written there.
+    pub fn of(args: &OptArgs, source: &load::Source) -> Result<Self, Failure> {
+        let target = match (&args.output, args.text) {
+            (None, true) => Self::Stdout,
+            (None, false) => Self::Folder(PathBuf::from(format!("{}.hlrc", source.stem()))),
+            (Some(path), text) if path == Path::new("-") => Self::stdout(text, source)?,
+            (Some(path), true) => Self::Text(path.clone()),
+            (Some(path), false) => Self::by_name(path)?,
+        };
+        if !args.dry_run {
+            target.check(args, source)?;
+        }
+        Ok(target)
+    }
+
+    fn stdout(text: bool, source: &load::Source) -> Result<Self, Failure> {
+        if text || !matches!(source, load::Source::Onnx(_)) {
+            return Ok(Self::Stdout);
+        }
+        if std::io::stdout().is_terminal() {
+            return Err(Failure::new(
+                Exit::Usage,
+                "stdout is a terminal, and an ONNX model is binary",
+            )
+            .help("redirect it (> model.onnx), name a file with -o, or print text IR with -S"));
+        }
+        Ok(Self::OnnxStdout)
+    }
+
+    fn by_name(path: &Path) -> Result<Self, Failure> {
+        let extension = path
+            .extension()
+            .and_then(|e| e.to_str())
+            .unwrap_or_default()
+            .to_ascii_lowercase();
+        match extension.as_str() {
+            "onnx" => Ok(Self::Onnx(path.into())),
+            "hlir" => Ok(Self::Text(path.into())),
+            "gguf" | "safetensors" | "pt" | "bin" | "json" => Err(Failure::new(
+                Exit::Usage,
+                format!("{}: .{extension} files can't be written", path.display()),
+            )
+            .help("outputs are folders (NAME.hlrc), .onnx and .hlir files")),
+            _ => Ok(Self::Folder(path.into())),
+        }
+    }
+
+    /// The path, where there is one.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Stdout | Self::OnnxStdout => None,
+            Self::Text(path) | Self::Onnx(path) | Self::Folder(path) => Some(path),
+        }
+    }
+
+    fn check(&self, args: &OptArgs, source: &load::Source) -> Result<(), Failure> {
+        let Some(path) = self.path() else {
+            return Ok(());
+        };
+        let shown = path.display();
+        if is_same(path, source) {
+            return Err(
+                Failure::new(Exit::Failure, format!("{shown}: is the input itself")).help(
+                    "name another output with -o; the input is read while the output is written",
+                ),
+            );
+        }
+        let parent = path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        if !parent.is_dir() {
+            let what = if parent.exists() {
+                "is not a folder"
+            } else {
+                "does not exist"
+            };
+            return Err(Failure::new(
+                Exit::Failure,
+                format!("{shown}: the folder {} {what}", parent.display()),
+            )
+            .help("create it first, or choose another place with -o"));
+        }
+        // A device or a pipe is written to, not replaced.
+        let occupied = path.symlink_metadata().is_ok()
+            && (path.is_dir() || path.is_file() || path.is_symlink());
+        if occupied && !is_device(path) && !args.force && !args.resume {
+            return Err(
+                Failure::new(Exit::Failure, format!("{shown}: is there already"))
+                    .help("--force replaces it, -o chooses another place"),
+            );
+        }
+        if matches!(self, Self::Folder(_)) && occupied && !path.is_dir() {
+            return Err(Failure::new(
+                Exit::Failure,
+                format!("{shown}: is a file, and the output is a folder"),
+            )
+            .help("choose another place with -o"));
+        }
+        if !matches!(self, Self::Folder(_)) && path.is_dir() {
+            return Err(Failure::new(
+                Exit::Failure,
+                format!("{shown}: is a folder, and the output is a file"),
+            )
+            .help("choose another place with -o"));
+        }
+        Ok(())
+    }
+}
+
+fn is_device(path: &Path) -> bool {
+    path.metadata()
+        .is_ok_and(|meta| !meta.is_file() && !meta.is_dir())
+}
+
+fn is_same(path: &Path, source: &load::Source) -> bool {
+    let input = match source {
+        load::Source::Stdin => return false,
+        load::Source::Text(p)
+        | load::Source::Onnx(p)
+        | load::Source::Output(p)
+        | load::Source::Checkpoint(p) => p,
+    };
+    match (path.canonicalize(), input.canonicalize()) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => false,
+    }
+}
