@@ -8,4 +8,5 @@ pub mod pass;
 #[path = "../passes/mod.rs"]
 pub mod passes;
 pub mod report;
+pub mod store;
 pub mod weights;

@@ -379,6 +379,25 @@ impl OpKind {
 }
 
 impl Op {
+    /// Every weight that the op refers to: operands, terms, bias, attributes, metadata.
+    pub fn weights(&self) -> Vec<WeightId> {
+        let operand = |o: &Operand| match o {
+            Operand::Weight(id) => Some(*id),
+            _ => None,
+        };
+        let mut found: Vec<WeightId> = self.inputs.iter().filter_map(operand).collect();
+        if let Some(matrix) = self.kind.matrix() {
+            found.extend(matrix.terms.iter().flat_map(super::Term::weights));
+        }
+        match &self.kind {
+            OpKind::Linear(linear) => found.extend(linear.bias),
+            OpKind::Onnx(onnx) => found.extend(onnx.attrs.weights()),
+            _ => {}
+        }
+        found.extend(self.meta.weights());
+        found
+    }
+
     /// An op with one result and no name.
     pub fn new(kind: OpKind, inputs: Vec<Operand>, result: ValueId) -> Self {
         Self {

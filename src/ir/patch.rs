@@ -3,7 +3,7 @@
 //! A patch is a list of edits with the name of the rule that made it. It is applied to a copy, the
 //! copy is verified, and only then does it take the module's place; so a bad patch changes nothing.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::verify::{Violations, verify};
 use super::{Graph, Module, Op, OpId, OpRef, Region, Type, Value, ValueId, Weight, WeightId};
@@ -167,9 +167,54 @@ fn placeholder() -> Op {
     )
 }
 
+/// Takes those of `candidates` out of the module that nothing refers to any more; ids change.
+pub fn without_weights(module: &mut Module, candidates: &[WeightId]) {
+    let mut used = vec![false; module.weights.len()];
+    let mut mark = |id: WeightId| {
+        if let Some(slot) = used.get_mut(id.index()) {
+            *slot = true;
+        }
+    };
+    for at in module.walk() {
+        let Some(op) = module.op(at) else { continue };
+        op.weights().into_iter().for_each(&mut mark);
+    }
+    for graph in &module.graphs {
+        let ops = graph.walk();
+        let inner = ops.iter().filter_map(|&op| graph.op(op));
+        let regions = inner.flat_map(|op| op.kind.regions());
+        for region in std::iter::once(&graph.body).chain(regions) {
+            region.meta.weights().into_iter().for_each(&mut mark);
+            for output in &region.outputs {
+                if let super::Operand::Weight(id) = output {
+                    mark(*id);
+                }
+            }
+        }
+    }
+    let dead = |id: &WeightId| candidates.contains(id) && !used[id.index()];
+    let dead: HashSet<WeightId> = candidates.iter().copied().filter(dead).collect();
+    if dead.is_empty() {
+        return;
+    }
+    for graph in &mut module.graphs {
+        graph.body.weights.retain(|w| !dead.contains(w));
+        for op in &mut graph.ops {
+            for region in op.kind.regions_mut() {
+                region.weights.retain(|w| !dead.contains(w));
+            }
+        }
+    }
+    *module = normalize_without(module, &dead);
+}
+
 /// Drops what nothing refers to and numbers the rest in the order of the text, so that
 /// `parse(print(m)) == m`.
 pub fn normalize(module: &Module) -> Module {
+    normalize_without(module, &HashSet::new())
+}
+
+fn normalize_without(module: &Module, dead: &HashSet<WeightId>) -> Module {
     let mut n = Normalizer {
         old: module,
         weights: HashMap::new(),
@@ -180,8 +225,9 @@ pub fn normalize(module: &Module) -> Module {
         },
     };
     let owned = n.owned();
-    for index in (0..module.weights.len()).filter(|i| !owned[*i]) {
-        n.weight(WeightId::new(index));
+    let free = (0..module.weights.len()).filter(|i| !owned[*i]);
+    for id in free.map(WeightId::new).filter(|id| !dead.contains(id)) {
+        n.weight(id);
     }
     for graph in &module.graphs {
         let mut g = GraphNormalizer {

@@ -90,14 +90,26 @@ fn make_unique(sites: &mut [Site]) {
     }
 }
 
-/// The number behind the first `layers`, `layer`, `blocks`, `block`, `blk` or `h` in the name.
-fn layer_of(name: &str) -> Option<u32> {
-    let parts: Vec<&str> = name.split(['.', '/', '_', ':']).collect();
-    let marks = ["layers", "layer", "blocks", "block", "blk", "h"];
-    parts.windows(2).find_map(|pair| match pair {
-        [mark, number] if marks.contains(mark) => number.parse().ok(),
+/// The layer number in a tensor's name, if it has one.
+///
+/// It is the number after `layers`, `layer`, `h`, `blocks`, `block` or `blk` (`model.layers.3.…`,
+/// `/encoder/layer.3/…`), else the first component that is a number by itself.
+pub fn layer_of(name: &str) -> Option<u32> {
+    let parts: Vec<&str> = name.split(['.', '/', ':', '_']).collect();
+    let marks = ["layers", "layer", "h", "blocks", "block", "blk"];
+    let marked = parts.windows(2).find_map(|pair| match pair {
+        [mark, number] if marks.contains(mark) => digits(number),
         _ => None,
-    })
+    });
+    marked.or_else(|| name.split(['.', '/']).find_map(digits))
+}
+
+fn digits(text: &str) -> Option<u32> {
+    if text.bytes().all(|b| b.is_ascii_digit()) {
+        text.parse().ok()
+    } else {
+        None
+    }
 }
 
 impl Site {

@@ -8,6 +8,7 @@
 //! [`registry`] knows all passes, [`pipeline`] reads `-p`, [`manager`] runs them: scopes, order,
 //! threads, memory, verification, remarks, timing, resume.
 
+pub mod manager;
 pub mod pipeline;
 pub mod registry;
 pub mod remark;
@@ -45,6 +46,8 @@ pub enum Access {
 pub enum Residual {
     /// It is dropped: nothing of it is stored.
     Drop,
+    /// It is dropped at once, even where a later pass would take it up.
+    DropNow,
     /// It is stored as a dense term.
     Keep,
 }

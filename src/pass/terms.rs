@@ -121,6 +121,42 @@ impl TermData {
         }
     }
 
+    /// The term as the IR will have it, its weights not yet known: for counting what it costs.
+    pub fn outline(&self) -> Term {
+        let none = WeightId::new(0);
+        let factor = |format| FactorRef {
+            format,
+            data: none,
+            scales: None,
+        };
+        match self {
+            TermData::Dense { .. } => Term::Dense(WeightView::whole(none)),
+            TermData::Quant(q) => Term::Quant(QuantTerm {
+                codes: none,
+                scales: none,
+                zeros: None,
+                scheme: q.scheme,
+                group: q.group,
+            }),
+            TermData::LowRank(l) => Term::LowRank(LowRankTerm {
+                blocks: l.blocks.clone(),
+                u: factor(l.u.format()),
+                v: factor(l.v.format()),
+            }),
+            TermData::Sparse(Sparse::Csr { values, .. }) => Term::Sparse(SparseTerm {
+                values: none,
+                columns: none,
+                offsets: none,
+                nnz: values.len() as u64,
+            }),
+            TermData::Sparse(Sparse::Columns { columns, .. }) => Term::Columns(ColumnsTerm {
+                columns: none,
+                values: none,
+                count: columns.len() as u64,
+            }),
+        }
+    }
+
     /// Puts row tiles of one term together.
     ///
     /// # Errors
@@ -300,6 +336,20 @@ fn sparse_parts(s: Sparse) -> (TermSpec, Vec<TensorData>) {
 }
 
 impl TermSpec {
+    /// How many tensors the term is stored in.
+    pub fn tensors(&self) -> usize {
+        match self {
+            TermSpec::Dense => 1,
+            TermSpec::Quant { zeros, .. } => 2 + usize::from(*zeros),
+            TermSpec::LowRank { format, .. } => match format_named(format) {
+                Some(f) if f.scheme().is_some() => 4,
+                _ => 2,
+            },
+            TermSpec::Sparse { .. } => 3,
+            TermSpec::Columns { .. } => 2,
+        }
+    }
+
     /// The IR's term, its tensors being `weights` in the order of [`TermData::into_parts`].
     ///
     /// # Errors

@@ -3,3 +3,6 @@
 pub mod human;
 pub mod progress;
 pub mod resources;
+mod sites;
+
+pub use sites::{Path, SiteReport, StepReport, term_cost, terms_cost};

@@ -4,20 +4,8 @@ use super::error::nearest;
 use super::lex::keyword_hint;
 use super::{Item, LayerRange, Override, PassCall, Pipeline, Scope, SyntaxError, preset};
 
-/// What a weight that passes work on is to the model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SiteKind {
-    /// A linear of the model's body.
-    Linear,
-    /// A linear of an expert in a mixture.
-    Expert,
-    /// An embedding table.
-    Embedding,
-    /// The projection onto the vocabulary.
-    Head,
-    /// The router of a mixture; only scopes that give its name reach it.
-    Router,
-}
+pub use crate::ir::Role as SiteKind;
+pub use crate::ir::site::layer_of;
 
 /// What scopes are matched with: a site's name, layer and kinds.
 #[derive(Debug, Clone, Copy)]
@@ -47,28 +35,6 @@ impl<'a> Site<'a> {
     }
 }
 
-/// The layer number in a tensor's name, if it has one.
-///
-/// It is the number after `layers`, `layer`, `h`, `blocks`, `block` or `blk` (`model.layers.3.…`,
-/// `/encoder/layer.3/…`), else the first component that is a number by itself.
-pub fn layer_of(name: &str) -> Option<u32> {
-    let parts: Vec<&str> = name.split(['.', '/', ':', '_']).collect();
-    let marks = ["layers", "layer", "h", "blocks", "block", "blk"];
-    let marked = parts.windows(2).find_map(|pair| match pair {
-        [mark, number] if marks.contains(mark) => digits(number),
-        _ => None,
-    });
-    marked.or_else(|| name.split(['.', '/']).find_map(digits))
-}
-
-fn digits(text: &str) -> Option<u32> {
-    if text.bytes().all(|b| b.is_ascii_digit()) {
-        text.parse().ok()
-    } else {
-        None
-    }
-}
-
 /// One pass of the flattened pipeline.
 #[derive(Debug, Clone)]
 pub struct Step {
@@ -78,6 +44,18 @@ pub struct Step {
     guards: Vec<usize>,
     /// The override it comes from; none for the main pipeline.
     from: Option<usize>,
+}
+
+impl Step {
+    /// Whether it stands in a scope.
+    pub fn is_scoped(&self) -> bool {
+        !self.guards.is_empty()
+    }
+
+    /// Whether it comes from an override.
+    pub fn is_override(&self) -> bool {
+        self.from.is_some()
+    }
 }
 
 /// A pipeline made ready to be asked what applies where.

@@ -1,0 +1,132 @@
+//! How much memory and disk a run will take, from shapes alone.
+
+use crate::ir::Module;
+use crate::ir::site::Site;
+use crate::pass::{Access, Pass};
+use crate::weights::DType;
+
+use super::schedule::Schedule;
+
+/// Entries per row tile: 1 MiB of f32, which stays in a core's second-level cache.
+const TILE_ENTRIES: u64 = 256 * 1024;
+/// Entries per row tile of a transposed matrix: each tile touches every page of it.
+const TRANSPOSED_TILE_ENTRIES: u64 = 16 * 1024 * 1024;
+/// Finished terms that may wait to be written, bytes.
+pub(super) const PENDING_BYTES: u64 = 192 << 20;
+/// Code, tables and the allocator's slack, bytes.
+const BASE_BYTES: u64 = 96 << 20;
+
+/// How one site is worked on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Rows.
+    pub rows: u64,
+    /// Columns.
+    pub cols: u64,
+    /// Rows per unit of work: all of them unless every pass takes rows by themselves.
+    pub unit_rows: u64,
+    /// Working memory of one unit, mapped source pages included, bytes.
+    pub unit_bytes: u64,
+    /// Upper bound of the finished terms, bytes.
+    pub term_bytes: u64,
+}
+
+/// What a run will take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Estimate {
+    /// Peak resident memory, bytes, upper bound.
+    pub peak_memory_bytes: u64,
+    /// Upper bound of the rewritten terms, bytes.
+    pub term_bytes: u64,
+    /// Units that may be worked on at once.
+    pub workers: usize,
+}
+
+/// How a site is worked on by these steps.
+pub(super) fn shape_of(
+    schedule: &Schedule,
+    steps: &[usize],
+    site: &Site,
+    dtype: DType,
+    transposed: bool,
+) -> Shape {
+    let (rows, cols) = (site.rows, site.cols);
+    let passes = steps.iter().filter_map(|&s| match &schedule.steps[s].pass {
+        Pass::Matrix(pass) => Some(pass),
+        Pass::Module(_) => None,
+    });
+    let mut whole = false;
+    let (mut workspace, mut terms) = (0u64, 0u64);
+    let entries = rows.saturating_mul(cols);
+    let tile = if transposed {
+        TRANSPOSED_TILE_ENTRIES
+    } else {
+        TILE_ENTRIES
+    };
+    let tile_rows = (tile / cols.max(1)).max(16).div_ceil(16) * 16;
+    for pass in passes.clone() {
+        whole |= pass.access() == Access::Whole;
+        terms = terms.saturating_add(pass.term_bytes(rows, cols));
+    }
+    let unit_rows = if whole { rows } else { tile_rows.min(rows) };
+    for pass in passes {
+        workspace = workspace.max(pass.workspace_bytes(unit_rows, cols));
+    }
+    if steps.last().is_some_and(|&s| schedule.keeps_residual(s)) {
+        terms = terms.saturating_add(dtype.bytes_for(entries).unwrap_or(0));
+    }
+    let unit_entries = unit_rows.saturating_mul(cols);
+    let source = if transposed { entries } else { unit_entries };
+    let mapped = dtype.bytes_for(source).unwrap_or(0);
+    let term_share = (terms as u128 * unit_rows as u128 / rows.max(1) as u128) as u64;
+    let unit_bytes = unit_entries
+        .saturating_mul(4)
+        .saturating_add(workspace)
+        .saturating_add(mapped)
+        .saturating_add(term_share);
+    Shape {
+        rows,
+        cols,
+        unit_rows,
+        unit_bytes,
+        term_bytes: terms,
+    }
+}
+
+/// Peak memory of a run with so many workers; with a limit, the most workers that stay within it.
+pub(super) fn estimate(
+    module: &Module,
+    shapes: &[Shape],
+    threads: usize,
+    limit: Option<u64>,
+) -> Estimate {
+    let term_bytes = shapes.iter().map(|s| s.term_bytes).sum();
+    // Names, ops and values of large modules are kept in memory all the time.
+    let module_bytes = 1024 * (module.weights.len() as u64)
+        + module
+            .graphs
+            .iter()
+            .map(|g| 2048 * g.ops.len() as u64)
+            .sum::<u64>();
+    let mut units: Vec<u64> = shapes.iter().map(|s| s.unit_bytes).collect();
+    units.sort_unstable_by(|a, b| b.cmp(a));
+    let largest_terms = shapes.iter().map(|s| s.term_bytes).max().unwrap_or(0);
+    let pending = largest_terms
+        .max(PENDING_BYTES.min(term_bytes))
+        .saturating_mul(2);
+    let fixed = BASE_BYTES
+        .saturating_add(module_bytes)
+        .saturating_add(pending);
+    // Tiles of one site can fill every worker, so the largest unit counts for each.
+    let peak = |workers: usize| {
+        let largest = units.first().copied().unwrap_or(0);
+        fixed.saturating_add(largest.saturating_mul(workers as u64))
+    };
+    let fits = |workers: &usize| limit.is_none_or(|limit| peak(*workers) <= limit);
+    let workers = (1..=threads.max(1)).rev().find(fits).unwrap_or(0);
+    Estimate {
+        peak_memory_bytes: peak(workers.max(1)),
+        term_bytes,
+        workers,
+    }
+}

@@ -1,0 +1,222 @@
+//! From a pipeline to stages: which pass with which options, in which order, on which sites.
+
+use serde_json::Value;
+
+use crate::ir::site::Site;
+use crate::pass::pipeline::{
+    Override, PassCall, Pipeline, Program, Site as Selected, SyntaxError, check_options,
+    options_json,
+};
+use crate::pass::{Pass, PassEntry, PassError, Residual, registry};
+
+/// A pass of the pipeline, built.
+pub struct Scheduled {
+    /// Its name.
+    pub name: &'static str,
+    /// The pass with its options.
+    pub pass: Pass,
+}
+
+/// Consecutive passes that run together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Matrix passes, matrix by matrix; indices of steps.
+    Matrices(Vec<usize>),
+    /// One module pass; index of its step.
+    Module(usize),
+}
+
+/// A pipeline, checked and built.
+pub struct Schedule {
+    program: Program,
+    /// One per step of the program.
+    pub steps: Vec<Scheduled>,
+    /// The order of work.
+    pub stages: Vec<Stage>,
+}
+
+/// Why a pipeline cannot be run.
+#[derive(Debug, thiserror::Error)]
+pub enum ScheduleError {
+    /// Unknown passes or options, scopes that match nothing.
+    #[error(transparent)]
+    Syntax(#[from] SyntaxError),
+    /// A pass refuses its options.
+    #[error("pass {pass}: {error}")]
+    Options {
+        /// The pass.
+        pass: String,
+        /// Why.
+        error: PassError,
+    },
+    /// `--stop-after` names a pass that is not in the pipeline.
+    #[error("--stop-after={0}: the pipeline has no such pass; it has {1}")]
+    StopAfter(String, String),
+    /// A module pass stands in a scope.
+    #[error("pass {0} works on the whole module and cannot stand in a scope; move it out")]
+    Scoped(String),
+}
+
+impl Schedule {
+    /// Checks and builds a pipeline.
+    ///
+    /// # Errors
+    /// Everything that can be said without a module: names, options, structure.
+    pub fn new(
+        pipeline: &Pipeline,
+        overrides: &[Override],
+        stop_after: Option<&str>,
+    ) -> Result<Self, ScheduleError> {
+        let program = Program::new(pipeline, overrides)?;
+        let mut steps = Vec::new();
+        for step in program.steps() {
+            let (entry, pass) = build(&step.call)?;
+            if matches!(pass, Pass::Module(_)) && (step.is_scoped() || step.is_override()) {
+                return Err(ScheduleError::Scoped(entry.name.to_string()));
+            }
+            steps.push(Scheduled {
+                name: entry.name,
+                pass,
+            });
+        }
+        let main = program.steps().iter().filter(|s| !s.is_override()).count();
+        let mut end = main;
+        if let Some(stop) = stop_after {
+            let found = steps[..main].iter().position(|s| s.name == stop);
+            let names = || steps.iter().map(|s| s.name).collect::<Vec<_>>().join(", ");
+            end = found.ok_or_else(|| ScheduleError::StopAfter(stop.to_string(), names()))? + 1;
+        }
+        let stages = stages(&steps, end, main);
+        Ok(Self {
+            program,
+            steps,
+            stages,
+        })
+    }
+
+    /// Whether any matrix pass runs.
+    pub fn has_matrix_passes(&self) -> bool {
+        let matrices = |s: &Stage| matches!(s, Stage::Matrices(_));
+        self.stages.iter().any(matrices)
+    }
+
+    /// Checks that every scope selects something.
+    ///
+    /// # Errors
+    /// The first scope or override that selects nothing.
+    pub fn check_scopes(&self, sites: &[Site]) -> Result<(), SyntaxError> {
+        let selected: Vec<_> = sites.iter().map(select).collect();
+        self.program.check_matches(&selected)
+    }
+
+    /// Steps that run on a site, over all stages, in order.
+    pub fn steps_for(&self, site: &Site) -> Vec<usize> {
+        let mut scheduled = vec![false; self.steps.len()];
+        for stage in &self.stages {
+            if let Stage::Matrices(steps) = stage {
+                steps.iter().for_each(|&s| scheduled[s] = true);
+            }
+        }
+        let mut steps = self.program.steps_for(&select(site));
+        steps.retain(|&s| scheduled[s]);
+        steps
+    }
+
+    /// Whether the site's last matrix step leaves a dense residual.
+    pub fn keeps_residual(&self, last: usize) -> bool {
+        matches!(&self.steps[last].pass, Pass::Matrix(p) if p.residual() == Residual::Keep)
+    }
+}
+
+fn select(site: &Site) -> Selected<'_> {
+    Selected {
+        name: &site.name,
+        layer: site.layer,
+        kinds: &site.roles,
+    }
+}
+
+fn build(call: &PassCall) -> Result<(PassEntry, Pass), ScheduleError> {
+    let entry = registry::find(&call.name).ok_or_else(|| unknown(call))?;
+    let schema: Value = (entry.schema)();
+    check_options(call, &schema)?;
+    let pass =
+        (entry.build)(options_json(&call.options)).map_err(|error| ScheduleError::Options {
+            pass: entry.name.to_string(),
+            error,
+        })?;
+    Ok((entry, pass))
+}
+
+fn unknown(call: &PassCall) -> SyntaxError {
+    let names = registry::passes();
+    let near = names
+        .iter()
+        .map(|e| (strsim::damerau_levenshtein(e.name, &call.name), e.name))
+        .min()
+        .filter(|(distance, _)| *distance <= 3);
+    let help = match near {
+        Some((_, name)) => format!("did you mean `{name}`? `hlrc-opt passes` lists all"),
+        None => "`hlrc-opt passes` lists all passes".to_string(),
+    };
+    call.span
+        .error(format!("no pass is called `{}`", call.name), &help)
+}
+
+fn stages(steps: &[Scheduled], end: usize, main: usize) -> Vec<Stage> {
+    let mut stages: Vec<Stage> = Vec::new();
+    for (index, step) in steps.iter().enumerate() {
+        if index >= end && index < main {
+            continue;
+        }
+        match (&step.pass, stages.last_mut()) {
+            (Pass::Module(_), _) => stages.push(Stage::Module(index)),
+            (Pass::Matrix(_), Some(Stage::Matrices(together))) => together.push(index),
+            (Pass::Matrix(_), _) => stages.push(Stage::Matrices(vec![index])),
+        }
+    }
+    stages
+}
+
+/// The canonical form of a pipeline: presets replaced, and `residual=` as it will be.
+///
+/// # Errors
+/// As [`Schedule::new`].
+pub fn canonical(pipeline: &Pipeline) -> Result<Pipeline, ScheduleError> {
+    let mut expanded = crate::pass::pipeline::preset::expand(pipeline)?;
+    Schedule::new(&expanded, &[], None)?;
+    show_residuals(&mut expanded, false);
+    Ok(expanded)
+}
+
+/// Writes out `residual=` where a pass has the option and the text leaves it to the pipeline.
+fn show_residuals(pipeline: &mut Pipeline, mut taken_up: bool) -> bool {
+    use crate::pass::pipeline::{Item, PassOption};
+    for item in pipeline.items.iter_mut().rev() {
+        match item {
+            Item::Scope { body, .. } => {
+                // What a scope takes up is taken up for its own sites only.
+                show_residuals(body, taken_up);
+            }
+            Item::Preset { .. } => {}
+            Item::Pass(call) => {
+                let Ok((entry, Pass::Matrix(_))) = build(call) else {
+                    continue;
+                };
+                let schema = (entry.schema)();
+                let has = schema.pointer("/properties/residual").is_some();
+                let given = call.options.iter().any(|o| o.key == "residual");
+                if has && !given {
+                    let word = if taken_up { "keep" } else { "drop" };
+                    call.options.push(PassOption {
+                        key: "residual".to_string(),
+                        value: Some(word.to_string()),
+                        span: call.span.clone(),
+                    });
+                }
+                taken_up = true;
+            }
+        }
+    }
+    taken_up
+}

@@ -1,0 +1,13 @@
+//! The store: weights of a module as bytes, in and out.
+//!
+//! [`Reader`] finds the bytes that a [`crate::ir::Weight`] refers to, and decodes matrices and terms;
+//! [`Sink`] takes what passes make and streams it into shards, with a journal to resume from.
+
+mod journal;
+mod reader;
+mod sink;
+mod synthetic;
+
+pub use journal::{Journal, JournalError, Record};
+pub use reader::{Located, Reader, StoreError, file_path};
+pub use sink::{JOURNAL, Sink, SinkError, restore};
