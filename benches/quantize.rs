@@ -12,6 +12,28 @@ use std::time::Instant;
 const ROWS: usize = 4096;
 const COLS: usize = 11008;
 const RUNS: usize = 7;
+/// Rows per tile.
+const TILE: usize = 128;
+
+/// Runs what the command line names (a part of the label), or everything.
+struct Bench {
+    only: Option<String>,
+    memcpy: f64,
+}
+
+impl Bench {
+    fn run(&self, label: &str, run: impl FnMut()) {
+        if self.only.as_ref().is_some_and(|only| !label.contains(only)) {
+            return;
+        }
+        let seconds = median_seconds(run);
+        let rate = (ROWS * COLS) as f64 / seconds / 1e9;
+        println!(
+            "{label:<46} {rate:>7.3} G weights/s {:>6.2}x memcpy's time",
+            seconds / self.memcpy
+        );
+    }
+}
 
 fn median_seconds(mut run: impl FnMut()) -> f64 {
     let mut times: Vec<f64> = (0..RUNS)
@@ -25,15 +47,31 @@ fn median_seconds(mut run: impl FnMut()) -> f64 {
     times[RUNS / 2]
 }
 
-fn report(name: &str, seconds: f64, memcpy: f64) {
-    let rate = (ROWS * COLS) as f64 / seconds / 1e9;
-    println!(
-        "{name:<44} {rate:>7.3} G weights/s {:>6.2}x memcpy's time",
-        seconds / memcpy
-    );
+/// Quantizes in row tiles, as passes do; the result of each is dropped.
+fn tiles(
+    source: Source,
+    bits_per_weight: usize,
+    scheme: Scheme,
+    group: Group,
+    method: ScaleMethod,
+) {
+    for first in (0..ROWS).step_by(TILE) {
+        let (start, end) = (first * COLS, (first + TILE) * COLS);
+        let tile = match source {
+            Source::F32(values) => Source::F32(&values[start..end]),
+            Source::Bytes(float, bytes) => Source::Bytes(
+                float,
+                &bytes[start * bits_per_weight / 8..end * bits_per_weight / 8],
+            ),
+        };
+        black_box(
+            quantize_source(tile, TILE, COLS, scheme, group, method).expect("finite weights"),
+        );
+    }
 }
 
 fn main() {
+    let only = std::env::args().skip(1).find(|arg| !arg.starts_with("--"));
     let mut state = 1u64;
     let weights: Vec<f32> = (0..ROWS * COLS)
         .map(|_| {
@@ -51,13 +89,15 @@ fn main() {
         copy.copy_from_slice(black_box(&bf16));
         black_box(&copy);
     });
-    println!("{ROWS}x{COLS}, one core, median of {RUNS}");
-    report("memcpy of bf16", memcpy, memcpy);
+    let bench = Bench { only, memcpy };
+    let giga = (ROWS * COLS) as f64 / memcpy / 1e9;
+    println!("{ROWS}x{COLS} in tiles of {TILE} rows, one core, median of {RUNS}");
+    println!("{:<46} {giga:>7.3} G weights/s", "memcpy of bf16");
 
     let sources = [
-        ("bf16", Source::Bytes(Float::Bf16, &bf16)),
-        ("f16", Source::Bytes(Float::F16, &f16)),
-        ("f32", Source::F32(&weights)),
+        ("bf16", Source::Bytes(Float::Bf16, &bf16), 16),
+        ("f16", Source::Bytes(Float::F16, &f16), 16),
+        ("f32", Source::F32(&weights), 32),
     ];
     for bits in [4, 8, 3, 2] {
         for group in [
@@ -66,30 +106,29 @@ fn main() {
             Group::Size(128),
             Group::Row,
         ] {
-            for (name, source) in sources {
+            for (name, source, width) in sources {
                 if (bits, group) != (4, Group::Size(32)) && name != "bf16" {
                     continue;
                 }
-                let scheme = Scheme::symmetric(bits);
-                let seconds = median_seconds(|| {
-                    let done =
-                        quantize_source(source, ROWS, COLS, scheme, group, ScaleMethod::AbsMax);
-                    black_box(done.expect("finite weights"));
+                bench.run(&format!("int{bits} {group:?} absmax from {name}"), || {
+                    tiles(
+                        source,
+                        width,
+                        Scheme::symmetric(bits),
+                        group,
+                        ScaleMethod::AbsMax,
+                    );
                 });
-                report(
-                    &format!("int{bits} {group:?} absmax from {name}"),
-                    seconds,
-                    memcpy,
-                );
             }
         }
     }
     let four = Scheme::symmetric(4);
+    let free = Scheme::asymmetric(4);
     let group = Group::Size(32);
-    for (name, scheme, group, method) in [
+    for (label, scheme, group, method) in [
         (
             "int4 asymmetric Size(32) absmax",
-            Scheme::asymmetric(4),
+            free,
             group,
             ScaleMethod::AbsMax,
         ),
@@ -108,28 +147,30 @@ fn main() {
         ),
         (
             "int4 asymmetric Size(32) least squares",
-            Scheme::asymmetric(4),
+            free,
+            group,
+            ScaleMethod::Lsq,
+        ),
+        (
+            "int2 Size(32) least squares",
+            Scheme::symmetric(2),
             group,
             ScaleMethod::Lsq,
         ),
     ] {
-        let seconds = median_seconds(|| {
-            let source = Source::Bytes(Float::Bf16, &bf16);
-            black_box(quantize_source(source, ROWS, COLS, scheme, group, method).expect("finite"));
+        let source = Source::Bytes(Float::Bf16, &bf16);
+        bench.run(&format!("{label} from bf16"), || {
+            tiles(source, 16, scheme, group, method)
         });
-        report(&format!("{name} from bf16"), seconds, memcpy);
     }
     let mut residual = weights.clone();
-    let seconds = median_seconds(|| {
+    bench.run("int4 Size(32) absmax in place, with a copy", || {
         residual.copy_from_slice(&weights);
-        let done = quantize(&mut residual, ROWS, COLS, four, group, ScaleMethod::AbsMax);
-        black_box(done.expect("finite weights"));
+        for tile in residual.chunks_mut(TILE * COLS) {
+            let done = quantize(tile, TILE, COLS, four, group, ScaleMethod::AbsMax);
+            black_box(done.expect("finite weights"));
+        }
     });
-    report(
-        "int4 Size(32) absmax in place, with a copy",
-        seconds,
-        memcpy,
-    );
     let matrix = quantize_source(
         Source::F32(&weights),
         ROWS,
@@ -140,8 +181,7 @@ fn main() {
     )
     .expect("finite weights")
     .matrix;
-    let seconds = median_seconds(|| {
+    bench.run("int4 Size(32) decode to f32", || {
         matrix.decode_rows(0..ROWS, black_box(&mut residual));
     });
-    report("int4 Size(32) decode to f32", seconds, memcpy);
 }

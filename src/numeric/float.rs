@@ -4,7 +4,7 @@
 //! floating point specification 1.0 (`E4M3`, `E5M2`), its MX supplement
 //! (`E8M0`, `E2M1`), and the `FNUZ` variants of ONNX (no negative zero, one NaN).
 
-use super::simd::{Level, multiversion};
+use super::simd::{Level, Simd, multiversion};
 use half::{bf16, f16};
 use std::sync::OnceLock;
 
@@ -93,7 +93,7 @@ multiversion! {
 }
 
 #[inline(always)]
-fn decode_body(float: Float, bytes: &[u8], out: &mut [f32]) {
+fn decode_body<S: Simd>(_simd: S, float: Float, bytes: &[u8], out: &mut [f32]) {
     match float {
         Float::F32 => {
             for (o, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {

@@ -1,8 +1,8 @@
 //! Column groups: one scale per input, chosen over all rows.
 
-use super::kernel::ColumnParams;
-use super::scale::{Fault, Grid, absmax_params, lsq_params_at};
-use super::{QuantError, ScaleMethod};
+use super::QuantError;
+use super::kernel::{ColumnParams, group_params};
+use super::scale::{Fault, Grid};
 use crate::numeric::simd::Level;
 
 /// Columns gathered at a time: whole cache lines of each row.
@@ -28,10 +28,7 @@ pub(super) fn column_params(
         }
         for i in 0..count {
             let column = &tile[i * rows..][..rows];
-            let params = match grid.method {
-                ScaleMethod::AbsMax => absmax_params(column, grid),
-                ScaleMethod::Lsq => lsq_params_at(level, column, grid),
-            };
+            let params = group_params(level, column, level, grid);
             let col = first + i;
             let params = params.map_err(|fault| match fault {
                 Fault::NotFinite => {
@@ -48,9 +45,9 @@ pub(super) fn column_params(
                     scale,
                 },
             })?;
-            out.scale.push(params.scale);
-            out.zero.push(params.zero);
+            out.push(params);
         }
     }
+    out.finish(grid);
     Ok(out)
 }

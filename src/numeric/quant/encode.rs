@@ -346,6 +346,7 @@ impl Encoder {
                 &params,
                 &mut self.codes,
                 packed,
+                self.level,
                 &self.grid,
             );
             self.sums += SumsOfSquares { weight, residual };
@@ -354,7 +355,7 @@ impl Encoder {
             *stored = scale_to_f16(scale);
         }
         if let Some(zeros) = &mut self.out.zeros {
-            let unpacked: Vec<u8> = params.zero.iter().map(|&z| z as u8).collect();
+            let unpacked: Vec<u8> = params.zero[..cols].iter().map(|&z| z as u8).collect();
             pack_row(self.grid.bits, &unpacked, zeros);
         }
         Ok(self.finish())

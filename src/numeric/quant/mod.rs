@@ -18,6 +18,7 @@ mod encode;
 mod kernel;
 mod pack;
 mod scale;
+mod search;
 
 pub use encode::{
     Quantized, Source, SumsOfSquares, quantize, quantize_bf16, quantize_f16, quantize_source,

@@ -46,20 +46,28 @@ pub(super) fn pack_row_body(bits: u8, codes: &[u8], out: &mut [u8]) {
             }
         }
         _ => {
-            let mask = (1u32 << bits.min(8)) - 1;
-            for (o, eight) in out
-                .chunks_mut(usize::from(bits.max(1)))
-                .zip(codes.chunks(8))
-            {
-                let word = eight.iter().enumerate().fold(0u64, |word, (i, &c)| {
-                    word | u64::from(u32::from(c) & mask) << (i * usize::from(bits))
-                });
-                for (o, b) in o.iter_mut().zip(word.to_le_bytes()) {
-                    *o = b;
-                }
+            let (eights, rest) = codes.as_chunks::<8>();
+            let (whole, tail) = out.split_at_mut((3 * eights.len()).min(out.len()));
+            for (o, eight) in whole.as_chunks_mut::<3>().0.iter_mut().zip(eights) {
+                let [a, b, c, ..] = pack_three(*eight);
+                *o = [a, b, c];
+            }
+            let mut eight = [0; 8];
+            eight[..rest.len()].copy_from_slice(rest);
+            for (o, byte) in tail.iter_mut().zip(pack_three(eight)) {
+                *o = byte;
             }
         }
     }
+}
+
+/// Eight 3-bit codes in 24 bits: neighbours are joined, then pairs, then fours.
+#[inline(always)]
+fn pack_three(codes: [u8; 8]) -> [u8; 8] {
+    let x = u64::from_le_bytes(codes) & 0x0707_0707_0707_0707;
+    let x = (x | x >> 5) & 0x003f_003f_003f_003f;
+    let x = (x | x >> 10) & 0x0000_0fff_0000_0fff;
+    ((x | x >> 20) & 0x00ff_ffff).to_le_bytes()
 }
 
 /// Unpacks `out.len()` codes of 2, 3, 4 or 8 bits; undoes [`pack_row`].

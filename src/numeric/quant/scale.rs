@@ -1,11 +1,11 @@
 //! Scales: rounding to what is stored, and the choice for one group.
 
 use super::{ScaleMethod, Scheme};
-use crate::numeric::matrix::LANES;
+use crate::numeric::simd::{LANES, Simd, padded};
 use half::f16;
 
 /// Largest scale: the largest `f16` with 8 significant bits.
-const MAX_SCALE: f32 = 65280.0;
+pub(super) const MAX_SCALE: f32 = 65280.0;
 /// Scale of a group of zeros: the smallest normal `f16`.
 const ZERO_SCALE: f32 = 1.0 / 16384.0;
 /// Smallest subnormal of `f16`, and its reciprocal.
@@ -89,6 +89,16 @@ pub(super) fn round_scale(raw: f32) -> f32 {
     }
 }
 
+/// [`round_scale`] in each lane, at most [`MAX_SCALE`].
+#[inline(always)]
+pub(super) fn round_scales<S: Simd>(simd: S, raw: S::F) -> S::F {
+    let rounded = simd.round_bf16(raw);
+    let steps = simd.ceil(simd.mul(raw, simd.splat(INVERSE_ULP)));
+    let small = simd.mul(simd.max(steps, simd.splat(1.0)), simd.splat(ULP));
+    let scale = simd.select_less(rounded, simd.splat(128.0 * ULP), small, rounded);
+    simd.min(scale, simd.splat(MAX_SCALE))
+}
+
 /// A rounded scale as `f16`, without loss.
 #[inline(always)]
 pub(super) fn scale_to_f16(scale: f32) -> f16 {
@@ -101,46 +111,41 @@ pub(super) fn scale_to_f16(scale: f32) -> f16 {
 
 /// Largest magnitude as bits: above `f32::INFINITY`'s if a weight is NaN.
 #[inline(always)]
-fn absmax_bits(w: &[f32]) -> u32 {
-    let mut lanes = [0u32; LANES];
+pub(super) fn absmax_bits<S: Simd>(simd: S, w: &[f32]) -> u32 {
+    let mut max = simd.splat(0.0);
     let (chunks, rest) = w.as_chunks::<LANES>();
     for chunk in chunks {
-        for i in 0..LANES {
-            lanes[i] = lanes[i].max(chunk[i].to_bits() & 0x7fff_ffff);
-        }
+        max = simd.max_abs(max, simd.load(chunk));
     }
-    for (lane, x) in lanes.iter_mut().zip(rest) {
-        *lane = (*lane).max(x.to_bits() & 0x7fff_ffff);
+    if !rest.is_empty() {
+        max = simd.max_abs(max, simd.load(&padded(rest)));
     }
-    lanes.into_iter().max().unwrap_or(0)
+    simd.fold_max_abs(max)
 }
 
 /// Smallest and largest weight, 0 included.
 #[inline(always)]
-fn range(w: &[f32]) -> (f32, f32) {
-    let (mut lo, mut hi) = ([0f32; LANES], [0f32; LANES]);
+pub(super) fn range<S: Simd>(simd: S, w: &[f32]) -> (f32, f32) {
+    let zero = simd.splat(0.0);
+    let (mut low, mut high) = (zero, zero);
     let (chunks, rest) = w.as_chunks::<LANES>();
     for chunk in chunks {
-        for i in 0..LANES {
-            let x = chunk[i];
-            lo[i] = if x < lo[i] { x } else { lo[i] };
-            hi[i] = if x > hi[i] { x } else { hi[i] };
-        }
+        let x = simd.load(chunk);
+        (low, high) = (simd.min(x, low), simd.max(x, high));
     }
-    for (i, &x) in rest.iter().enumerate() {
-        lo[i] = if x < lo[i] { x } else { lo[i] };
-        hi[i] = if x > hi[i] { x } else { hi[i] };
+    if !rest.is_empty() {
+        let x = simd.load(&padded(rest));
+        (low, high) = (simd.min(x, low), simd.max(x, high));
     }
-    (
-        lo.into_iter().fold(0.0, f32::min),
-        hi.into_iter().fold(0.0, f32::max),
-    )
+    // All of `low` is at most 0 and all of `high` at least 0.
+    let low = f32::from_bits(simd.fold_max_abs(simd.max_abs(zero, low)));
+    (-low, f32::from_bits(simd.fold_max_abs(high)))
 }
 
 /// Scale and zero point from the largest magnitude, or from the range.
 #[inline(always)]
-pub(super) fn absmax_params(w: &[f32], grid: &Grid) -> Result<Params, Fault> {
-    let bits = absmax_bits(w);
+pub(super) fn absmax_params<S: Simd>(simd: S, w: &[f32], grid: &Grid) -> Result<Params, Fault> {
+    let bits = absmax_bits(simd, w);
     if bits == 0 {
         return Ok(Params {
             scale: ZERO_SCALE,
@@ -163,22 +168,21 @@ pub(super) fn absmax_params(w: &[f32], grid: &Grid) -> Result<Params, Fault> {
             Err(Fault::Overflow(raw))
         }
     } else {
-        let (lo, hi) = range(w);
-        shrunk_range(lo, hi, 1.0, grid)
+        range_params(range(simd, w), grid)
     }
 }
 
-/// The asymmetric grid that covers `[lo, hi]` times `factor`.
+/// The asymmetric grid that covers a range.
 #[inline(always)]
-fn shrunk_range(lo: f32, hi: f32, factor: f32, grid: &Grid) -> Result<Params, Fault> {
+fn range_params((lo, hi): (f32, f32), grid: &Grid) -> Result<Params, Fault> {
     let top = grid.max as f32;
     // Divided before subtracting: the difference may be above the f32 range.
-    let raw = (hi / top - lo / top) * factor;
+    let raw = hi / top - lo / top;
     let scale = round_scale(raw);
     if scale.is_nan() || scale > MAX_SCALE {
         return Err(Fault::Overflow(raw));
     }
-    let zero = (-lo * factor) / scale;
+    let zero = -lo / scale;
     let zero = if zero < top {
         (zero + ROUNDER) - ROUNDER
     } else {
@@ -190,150 +194,93 @@ fn shrunk_range(lo: f32, hi: f32, factor: f32, grid: &Grid) -> Result<Params, Fa
     })
 }
 
+/// What quantizing needs of [`Params`], spread over lanes.
+#[derive(Clone, Copy)]
+pub(super) struct Lanes<S: Simd> {
+    simd: S,
+    scale: S::F,
+    inverse: S::F,
+    low: S::F,
+    high: S::F,
+    rounder: S::F,
+}
+
+impl<S: Simd> Lanes<S> {
+    #[inline(always)]
+    pub(super) fn new(simd: S, params: Params, grid: &Grid) -> Self {
+        let (low, high) = grid.bounds(params.zero);
+        Lanes {
+            simd,
+            scale: simd.splat(params.scale),
+            inverse: simd.splat(1.0 / params.scale),
+            low: simd.splat(low),
+            high: simd.splat(high),
+            rounder: simd.splat(ROUNDER),
+        }
+    }
+
+    /// Of one scale and zero point per lane.
+    #[inline(always)]
+    pub(super) fn per_lane(simd: S, scale: S::F, zero: S::F, grid: &Grid) -> Self {
+        Lanes {
+            simd,
+            scale,
+            inverse: simd.div(simd.splat(1.0), scale),
+            low: simd.sub(simd.splat(grid.min as f32), zero),
+            high: simd.sub(simd.splat(grid.max as f32), zero),
+            rounder: simd.splat(ROUNDER),
+        }
+    }
+
+    /// The nearest codes less the zero point, plus [`ROUNDER`]; and what is left.
+    #[inline(always)]
+    pub(super) fn encode(&self, x: S::F) -> (S::F, S::F) {
+        let s = self.simd;
+        let clamped = s.min(s.max(s.mul(x, self.inverse), self.low), self.high);
+        let shifted = s.add(clamped, self.rounder);
+        // The product is exact: 8 bits of code times 8 bits of scale.
+        let value = s.mul(s.sub(shifted, self.rounder), self.scale);
+        (shifted, s.sub(x, value))
+    }
+}
+
 /// Squared error of a group under a scale and zero point.
 #[inline(always)]
-pub(super) fn squared_error(w: &[f32], params: Params, grid: &Grid) -> f32 {
-    let (lo, hi) = grid.bounds(params.zero);
-    let inverse = 1.0 / params.scale;
-    let mut lanes = [0f32; LANES];
+pub(super) fn squared_error<S: Simd>(simd: S, w: &[f32], params: Params, grid: &Grid) -> f32 {
+    let lanes = Lanes::new(simd, params, grid);
+    let mut sum = simd.splat(0.0);
     let (chunks, rest) = w.as_chunks::<LANES>();
     for chunk in chunks {
-        for i in 0..LANES {
-            let e = chunk[i] - quantized(chunk[i] * inverse, lo, hi) * params.scale;
-            lanes[i] += e * e;
-        }
+        let (_, left) = lanes.encode(simd.load(chunk));
+        sum = simd.add(sum, simd.mul(left, left));
     }
-    for (lane, &x) in lanes.iter_mut().zip(rest) {
-        let e = x - quantized(x * inverse, lo, hi) * params.scale;
-        *lane += e * e;
+    if !rest.is_empty() {
+        let (_, left) = lanes.encode(simd.load(&padded(rest)));
+        sum = simd.add(sum, simd.mul(left, left));
     }
-    sum_lanes(lanes)
-}
-
-#[inline(always)]
-fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            lanes[i] += lanes[i + width];
-        }
-        width /= 2;
-    }
-    lanes[0]
-}
-
-/// The nearest integer within bounds, as a float.
-#[inline(always)]
-pub(super) fn quantized(x: f32, lo: f32, hi: f32) -> f32 {
-    (clamp(x, lo, hi) + ROUNDER) - ROUNDER
-}
-
-/// `f32::clamp` in two instructions; bounds are never NaN.
-#[inline(always)]
-pub(super) fn clamp(x: f32, lo: f32, hi: f32) -> f32 {
-    let x = if x > lo { x } else { lo };
-    if x < hi { x } else { hi }
+    simd.sum(sum)
 }
 
 /// The scale that fits the codes of a group best in closed form.
 #[inline(always)]
-fn refined_scale(w: &[f32], params: Params, grid: &Grid) -> f32 {
-    let (lo, hi) = grid.bounds(params.zero);
-    let inverse = 1.0 / params.scale;
-    let (mut cross, mut square) = ([0f32; LANES], [0f32; LANES]);
+pub(super) fn refined_scale<S: Simd>(simd: S, w: &[f32], params: Params, grid: &Grid) -> f32 {
+    let lanes = Lanes::new(simd, params, grid);
+    let (mut cross, mut square) = (simd.splat(0.0), simd.splat(0.0));
     for chunk in w.chunks(LANES) {
-        for (i, &x) in chunk.iter().enumerate() {
-            let q = quantized(x * inverse, lo, hi);
-            cross[i] += x * q;
-            square[i] += q * q;
-        }
+        let x = simd.load(&padded(chunk));
+        let (shifted, _) = lanes.encode(x);
+        let q = simd.sub(shifted, lanes.rounder);
+        cross = simd.add(cross, simd.mul(x, q));
+        square = simd.add(square, simd.mul(q, q));
     }
-    sum_lanes(cross) / sum_lanes(square)
-}
-
-/// Points of the coarse grid, and of the fine one on each side of the best.
-const COARSE: u32 = 14;
-const FINE: i32 = 3;
-
-/// Scale and zero point of least squared error, never worse than absmax.
-///
-/// A coarse grid of shrink factors, a fine one around the best of them, then
-/// the closed-form scale for the codes found, kept only if it is better after
-/// it has been rounded.
-#[inline(always)]
-pub(super) fn lsq_params(w: &[f32], grid: &Grid) -> Result<Params, Fault> {
-    let start = absmax_params(w, grid)?;
-    let absmax = f32::from_bits(absmax_bits(w));
-    if absmax == 0.0 {
-        return Ok(start);
-    }
-    let (lo, hi) = if grid.symmetric { (0.0, 0.0) } else { range(w) };
-    let candidate = |ratio: f32| {
-        if grid.symmetric {
-            let scale = round_scale(absmax / (grid.max + 1 - grid.mid) as f32 * ratio);
-            Params {
-                scale: if scale <= MAX_SCALE {
-                    scale
-                } else {
-                    start.scale
-                },
-                zero: grid.mid,
-            }
-        } else {
-            shrunk_range(lo, hi, ratio, grid).unwrap_or(start)
-        }
-    };
-    let (first, last) = match (grid.bits, grid.symmetric) {
-        (2, _) => (0.25, 1.1),
-        (3, _) => (0.35, 1.1),
-        (4, _) => (0.5, 1.1),
-        _ => (0.8, 1.02),
-    };
-    let step = (last - first) / (COARSE - 1) as f32;
-    let mut best = start;
-    let mut least = squared_error(w, start, grid);
-    let mut center = 1.0;
-    for i in 0..COARSE {
-        let ratio = first + step * i as f32;
-        let params = candidate(ratio);
-        let error = squared_error(w, params, grid);
-        if error < least {
-            (best, least, center) = (params, error, ratio);
-        }
-    }
-    for i in -FINE..=FINE {
-        let params = candidate(center + step * (i as f32 / (FINE + 1) as f32));
-        let error = squared_error(w, params, grid);
-        if error < least {
-            (best, least) = (params, error);
-        }
-    }
-    let refined = refined_scale(w, best, grid);
-    if refined > 0.0 && refined <= MAX_SCALE {
-        let params = Params {
-            scale: round_scale(refined),
-            ..best
-        };
-        if params.scale <= MAX_SCALE && squared_error(w, params, grid) < least {
-            best = params;
-        }
-    }
-    Ok(best)
-}
-
-super::super::simd::multiversion! {
-    /// [`lsq_params`] at a SIMD level.
-    pub(super) fn lsq_params_at(w: &[f32], grid: &Grid) -> Result<Params, Fault> = lsq_params;
-}
-
-super::super::simd::multiversion! {
-    /// [`squared_error`] at a SIMD level.
-    pub(super) fn squared_error_at(w: &[f32], params: Params, grid: &Grid) -> f32 = squared_error;
+    simd.sum(cross) / simd.sum(square)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::search::lsq_params;
     use super::*;
+    use crate::numeric::simd::Scalar;
 
     #[test]
     fn rounded_scales_are_exact_everywhere() {
@@ -355,26 +302,38 @@ mod tests {
     }
 
     #[test]
+    fn lanes_round_as_single_scales_do() {
+        let raw = std::array::from_fn(|i| 3e-9 * 11f32.powi(i as i32));
+        let rounded = round_scales(Scalar, raw);
+        for (raw, rounded) in raw.into_iter().zip(rounded) {
+            assert_eq!(rounded, round_scale(raw).min(MAX_SCALE));
+        }
+    }
+
+    #[test]
     fn faults() {
         let grid = Grid::new(Scheme::symmetric(4), ScaleMethod::Lsq);
-        assert_eq!(lsq_params(&[1.0, f32::NAN], &grid), Err(Fault::NotFinite));
         assert_eq!(
-            lsq_params(&[1.0, f32::NEG_INFINITY], &grid),
+            lsq_params(Scalar, &[1.0, f32::NAN], &grid),
+            Err(Fault::NotFinite)
+        );
+        assert_eq!(
+            lsq_params(Scalar, &[1.0, f32::NEG_INFINITY], &grid),
             Err(Fault::NotFinite)
         );
         assert!(matches!(
-            lsq_params(&[1e30], &grid),
+            lsq_params(Scalar, &[1e30], &grid),
             Err(Fault::Overflow(_))
         ));
         assert!(matches!(
-            lsq_params(&[f32::MAX], &grid),
+            lsq_params(Scalar, &[f32::MAX], &grid),
             Err(Fault::Overflow(_))
         ));
         let grid = Grid::new(Scheme::asymmetric(4), ScaleMethod::AbsMax);
         assert!(matches!(
-            absmax_params(&[f32::MAX, -f32::MAX], &grid),
+            absmax_params(Scalar, &[f32::MAX, -f32::MAX], &grid),
             Err(Fault::Overflow(_))
         ));
-        assert!(absmax_params(&[65504.0 * 7.0], &grid).is_ok());
+        assert!(absmax_params(Scalar, &[65504.0 * 7.0], &grid).is_ok());
     }
 }
