@@ -1,9 +1,11 @@
 //! hlrc: the library behind `hlrc-opt`.
 
 pub mod cli;
+pub mod export;
 pub mod ir;
 pub mod numeric;
 pub mod onnx;
+pub mod opt;
 pub mod pass;
 #[path = "../passes/mod.rs"]
 pub mod passes;

@@ -68,6 +68,11 @@ pub trait MatrixPass: Send + Sync {
     /// Bytes of working memory for a matrix `[rows, cols]`, the residual itself not counted.
     fn workspace_bytes(&self, rows: u64, cols: u64) -> u64;
 
+    /// Time on one core for a matrix `[rows, cols]`, nanoseconds, roughly: for dry runs.
+    fn nanos(&self, rows: u64, cols: u64) -> f64 {
+        2.0 * rows as f64 * cols as f64
+    }
+
     /// Upper bound of the bytes of the term that it makes.
     fn term_bytes(&self, rows: u64, cols: u64) -> u64;
 

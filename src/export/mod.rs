@@ -1,0 +1,3 @@
+//! From the IR to files.
+
+pub mod hlrc;
