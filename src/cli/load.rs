@@ -2,6 +2,7 @@
 
 use super::{Exit, Failure, argv};
 use crate::ir::{Module, text, verify};
+use crate::onnx;
 use crate::pass::pipeline::error::nearest;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -141,7 +142,10 @@ pub fn source(source: &Source) -> Result<Module, Failure> {
         }
         Source::Text(path) => text_file(path)?,
         Source::Output(dir) => text_file(&dir.join(MODULE_FILE))?,
-        Source::Onnx(path) | Source::Checkpoint(path) => {
+        Source::Onnx(path) => {
+            onnx::mapping::import(path).map_err(|error| unreadable(path, &error.to_string()))?
+        }
+        Source::Checkpoint(path) => {
             return Err(Failure::new(
                 Exit::Input,
                 format!("{}: no importer yet", path.display()),
@@ -151,6 +155,15 @@ pub fn source(source: &Source) -> Result<Module, Failure> {
     verify::verify(&module)
         .map_err(|error| Failure::new(Exit::Input, format!("{}: {error}", describe(source))))?;
     Ok(module)
+}
+
+/// An importer's error, with the file named where it does not name it itself.
+fn unreadable(path: &Path, error: &str) -> Failure {
+    let shown = path.display().to_string();
+    if error.contains(&shown) {
+        return Failure::new(Exit::Input, error);
+    }
+    Failure::new(Exit::Input, format!("{shown}: {error}"))
 }
 
 /// The source in messages.
