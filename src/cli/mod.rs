@@ -11,6 +11,7 @@ pub mod load;
 mod opt;
 mod passes;
 pub mod prepare;
+mod rebase;
 mod reproducer;
 pub mod signal;
 mod table;

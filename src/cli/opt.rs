@@ -3,6 +3,7 @@
 use super::args::{Cli, Color, Command, OptArgs, ReproducerArgs, TalkArgs};
 use super::load::{self, Source};
 use super::prepare::{Prepared, prepare};
+use super::rebase::rebase;
 use super::target::Target;
 use super::{Exit, Failure, print, reproducer};
 use crate::ir::{Module, text};
@@ -79,11 +80,17 @@ fn execute(
     _prepared: &Prepared,
     target: &Target,
     _progress: &Progress,
-    module: Module,
+    mut module: Module,
 ) -> Result<Exit, Failure> {
     match target {
-        Target::Stdout => print(text::print(&module).as_bytes())?,
-        Target::Text(path) => write_text(path, &text::print(&module))?,
+        Target::Stdout => {
+            rebase(&mut module, Path::new("."));
+            print(text::print(&module).as_bytes())?;
+        }
+        Target::Text(path) => {
+            rebase(&mut module, path.parent().unwrap_or(Path::new(".")));
+            write_text(path, &text::print(&module))?;
+        }
         _ => {
             let what = "this kind of output is not available in this build";
             return Err(Failure::new(Exit::Failure, what));
