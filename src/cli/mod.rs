@@ -3,6 +3,7 @@
 pub mod args;
 mod argv;
 mod describe;
+mod diff;
 mod dot;
 mod error;
 mod generate;
@@ -16,6 +17,7 @@ mod reproducer;
 pub mod signal;
 mod table;
 mod target;
+mod verify;
 
 pub use error::{Exit, Failure};
 
@@ -109,6 +111,8 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         None => opt::run(&cli.opt),
         Some(Command::Opt(args)) => opt::run(&args),
         Some(Command::Inspect(args)) => inspect::run(&args),
+        Some(Command::Diff(args)) => diff::run(&args),
+        Some(Command::Verify(args)) => verify::run(&args),
         Some(Command::Passes(args)) => passes::run(&args),
         Some(Command::RunReproducer(args)) => opt::rerun(&args),
         Some(Command::Completions(args)) => generate::completions(&args),
