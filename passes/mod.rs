@@ -6,5 +6,24 @@
 
 use crate::pass::PassEntry;
 
+pub mod drop_residual;
+pub mod int2;
+pub mod int3;
+pub mod int4;
+pub mod int8;
+pub mod lowrank;
+pub mod multilevel;
+pub mod outlier;
+pub mod shared;
+
 /// Every built-in pass; the tidy test checks that no file is missing here.
-pub const ALL: &[PassEntry] = &[];
+pub const ALL: &[PassEntry] = &[
+    drop_residual::ENTRY,
+    int2::ENTRY,
+    int3::ENTRY,
+    int4::ENTRY,
+    int8::ENTRY,
+    lowrank::ENTRY,
+    multilevel::ENTRY,
+    outlier::ENTRY,
+];

@@ -1,0 +1,193 @@
+//! A sum over levels of block-diagonal low-rank terms, ranks by energy per byte.
+//!
+//! Level 0 is the whole matrix, level l its 2^l diagonal blocks. A budget of bytes goes to the
+//! singular triplets that hold most energy per byte, on whichever level they are, so that structure
+//! near the diagonal gets what a flat term would spend on all of the matrix.
+//!
+//! Before: `linear %x { dense(@w) }`
+//! After:  `linear %x { low_rank(int8(@w.u), int8(@w.v), blocks=[(0+576, 0+576, r=20),
+//! (0+288, 0+288, r=9), (288+288, 288+288, r=4)]) + dense(@rest) }`; the rest goes to the next pass,
+//! and is dropped where none follows (`residual=keep` stores it).
+//!
+//! Cost: about four flat decompositions of the largest rank. Memory: the matrix in f32 twice.
+//! Source: T. Parshakova, T. Hastie, E. Darve, S. Boyd, "Factor fitting, rank allocation, and
+//! partitioning in multilevel low rank matrices", arXiv 2310.19214.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::shared::entry::pass_entry;
+use super::shared::factors::{FactorsOption, ResidualOption, percent};
+use crate::numeric::lowrank::multilevel::{Budget, decompose};
+use crate::numeric::lowrank::{Decomposition, Options as SvdOptions};
+use crate::pass::terms::TermData;
+use crate::pass::{
+    Access, MatrixPass, Pass, PassError, Peel, Peeled, Remark, RemarkKind, Residual,
+};
+
+/// Options of `multilevel`.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Multilevel {
+    /// Number of levels, the whole matrix being the first.
+    #[schemars(range(min = 1, max = 16))]
+    pub levels: u32,
+    /// Budget: as many bytes as a flat term of this rank takes. Where neither this nor `bpw` is
+    /// given: a sixteenth of the shorter side, rounded up to a multiple of 8, at most 64.
+    #[schemars(range(min = 1))]
+    pub rank: Option<u32>,
+    /// Instead of `rank`: the budget in bits per weight of the matrix.
+    #[schemars(range(min = 0.0))]
+    pub bpw: Option<f64>,
+    /// Upper bound of the rank of a block. Default: what the budget buys for the whole matrix.
+    #[schemars(range(min = 1))]
+    pub max_rank: Option<u32>,
+    /// How factors are stored.
+    pub factors: FactorsOption,
+    /// What becomes of the rest. Default: kept where a later pass takes it up, else dropped.
+    pub residual: Option<ResidualOption>,
+}
+
+impl Default for Multilevel {
+    fn default() -> Self {
+        Self {
+            levels: 3,
+            rank: None,
+            bpw: None,
+            max_rank: None,
+            factors: FactorsOption::Int8,
+            residual: None,
+        }
+    }
+}
+
+impl Multilevel {
+    fn build(self) -> Result<Pass, PassError> {
+        if self.rank.is_some() && self.bpw.is_some() {
+            return Err(PassError::new("multilevel: give `rank` or `bpw`, not both"));
+        }
+        Ok(Pass::Matrix(Box::new(self)))
+    }
+
+    /// The budget, and the largest rank of a block.
+    fn budget(&self, rows: u64, cols: u64) -> (Budget, u64) {
+        let short = rows.min(cols);
+        let (budget, rank) = match self.bpw {
+            Some(bpw) => {
+                let bytes = (bpw * rows as f64 * cols as f64 / 8.0) as u64;
+                let triplet = self.factors.bytes(rows.saturating_add(cols), 64).max(1);
+                (
+                    Budget::Bytes(bytes as usize),
+                    bytes.saturating_mul(64) / triplet,
+                )
+            }
+            None => {
+                let default = (short / 16).next_multiple_of(8).clamp(8, 64);
+                let rank = self.rank.map_or(default, u64::from).min(short);
+                (Budget::Rank(rank as usize), rank)
+            }
+        };
+        let most = self.max_rank.map_or(rank, u64::from);
+        (budget, most.clamp(1, short.max(1)))
+    }
+
+    fn remark(&self, peel: &mut Peel<'_>, done: &Decomposition) {
+        let blocks = &done.low_rank.blocks;
+        let held = percent(done.kept / done.total);
+        let bits = 8.0 * done.low_rank.bytes() as f64 / (peel.rows * peel.cols) as f64;
+        let text = format!(
+            "{} blocks of rank up to {} hold {held} of the energy for {bits:.3} bits per weight",
+            blocks.len(),
+            done.low_rank.max_rank(),
+        );
+        let passed = Remark::new(RemarkKind::Passed, peel.site, text);
+        peel.remarks.push(passed);
+        if let [one] = blocks.as_slice()
+            && one.rows == peel.rows
+        {
+            let text = "no level below the first was worth its bytes; `lowrank` does the same";
+            peel.remarks.push(Remark::analysis(peel.site, text));
+        }
+    }
+}
+
+impl MatrixPass for Multilevel {
+    fn access(&self) -> Access {
+        Access::Whole
+    }
+
+    fn residual(&self) -> Residual {
+        ResidualOption::or_drop(self.residual)
+    }
+
+    fn workspace_bytes(&self, rows: u64, cols: u64) -> u64 {
+        let (_, most) = self.budget(rows, cols);
+        let (entries, sides) = (rows.saturating_mul(cols), rows.saturating_add(cols));
+        // The residual's copy, an exact SVD of a small matrix or the sketches of a large one, the
+        // factors of every level.
+        let exact = match rows.min(cols) {
+            short @ ..512 => entries.saturating_mul(3).saturating_add(3 * short * short),
+            _ => sides.saturating_mul(most + 32).saturating_mul(5),
+        };
+        let factors = sides
+            .saturating_mul(most)
+            .saturating_mul(2 + u64::from(self.levels));
+        entries
+            .saturating_add(exact)
+            .saturating_add(factors)
+            .saturating_mul(4)
+    }
+
+    fn term_bytes(&self, rows: u64, cols: u64) -> u64 {
+        let sides = rows.saturating_add(cols);
+        match self.budget(rows, cols).0 {
+            Budget::Bytes(bytes) => bytes as u64,
+            // Blocks' own rounding of scales comes on top.
+            Budget::Rank(rank) => self
+                .factors
+                .bytes(sides, rank as u64)
+                .saturating_add(8 * sides),
+        }
+    }
+
+    fn peel(&self, peel: &mut Peel<'_>) -> Result<Peeled, PassError> {
+        let (rows, cols) = (peel.rows, peel.cols);
+        if rows.min(cols) < 2 {
+            let text = format!("a {rows}x{cols} matrix has no rank to lose");
+            peel.remarks.push(Remark::missed(peel.site, text));
+            return Ok(Peeled::nothing());
+        }
+        let (budget, most) = self.budget(rows as u64, cols as u64);
+        let options = SvdOptions {
+            seed: peel.seed,
+            ..SvdOptions::default()
+        };
+        let (depth, format) = (self.levels.max(1) as usize - 1, self.factors.format());
+        let most = most as usize;
+        let done = decompose(
+            peel.residual,
+            rows,
+            cols,
+            depth,
+            budget,
+            most,
+            &options,
+            format,
+        )
+        .map_err(PassError::new)?;
+        if done.low_rank.max_rank() == 0 {
+            let text = "nothing taken: the residual is zero, or the budget is below one rank";
+            peel.remarks.push(Remark::missed(peel.site, text));
+            return Ok(Peeled::nothing());
+        }
+        done.low_rank.subtract_from(peel.residual);
+        self.remark(peel, &done);
+        let term = TermData::LowRank(done.low_rank);
+        Ok(Peeled {
+            note: term.label(),
+            term: Some(term),
+        })
+    }
+}
+
+pass_entry!("multilevel", Multilevel, Multilevel::build);

@@ -1,0 +1,224 @@
+//! Takes the entries that hurt a quantizer most, or whole columns, into a sparse f16 term.
+//!
+//! A group's scale follows its largest entry, so a few large ones cost all their neighbours
+//! precision. Where a quantizer follows, entries are taken by what it gains from their absence;
+//! else by magnitude.
+//!
+//! Before: `linear %x { dense(@w) }`
+//! After:  `linear %x { sparse(@w.values, @w.columns, @w.offsets, nnz=1659) + dense(@rest) }`, or
+//! `columns(@w.columns, @w.values, count=3)`; the rest goes to the next pass, and is dropped where
+//! none follows (`residual=keep` stores it).
+//!
+//! Cost: a selection in linear time; by saving, five to ten times the quantizer's own. An entry takes 4
+//! bytes (6 above 65536 columns), a row 4, a column 2 per row.
+//! Source: T. Dettmers et al., "SpQR", arXiv 2306.03078; S. Kim et al., "SqueezeLLM", arXiv
+//! 2306.07629. Both weigh by calibration data; this pass needs none.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::shared::entry::pass_entry;
+use super::shared::factors::{ResidualOption, percent};
+use crate::numeric::Sparse;
+use crate::numeric::matrix::norm2;
+use crate::numeric::sparse::{
+    column_energies, column_savings, density_count, select_above, select_by_magnitude,
+    select_by_saving, select_columns,
+};
+use crate::pass::terms::TermData;
+use crate::pass::{
+    Access, MatrixPass, Pass, PassError, Peel, Peeled, Quantizer, Remark, RemarkKind, Residual,
+};
+
+/// Options of `outlier`.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Outlier {
+    /// Share of the entries (of the columns) that is taken, as a fraction (0.005) or in percent
+    /// (0.5%). Default: 0.5%, or 1% of the columns, where no other measure is given.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub density: Option<f64>,
+    /// Instead of a density: entries (columns) above so many root mean squares of the matrix.
+    #[schemars(range(min = 0.0))]
+    pub sigma: Option<f64>,
+    /// Instead of a density: so many entries (columns).
+    #[schemars(range(min = 1))]
+    pub count: Option<u64>,
+    /// What is taken first. Default: `saving` where a quantizer follows, else `magnitude`.
+    pub by: Option<ByOption>,
+    /// Take whole columns.
+    pub columns: bool,
+    /// What becomes of the rest. Default: kept where a later pass takes it up, else dropped.
+    pub residual: Option<ResidualOption>,
+}
+
+/// What is taken first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ByOption {
+    /// The largest.
+    Magnitude,
+    /// What spares the following quantizer most squared error.
+    Saving,
+}
+
+const DENSITY: f64 = 0.005;
+const COLUMN_DENSITY: f64 = 0.01;
+
+impl Outlier {
+    fn build(self) -> Result<Pass, PassError> {
+        let measures = [
+            self.density.is_some(),
+            self.sigma.is_some(),
+            self.count.is_some(),
+        ];
+        if measures.into_iter().filter(|&given| given).count() > 1 {
+            let text = "outlier: give one of `density`, `sigma` and `count`, not several";
+            return Err(PassError::new(text));
+        }
+        if self.sigma.is_some() && self.by == Some(ByOption::Saving) {
+            let text = "outlier: `sigma` selects by magnitude; give a density with `by=saving`";
+            return Err(PassError::new(text));
+        }
+        Ok(Pass::Matrix(Box::new(self)))
+    }
+
+    /// Share that is taken of `n` entries or columns, unless sigma decides.
+    fn share(&self, n: usize) -> f64 {
+        let default = if self.columns {
+            COLUMN_DENSITY
+        } else {
+            DENSITY
+        };
+        match self.count {
+            Some(count) => (count as f64 / n.max(1) as f64).min(1.0),
+            None => self.density.unwrap_or(default),
+        }
+    }
+
+    /// The quantizer to select for, if selection is by saving.
+    fn saving_for(&self, peel: &mut Peel<'_>) -> Option<Quantizer> {
+        let by = self.by.or(self.sigma.map(|_| ByOption::Magnitude));
+        if by == Some(ByOption::Saving) && peel.next.is_none() {
+            let text = "no quantizer follows that could gain; taken by magnitude";
+            peel.remarks.push(Remark::missed(peel.site, text));
+        }
+        peel.next.filter(|_| by != Some(ByOption::Magnitude))
+    }
+
+    fn entries(&self, peel: &mut Peel<'_>) -> Result<Vec<usize>, PassError> {
+        let share = self.share(peel.residual.len());
+        let chosen = match (self.sigma, self.saving_for(peel)) {
+            (Some(sigma), _) => Ok(select_above(peel.residual, sigma * rms(peel.residual))),
+            (None, None) => select_by_magnitude(peel.residual, share),
+            (None, Some(q)) => {
+                let (rows, cols) = (peel.rows, peel.cols);
+                select_by_saving(
+                    peel.residual,
+                    rows,
+                    cols,
+                    share,
+                    q.scheme,
+                    q.group,
+                    q.method,
+                )
+            }
+        };
+        chosen.map_err(PassError::new)
+    }
+
+    fn whole_columns(&self, peel: &mut Peel<'_>) -> Result<Vec<u32>, PassError> {
+        let (rows, cols) = (peel.rows, peel.cols);
+        let scores = match self.saving_for(peel) {
+            Some(q) => column_savings(peel.residual, rows, cols, q.scheme, q.group, q.method),
+            None => column_energies(peel.residual, rows, cols),
+        };
+        let scores = scores.map_err(PassError::new)?;
+        let count = match self.sigma {
+            Some(sigma) => {
+                let threshold = (sigma * rms(peel.residual)).powi(2) * rows as f64;
+                scores.iter().filter(|&&energy| energy > threshold).count()
+            }
+            None => {
+                let least = usize::from(self.density.is_none());
+                let share = density_count(self.share(cols), cols).map_err(PassError::new)?;
+                share.max(least)
+            }
+        };
+        Ok(select_columns(&scores, count))
+    }
+}
+
+/// Root mean square of the entries.
+fn rms(residual: &[f32]) -> f64 {
+    (norm2(residual) / residual.len().max(1) as f64).sqrt()
+}
+
+impl MatrixPass for Outlier {
+    fn access(&self) -> Access {
+        Access::Whole
+    }
+
+    fn residual(&self) -> Residual {
+        ResidualOption::or_drop(self.residual)
+    }
+
+    fn workspace_bytes(&self, rows: u64, cols: u64) -> u64 {
+        let entries = rows.saturating_mul(cols);
+        let share = self.share(usize::try_from(entries).unwrap_or(usize::MAX));
+        // A key per entry by magnitude; by saving, offers of 16 bytes: four times the share and two
+        // of each group; then flat indices.
+        let per_entry = 4.0f64.max(16.0 * (4.0 * share + 0.1).min(1.0)) + 8.0 * share;
+        (entries as f64 * per_entry) as u64
+    }
+
+    fn term_bytes(&self, rows: u64, cols: u64) -> u64 {
+        let of = |n: u64| match self.sigma {
+            // By Chebyshev's inequality.
+            Some(sigma) => ((n as f64 / (sigma * sigma).max(1.0)) as u64).saturating_add(1),
+            None => ((self.share(usize::try_from(n).unwrap_or(usize::MAX)) * n as f64) as u64)
+                .saturating_add(1),
+        };
+        if self.columns {
+            return of(cols).saturating_mul(rows.saturating_mul(2).saturating_add(4));
+        }
+        let entry = if cols > 65536 { 6 } else { 4 };
+        let entries = of(rows.saturating_mul(cols)).saturating_mul(entry);
+        entries.saturating_add(rows.saturating_add(1).saturating_mul(4))
+    }
+
+    fn peel(&self, peel: &mut Peel<'_>) -> Result<Peeled, PassError> {
+        let (rows, cols) = (peel.rows, peel.cols);
+        let before = norm2(peel.residual);
+        let sparse = if self.columns {
+            let chosen = self.whole_columns(peel)?;
+            Sparse::take_columns(peel.residual, rows, cols, &chosen)
+        } else {
+            let chosen = self.entries(peel)?;
+            Sparse::take(peel.residual, rows, cols, &chosen)
+        };
+        let sparse = sparse.map_err(PassError::new)?;
+        if sparse.nnz() == 0 {
+            let text = match self.sigma {
+                Some(sigma) => format!("nothing lies above {sigma} root mean squares"),
+                None => "nothing taken: the share is below one, or nothing would be saved".into(),
+            };
+            peel.remarks.push(Remark::missed(peel.site, text));
+            return Ok(Peeled::nothing());
+        }
+        let held = percent(1.0 - norm2(peel.residual) / before.max(f64::MIN_POSITIVE));
+        let share = percent(sparse.nnz() as f64 / (rows * cols) as f64);
+        let bits = 8.0 * sparse.bytes() as f64 / (rows * cols) as f64;
+        let text = format!(
+            "{share} of the entries hold {held} of the energy for {bits:.3} bits per weight"
+        );
+        let passed = Remark::new(RemarkKind::Passed, peel.site, text);
+        peel.remarks.push(passed);
+        Ok(Peeled {
+            term: Some(TermData::Sparse(sparse)),
+            note: share,
+        })
+    }
+}
+
+pass_entry!("outlier", Outlier, Outlier::build);

@@ -1,0 +1,5 @@
+//! What several passes share: registration and the integer quantizer.
+
+pub mod entry;
+pub mod factors;
+pub mod quantize;

@@ -1,0 +1,176 @@
+//! The integer quantizer behind `int8`, `int4`, `int3` and `int2`.
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use serde_json::Value;
+
+use crate::numeric::float::Float;
+use crate::numeric::quant::{Quantized, Source, quantize, quantize_source, quantized_bytes};
+use crate::numeric::{Group, ScaleMethod, Scheme};
+use crate::pass::terms::TermData;
+use crate::pass::{
+    Access, MatrixPass, Pass, PassError, Peel, Peeled, PeeledStored, Quantizer, Residual, Stored,
+};
+
+/// How scales are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ScaleOption {
+    /// From the largest magnitude.
+    Absmax,
+    /// By least squared error.
+    Lsq,
+}
+
+/// A group as pipelines write it: `32`, `64`, `128`, `row` or `column`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupOption(pub Group);
+
+const SIZES: [u32; 3] = [32, 64, 128];
+
+impl<'de> Deserialize<'de> for GroupOption {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(from)?;
+        let group = match &value {
+            Value::String(word) => word.parse().ok(),
+            Value::Number(size) => {
+                let known = |&n: &u32| size.as_u64() == Some(u64::from(n));
+                SIZES.into_iter().find(known).map(Group::Size)
+            }
+            _ => None,
+        };
+        let expected =
+            || D::Error::custom(format!("group={value}: use 32, 64, 128, row or column"));
+        group.map(GroupOption).ok_or_else(expected)
+    }
+}
+
+impl Serialize for GroupOption {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            Group::Size(size) => to.serialize_u32(size),
+            word => to.collect_str(&word),
+        }
+    }
+}
+
+impl JsonSchema for GroupOption {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Group".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "anyOf": [{ "enum": SIZES }, { "enum": ["row", "column"] }] })
+    }
+}
+
+/// The pass: options made into what the codec takes.
+pub struct Quantize(Quantizer);
+
+impl Quantize {
+    /// The pass of so many bits.
+    pub fn pass(bits: u8, asymmetric: bool, group: GroupOption, scale: ScaleOption) -> Pass {
+        Pass::Matrix(Box::new(Quantize(Quantizer {
+            scheme: Scheme {
+                bits,
+                symmetric: !asymmetric,
+            },
+            group: group.0,
+            method: match scale {
+                ScaleOption::Absmax => ScaleMethod::AbsMax,
+                ScaleOption::Lsq => ScaleMethod::Lsq,
+            },
+        })))
+    }
+
+    fn note(&self) -> String {
+        let Quantizer { scheme, group, .. } = self.0;
+        let kind = if scheme.symmetric { "" } else { "a" };
+        format!("int{}{kind} g{group}", scheme.bits)
+    }
+}
+
+impl MatrixPass for Quantize {
+    fn access(&self) -> Access {
+        match self.0.group {
+            Group::Column => Access::Whole,
+            _ => Access::Rows,
+        }
+    }
+
+    fn residual(&self) -> Residual {
+        Residual::Drop
+    }
+
+    fn quantizer(&self) -> Option<Quantizer> {
+        Some(self.0)
+    }
+
+    fn workspace_bytes(&self, rows: u64, cols: u64) -> u64 {
+        // Unpacked codes of a row; column groups keep sums for every column.
+        let per_column = match self.0.group {
+            Group::Column => 64,
+            _ => 16,
+        };
+        self.term_bytes(rows, cols)
+            .saturating_add(cols.saturating_mul(per_column))
+    }
+
+    fn term_bytes(&self, rows: u64, cols: u64) -> u64 {
+        let side = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+        // Per row, so that no product of a file's claims can overflow.
+        match self.0.group {
+            Group::Column => {
+                let codes = quantized_bytes(1, side(cols), self.0.scheme, Group::Row) as u64;
+                codes
+                    .saturating_mul(rows)
+                    .saturating_add(cols.saturating_mul(3))
+            }
+            group => {
+                let row = quantized_bytes(1, side(cols), self.0.scheme, group) as u64;
+                row.saturating_mul(rows)
+            }
+        }
+    }
+
+    fn peel(&self, peel: &mut Peel<'_>) -> Result<Peeled, PassError> {
+        let Quantizer {
+            scheme,
+            group,
+            method,
+        } = self.0;
+        let (rows, cols) = (peel.rows, peel.cols);
+        let done = quantize(peel.residual, rows, cols, scheme, group, method);
+        Ok(Peeled {
+            term: Some(TermData::Quant(done.map_err(PassError::new)?.matrix)),
+            note: self.note(),
+        })
+    }
+
+    fn peel_stored(&self, stored: Stored<'_>) -> Option<Result<PeeledStored, PassError>> {
+        let Quantizer {
+            scheme,
+            group,
+            method,
+        } = self.0;
+        if group == Group::Column {
+            return None;
+        }
+        let (float, bytes, rows, cols) = match stored {
+            Stored::Bf16 { bytes, rows, cols } => (Float::Bf16, bytes, rows, cols),
+            Stored::F16 { bytes, rows, cols } => (Float::F16, bytes, rows, cols),
+            Stored::F32 { bytes, rows, cols } => (Float::F32, bytes, rows, cols),
+        };
+        let source = Source::Bytes(float, bytes);
+        let done = quantize_source(source, rows, cols, scheme, group, method);
+        Some(done.map_err(PassError::new).map(peeled_stored))
+    }
+}
+
+fn peeled_stored(done: Quantized) -> PeeledStored {
+    PeeledStored {
+        term: TermData::Quant(done.matrix),
+        weight_squares: done.sums.weight,
+        residual_squares: done.sums.residual,
+    }
+}
