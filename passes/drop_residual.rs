@@ -30,7 +30,7 @@ impl MatrixPass for DropResidual {
     }
 
     fn residual(&self) -> Residual {
-        Residual::Drop
+        Residual::DropNow
     }
 
     fn workspace_bytes(&self, _rows: u64, _cols: u64) -> u64 {

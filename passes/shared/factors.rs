@@ -26,7 +26,7 @@ pub enum FactorsOption {
 pub enum ResidualOption {
     /// Stored as a dense term where no later pass takes it up.
     Keep,
-    /// Dropped where no later pass takes it up.
+    /// Dropped at once, even where a later pass would take it up.
     Drop,
 }
 
@@ -63,7 +63,8 @@ impl ResidualOption {
     pub fn or_drop(option: Option<Self>) -> Residual {
         match option {
             Some(ResidualOption::Keep) => Residual::Keep,
-            Some(ResidualOption::Drop) | None => Residual::Drop,
+            Some(ResidualOption::Drop) => Residual::DropNow,
+            None => Residual::Drop,
         }
     }
 }
