@@ -9,7 +9,7 @@ use crate::ir::text::{PrintOptions, print, print_with};
 use crate::ir::{Module, Storage};
 use crate::pass::manager::{self, Observer, Outcome, RunError, RunOptions, Schedule};
 use crate::report::ModelReport;
-use crate::store::{Reader, Sink, SinkError};
+use crate::store::{Reader, Sink, SinkError, rebase};
 use crate::weights::writer::ShardInfo;
 use crate::weights::{FileCache, HashQueue, WeightsError, WriterOptions};
 
@@ -231,7 +231,9 @@ fn folder(
     module.base_dir = target.to_path_buf();
     let report = ModelReport::new(&source, &module, &outcome, &job.pipeline);
     let mut pipelines = input.pipelines;
-    pipelines.push(job.pipeline.clone());
+    if !job.pipeline.is_empty() {
+        pipelines.push(job.pipeline.clone());
+    }
     let contents = Contents {
         pipelines,
         seed: job.run.seed,
@@ -269,6 +271,7 @@ fn text_file(
     let weights = target.with_extension("weights");
     let (partial, mut sink) = open_store(job, &input, &weights)?;
     let mut module = input.module;
+    rebase(&mut module, target.parent().unwrap_or(Path::new(".")));
     let source = module.clone();
     let reader = Reader::new(cache);
     let outcome = manager::run(
@@ -279,7 +282,6 @@ fn text_file(
         &job.run,
         observer,
     )?;
-    anchor(&mut module);
     let shards = hlrc::settle(&mut module, &reader, sink, false)?;
     let folder = weights
         .file_name()

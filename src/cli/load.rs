@@ -117,19 +117,47 @@ fn begins_as_text(path: &Path) -> bool {
         && &start == b"hlir "
 }
 
+/// An imported model, and what an output tells of where it came from.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The module.
+    pub module: Module,
+    /// Files that it was made from, to be hashed.
+    pub files: Vec<PathBuf>,
+    /// Tokenizer and configuration, to be copied.
+    pub sidecars: Vec<PathBuf>,
+    /// Pipelines that made it, where it is an earlier output.
+    pub pipelines: Vec<String>,
+    /// What the user should know.
+    pub notes: Vec<String>,
+}
+
+impl Loaded {
+    /// A module that comes from nowhere in particular.
+    pub fn bare(module: Module) -> Self {
+        Self {
+            module,
+            files: Vec::new(),
+            sidecars: Vec::new(),
+            pipelines: Vec::new(),
+            notes: Vec::new(),
+        }
+    }
+}
+
 /// Imports a model; weights' data stay where they are.
 ///
 /// # Errors
 /// A [`Failure`] with the place in the file, exit code 3.
 pub fn model(path: &Path) -> Result<Module, Failure> {
-    source(&Source::of(path)?)
+    Ok(source(&Source::of(path)?)?.module)
 }
 
 /// Imports from a source that is known already.
 ///
 /// # Errors
 /// As [`model`].
-pub fn source(source: &Source) -> Result<Module, Failure> {
+pub fn source(source: &Source) -> Result<Loaded, Failure> {
     let module = match source {
         Source::Stdin => {
             let mut content = Vec::new();
@@ -154,7 +182,11 @@ pub fn source(source: &Source) -> Result<Module, Failure> {
     };
     verify::verify(&module)
         .map_err(|error| Failure::new(Exit::Input, format!("{}: {error}", describe(source))))?;
-    Ok(module)
+    let mut loaded = Loaded::bare(module);
+    if let Source::Onnx(path) | Source::Text(path) = source {
+        loaded.files.push(path.clone());
+    }
+    Ok(loaded)
 }
 
 /// An importer's error, with the file named where it does not name it itself.

@@ -5,19 +5,22 @@ mod argv;
 mod describe;
 mod diff;
 mod dot;
+mod dry_run;
 mod error;
+mod errors;
 mod generate;
 mod inspect;
 pub mod load;
 mod opt;
+mod outcome;
 mod passes;
 pub mod prepare;
-mod rebase;
 mod reproducer;
 pub mod signal;
 mod table;
 mod target;
 mod verify;
+mod watch;
 
 pub use error::{Exit, Failure};
 

@@ -1,15 +1,21 @@
 //! `opt`: import, passes, output.
 
-use super::args::{Cli, Color, Command, OptArgs, ReproducerArgs, TalkArgs};
-use super::load::{self, Source};
+use super::args::{Cli, Color, Command, OnnxQuant, OptArgs, ReproducerArgs, TalkArgs};
+use super::load::{self, Loaded, Source};
 use super::prepare::{Prepared, prepare};
-use super::rebase::rebase;
 use super::target::Target;
-use super::{Exit, Failure, print, reproducer};
-use crate::ir::{Module, text};
-use crate::report::progress::{Progress, Style};
+use super::watch::Watch;
+use super::{Exit, Failure, dry_run, errors, outcome, print, reproducer, signal};
+use crate::export::hlrc::partial_path;
+use crate::opt::{self, Job, OnnxOptions, Output, Summary};
+use crate::pass::manager::{PrintIr, RunOptions, Schedule};
+use crate::report::progress::{Progress, Style, Summary as Closing};
+use crate::report::resources;
+use crate::store::rebase;
+use crate::weights::FileCache;
 use clap::Parser;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// Runs a pipeline on a model and writes the result.
 pub fn run(args: &OptArgs) -> Result<Exit, Failure> {
@@ -23,10 +29,11 @@ pub fn run(args: &OptArgs) -> Result<Exit, Failure> {
     };
     let source = Source::of(input)?;
     let target = Target::of(args, &source)?;
+    outcome::check_remarks_file(&args.debug)?;
     let progress = progress(&args.talk);
     progress.stage("Importing", &load::describe(&source));
-    let module = load::source(&source)?;
-    execute(args, &prepared, &target, &progress, module)
+    let loaded = load::source(&source)?;
+    execute(args, &prepared, &target, &progress, loaded)
 }
 
 /// Runs what a reproducer recorded; what it writes goes to a folder that is removed again.
@@ -39,13 +46,10 @@ pub fn rerun(args: &ReproducerArgs) -> Result<Exit, Failure> {
         .chain(recorded.arguments)
         .chain(["--".to_owned(), input]);
     let cli = Cli::try_parse_from(words).map_err(|error| {
-        let told = error.to_string();
+        let place = args.file.display();
         Failure::new(
             Exit::Input,
-            format!(
-                "{}: the recorded arguments don't fit: {told}",
-                args.file.display()
-            ),
+            format!("{place}: the recorded arguments don't fit: {error}"),
         )
     })?;
     let mut again = match cli.command {
@@ -57,16 +61,16 @@ pub fn rerun(args: &ReproducerArgs) -> Result<Exit, Failure> {
     let prepared = prepare(&again)?;
     let progress = progress(&again.talk);
     progress.stage("Reproducing", &recorded.failure);
-    let module = match recorded.module {
-        Some(module) => module,
-        None => load::model(&recorded.input)?,
+    let loaded = match recorded.module {
+        Some(module) => Loaded::bare(module),
+        None => load::source(&Source::of(&recorded.input)?)?,
     };
     let outcome = execute(
         &again,
         &prepared,
         &Target::Folder(scratch.clone()),
         &progress,
-        module,
+        loaded,
     );
     // A scratch folder that can't be removed is not this command's failure.
     let _ = std::fs::remove_dir_all(&scratch);
@@ -76,27 +80,187 @@ pub fn rerun(args: &ReproducerArgs) -> Result<Exit, Failure> {
 }
 
 fn execute(
-    _args: &OptArgs,
-    _prepared: &Prepared,
+    args: &OptArgs,
+    prepared: &Prepared,
     target: &Target,
-    _progress: &Progress,
-    mut module: Module,
+    progress: &Progress,
+    mut loaded: Loaded,
 ) -> Result<Exit, Failure> {
-    match target {
-        Target::Stdout => {
-            rebase(&mut module, Path::new("."));
-            print(text::print(&module).as_bytes())?;
-        }
-        Target::Text(path) => {
-            rebase(&mut module, path.parent().unwrap_or(Path::new(".")));
-            write_text(path, &text::print(&module))?;
-        }
-        _ => {
-            let what = "this kind of output is not available in this build";
-            return Err(Failure::new(Exit::Failure, what));
-        }
+    for note in &loaded.notes {
+        progress.warn(note);
     }
+    let stop = args.stop_after.as_deref();
+    let schedule = Schedule::new(&prepared.pipeline, &prepared.overrides, stop);
+    let schedule = schedule.map_err(|error| errors::schedule(&error))?;
+    let pipeline = prepared.canonical()?;
+    let options = run_options(args);
+    if args.dry_run {
+        return dry_run::run(args, &pipeline, &loaded.module, &schedule, &options);
+    }
+    if matches!(target, Target::Stdout | Target::Device(_)) {
+        // Text says where weights are as seen from the place that it goes to.
+        rebase(&mut loaded.module, Path::new("."));
+    }
+    if !pipeline.is_empty() {
+        progress.stage(
+            "Running",
+            pipeline.lines().collect::<Vec<_>>().join(" ").as_str(),
+        );
+    }
+    let job = Job {
+        schedule: &schedule,
+        pipeline,
+        output: output(args, target),
+        shard_size: args.shard_size,
+        resume: args.resume,
+        run: options,
+    };
+    let input = opt::Input {
+        module: loaded.module,
+        files: &loaded.files,
+        sidecars: &loaded.sidecars,
+        pipelines: loaded.pipelines,
+    };
+    let began = Instant::now();
+    let watch = Watch { progress };
+    let done = opt::run(&job, input, &FileCache::new(), &watch);
+    let summary = done.map_err(|error| {
+        progress.abandon();
+        let failure = errors::job(&error);
+        if matches!(error, opt::OptError::Run(_)) && failure.exit != Exit::Interrupted {
+            forget(args, &job.output);
+        }
+        failure
+    })?;
+    conclude(args, target, progress, &summary, began)
+}
+
+/// Removes what a failed run leaves: it can't be gone on from, since what failed would fail again.
+fn forget(args: &OptArgs, output: &Output) {
+    let partial = match output {
+        Output::Folder(path) | Output::Onnx(path, _) => partial_path(path),
+        Output::Text(path) => partial_path(&path.with_extension("weights")),
+        Output::Shown => return,
+    };
+    if !args.resume {
+        // The failure is what is told; a folder that stays has a name that says what it is.
+        let _ = std::fs::remove_dir_all(partial);
+    }
+}
+
+fn run_options(args: &OptArgs) -> RunOptions<'static> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let from_environment = std::env::var("RAYON_NUM_THREADS")
+        .ok()
+        .and_then(|text| text.parse().ok());
+    let threads = match (args.mlir_disable_threading, args.threads) {
+        (true, _) => 1,
+        (false, Some(threads)) => usize::from(threads),
+        (false, None) => from_environment
+            .filter(|&threads| threads > 0)
+            .unwrap_or(cores),
+    };
+    let every = |all: bool, named: &[String]| match all {
+        true => vec!["*".to_owned()],
+        false => named.to_vec(),
+    };
+    let debug = &args.debug;
+    RunOptions {
+        seed: args.seed,
+        threads,
+        mem_limit: args.mem_limit,
+        verify_each: !debug.no_verify_each && debug.verify_each != Some(false),
+        bisect_limit: args.bisect_limit,
+        print: PrintIr {
+            before: every(debug.print_ir_before_all, &debug.print_ir_before),
+            after: every(debug.print_ir_after_all, &debug.print_ir_after),
+            after_change: debug.print_ir_after_change,
+        },
+        interrupt: signal::flag(),
+    }
+}
+
+fn output(args: &OptArgs, target: &Target) -> Output {
+    match target {
+        Target::Stdout | Target::Device(_) => Output::Shown,
+        Target::Text(path) => Output::Text(path.clone()),
+        Target::Folder(path) => Output::Folder(path.clone()),
+        Target::Onnx(path) => Output::Onnx(
+            path.clone(),
+            OnnxOptions {
+                qdq: args.onnx_quant == OnnxQuant::Qdq,
+            },
+        ),
+    }
+}
+
+/// Writes what the job gave as text, and tells what was done.
+fn conclude(
+    args: &OptArgs,
+    target: &Target,
+    progress: &Progress,
+    summary: &Summary,
+    began: Instant,
+) -> Result<Exit, Failure> {
+    for note in &summary.notes {
+        progress.warn(note);
+    }
+    outcome::remarks(&args.debug, &summary.outcome.remarks, progress)?;
+    let text = summary.text.as_deref().unwrap_or_default();
+    match target {
+        Target::Stdout if args.json => {}
+        Target::Stdout => print(text.as_bytes())?,
+        Target::Text(path) | Target::Device(path) => write_text(path, text)?,
+        Target::Onnx(path) => write_text(&report_beside(path), &summary.report.to_json())?,
+        Target::Folder(_) => {}
+    }
+    outcome::measurements(
+        &args.debug,
+        &summary.outcome.totals,
+        began.elapsed(),
+        progress,
+    );
+    if args.json {
+        print(&as_json(target, progress, summary, began))?;
+    } else if *target != Target::Stdout && !args.talk.quiet && !summary.report.sites.is_empty() {
+        print(outcome::table(&summary.report).as_bytes())?;
+    }
+    let place = match target {
+        Target::Folder(path) => Some(path.join("report.json")),
+        Target::Onnx(path) => Some(report_beside(path)),
+        _ => None,
+    };
+    let place = place.map(|path| path.display().to_string());
+    progress.finish(&Closing {
+        fallbacks: usize::try_from(summary.report.reverted).unwrap_or(usize::MAX),
+        warnings: progress.warnings(),
+        report: place.as_deref(),
+    });
     Ok(Exit::Ok)
+}
+
+/// `x.report.json` beside `x.onnx`.
+fn report_beside(path: &Path) -> PathBuf {
+    path.with_extension("report.json")
+}
+
+fn as_json(target: &Target, progress: &Progress, summary: &Summary, began: Instant) -> Vec<u8> {
+    let mut json: serde_json::Value =
+        serde_json::from_str(&summary.report.to_json()).unwrap_or_default();
+    if let Some(object) = json.as_object_mut() {
+        let output = target.path().map(|path| path.display().to_string());
+        object.insert(
+            "run".into(),
+            serde_json::json!({
+                "output": output,
+                "seconds": began.elapsed().as_secs_f64(),
+                "peak_rss_bytes": resources::peak_rss(),
+                "fallbacks": summary.report.reverted,
+                "warnings": progress.warnings(),
+            }),
+        );
+    }
+    (serde_json::to_string_pretty(&json).unwrap_or_default() + "\n").into_bytes()
 }
 
 /// Progress as the flags want it.

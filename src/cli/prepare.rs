@@ -1,7 +1,8 @@
 //! From `-p` and `-t` to a pipeline that is known to make sense, before any model is opened.
 
 use super::args::OptArgs;
-use super::{Exit, Failure};
+use super::{Exit, Failure, errors};
+use crate::pass::manager;
 use crate::pass::pipeline::error::did_you_mean;
 use crate::pass::pipeline::{
     Item, Override, PassCall, Pipeline, SyntaxError, check_options, options, preset,
@@ -27,12 +28,33 @@ impl Prepared {
             .collect()
     }
 
-    /// The canonical form with every default spelled out, one override to a line.
-    pub fn spelled_out(&self) -> String {
-        let mut out = format!("{}\n", with_defaults(&self.pipeline));
+    /// The canonical form as manifests record it, `residual=` as it will be, one override to a line.
+    ///
+    /// # Errors
+    /// A [`Failure`] where the pipeline can't be run.
+    pub fn canonical(&self) -> Result<String, Failure> {
+        let canonical = |pipeline: &Pipeline| {
+            manager::canonical(pipeline).map_err(|error| errors::schedule(&error))
+        };
+        let mut out = canonical(&self.pipeline)?.to_string();
         for one in &self.overrides {
             let full = Override {
-                body: with_defaults(&one.body),
+                body: canonical(&one.body)?,
+                ..one.clone()
+            };
+            out.push_str(&format!("\n-t {full}"));
+        }
+        Ok(out)
+    }
+
+    /// The canonical form with every default spelled out, one override to a line.
+    pub fn spelled_out(&self) -> String {
+        let canonical =
+            |pipeline: &Pipeline| manager::canonical(pipeline).unwrap_or_else(|_| pipeline.clone());
+        let mut out = format!("{}\n", with_defaults(&canonical(&self.pipeline)));
+        for one in &self.overrides {
+            let full = Override {
+                body: with_defaults(&canonical(&one.body)),
                 ..one.clone()
             };
             out.push_str(&format!("-t {full}\n"));
@@ -98,14 +120,14 @@ pub fn check(call: &PassCall) -> Result<(), SyntaxError> {
     match (entry.build)(call.options_json()) {
         Ok(_) => Ok(()),
         Err(error) => Err(call.span.error(
-            format!("`{}`: {error}", call.name),
+            error.to_string(),
             format!("`hlrc-opt passes {}` describes its options", call.name),
         )),
     }
 }
 
 fn stop_is_named(prepared: &Prepared, pass: &str) -> Result<(), Failure> {
-    let calls = prepared.calls();
+    let calls = prepared.pipeline.calls();
     let names: Vec<&str> = calls.iter().map(|call| call.name.as_str()).collect();
     if names.contains(&pass) {
         return Ok(());

@@ -14,8 +14,8 @@ pub enum Target {
     Text(PathBuf),
     /// An ONNX file, with its external data beside it where it is large.
     Onnx(PathBuf),
-    /// An ONNX model on stdout.
-    OnnxStdout,
+    /// Text IR into a device or pipe: it is written to, not replaced.
+    Device(PathBuf),
     /// An output folder.
     Folder(PathBuf),
 }
@@ -29,7 +29,8 @@ impl Target {
         let target = match (&args.output, args.text) {
             (None, true) => Self::Stdout,
             (None, false) => Self::Folder(PathBuf::from(format!("{}.hlrc", source.stem()))),
-            (Some(path), text) if path == Path::new("-") => Self::stdout(text, source)?,
+            (Some(path), text) if path == Path::new("-") => Self::stdout(text)?,
+            (Some(path), true) if is_device(path) => Self::Device(path.clone()),
             (Some(path), true) => Self::Text(path.clone()),
             (Some(path), false) => Self::by_name(path)?,
         };
@@ -39,18 +40,19 @@ impl Target {
         Ok(target)
     }
 
-    fn stdout(text: bool, source: &load::Source) -> Result<Self, Failure> {
-        if text || !matches!(source, load::Source::Onnx(_)) {
+    fn stdout(text: bool) -> Result<Self, Failure> {
+        if text {
             return Ok(Self::Stdout);
         }
-        if std::io::stdout().is_terminal() {
-            return Err(Failure::new(
-                Exit::Usage,
-                "stdout is a terminal, and an ONNX model is binary",
-            )
-            .help("redirect it (> model.onnx), name a file with -o, or print text IR with -S"));
-        }
-        Ok(Self::OnnxStdout)
+        let what = if std::io::stdout().is_terminal() {
+            "stdout is a terminal"
+        } else {
+            "stdout is a stream"
+        };
+        Err(
+            Failure::new(Exit::Usage, format!("{what}, and weights are binary files"))
+                .help("name a folder or a .onnx file with -o, or add -S for text IR"),
+        )
     }
 
     fn by_name(path: &Path) -> Result<Self, Failure> {
@@ -74,8 +76,10 @@ impl Target {
     /// The path, where there is one.
     pub fn path(&self) -> Option<&Path> {
         match self {
-            Self::Stdout | Self::OnnxStdout => None,
-            Self::Text(path) | Self::Onnx(path) | Self::Folder(path) => Some(path),
+            Self::Stdout => None,
+            Self::Text(path) | Self::Device(path) | Self::Onnx(path) | Self::Folder(path) => {
+                Some(path)
+            }
         }
     }
 

@@ -4,13 +4,14 @@ use super::args::VerifyArgs;
 use super::diff::held_by_matrices;
 use super::load::{self, Source};
 use super::{Exit, Failure, opt, print, signal};
+use crate::export::hlrc::{MANIFEST_FILE, Manifest};
 use crate::ir::{Module, Storage, Weight, text, verify};
 use crate::report::human;
 use crate::store::Reader;
 use crate::weights::{FileCache, MatrixView, hash};
 use rayon::prelude::*;
 use serde::Serialize;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// Entries decoded at a time: 1 MiB of f32.
 const TILE: usize = 256 << 10;
@@ -38,7 +39,7 @@ pub fn run(args: &VerifyArgs) -> Result<Exit, Failure> {
         manifest(dir, &mut found)?;
     }
     progress.stage("Reading", &load::describe(&source));
-    let module = load::source(&source)?;
+    let module = load::source(&source)?.module;
     round_trip(&module, &mut found);
     let cache = FileCache::new();
     let reader = Reader::new(&cache);
@@ -94,30 +95,22 @@ fn conclude(found: &Findings, json: bool) -> Result<Exit, Failure> {
 
 /// Compares every file that the manifest names with its size and hash.
 fn manifest(dir: &Path, found: &mut Findings) -> Result<(), Failure> {
-    let path = dir.join("manifest.json");
+    let path = dir.join(MANIFEST_FILE);
     let content = std::fs::read(&path).map_err(|error| Failure::read(&path, &error))?;
     let bad = |what: String| Failure::new(Exit::Input, format!("{}: {what}", path.display()));
-    let json: serde_json::Value =
-        serde_json::from_slice(&content).map_err(|error| bad(format!("is no JSON: {error}")))?;
-    let outputs = json.get("outputs").and_then(|outputs| outputs.as_array());
-    let outputs =
-        outputs.ok_or_else(|| bad("has no list `outputs` of the files written".into()))?;
-    let named: Vec<(PathBuf, String)> = outputs
-        .iter()
-        .map(|one| {
-            let text = |key: &str| one.get(key).and_then(|value| value.as_str());
-            let (name, hash) = text("path")
-                .zip(text("sha256"))
-                .ok_or_else(|| bad("an entry of `outputs` lacks `path` or `sha256`".into()))?;
-            if Path::new(name)
-                .components()
-                .any(|part| !matches!(part, std::path::Component::Normal(_)))
-            {
-                return Err(bad(format!("the output `{name}` is not inside the folder")));
-            }
-            Ok((dir.join(name), hash.to_owned()))
-        })
-        .collect::<Result<_, _>>()?;
+    let parsed: Manifest = serde_json::from_slice(&content)
+        .map_err(|error| bad(format!("is no manifest of an output folder: {error}")))?;
+    let mut named: Vec<(PathBuf, String)> = Vec::with_capacity(parsed.outputs.len());
+    for one in parsed.outputs {
+        let inside = |part: Component<'_>| matches!(part, Component::Normal(_));
+        if !Path::new(&one.file).components().all(inside) {
+            return Err(bad(format!(
+                "the output `{}` is not inside the folder",
+                one.file
+            )));
+        }
+        named.push((dir.join(&one.file), one.sha256));
+    }
     found.files = named.len();
     let faults: Vec<Option<String>> = named
         .par_iter()

@@ -145,6 +145,11 @@ impl Progress {
         self.line(&format!("{verb} {text}"));
     }
 
+    /// Text that was asked for by a flag of its own; shown even when quiet.
+    pub fn always(&self, text: &str) {
+        self.line(text.trim_end_matches('\n'));
+    }
+
     /// Detail that is shown with `-v`.
     pub fn detail(&self, text: &str) {
         if self.style.verbose > 0 && !self.style.quiet {

@@ -5,9 +5,11 @@
 
 mod journal;
 mod reader;
+mod rebase;
 mod sink;
 mod synthetic;
 
 pub use journal::{Journal, JournalError, Record};
 pub use reader::{Located, Reader, StoreError, file_path};
+pub use rebase::rebase;
 pub use sink::{JOURNAL, Sink, SinkError, restore};

@@ -1,0 +1,126 @@
+//! `--dry-run`: what a run would take, from headers alone.
+
+use super::args::OptArgs;
+use super::describe::percent;
+use super::table::Table;
+use super::{Exit, Failure, errors, print};
+use crate::ir::Module;
+use crate::ir::site::sites;
+use crate::pass::manager::{self, RunOptions, Schedule};
+use crate::pass::{MatrixPass, Pass};
+use crate::report::human;
+use serde_json::json;
+use std::time::Duration;
+
+/// Sums over the sites that passes would run on.
+#[derive(Default)]
+struct Sums {
+    sites: usize,
+    parameters: u64,
+    bytes: u64,
+    nanos: f64,
+}
+
+/// Prints what a run would do and take.
+pub fn run(
+    args: &OptArgs,
+    pipeline: &str,
+    module: &Module,
+    schedule: &Schedule,
+    options: &RunOptions<'_>,
+) -> Result<Exit, Failure> {
+    let estimate = manager::plan(module, schedule, options).map_err(|error| errors::run(&error))?;
+    let mut sums = Sums::default();
+    let mut by_pipeline: Vec<(String, usize, u64)> = Vec::new();
+    for site in sites(module) {
+        let steps = schedule.steps_for(&site);
+        let source = site
+            .matrix(module)
+            .map_or(0, |matrix| matrix.bytes(&module.weights));
+        let names: Vec<&str> = steps
+            .iter()
+            .filter_map(|&step| schedule.steps.get(step))
+            .map(|s| s.name)
+            .collect();
+        let names = if names.is_empty() {
+            "left as it is".to_owned()
+        } else {
+            names.join(",")
+        };
+        match by_pipeline.iter_mut().find(|(known, ..)| *known == names) {
+            Some((_, count, bytes)) => {
+                (*count, *bytes) = (*count + 1, bytes.saturating_add(source))
+            }
+            None => by_pipeline.push((names, 1, source)),
+        }
+        if steps.is_empty() {
+            continue;
+        }
+        sums.sites += 1;
+        sums.bytes = sums.bytes.saturating_add(source);
+        sums.parameters = sums
+            .parameters
+            .saturating_add(site.rows.saturating_mul(site.cols));
+        let passes = steps
+            .iter()
+            .filter_map(|&step| schedule.steps.get(step))
+            .filter_map(|s| match &s.pass {
+                Pass::Matrix(pass) => Some(pass),
+                Pass::Module(_) => None,
+            });
+        sums.nanos += passes
+            .map(|pass: &Box<dyn MatrixPass>| pass.nanos(site.rows, site.cols))
+            .sum::<f64>();
+    }
+    let total = module
+        .weights
+        .iter()
+        .map(|weight| weight.bytes())
+        .fold(0, u64::saturating_add);
+    let output = total
+        .saturating_sub(sums.bytes)
+        .saturating_add(estimate.term_bytes);
+    let seconds = sums.nanos / 1e9 / options.threads.min(estimate.workers.max(1)).max(1) as f64;
+    let bits = 8.0 * estimate.term_bytes as f64 / sums.parameters.max(1) as f64;
+    if args.json {
+        let json = json!({
+            "pipeline": pipeline,
+            "sites": sums.sites,
+            "parameters": sums.parameters,
+            "bytes_before": total,
+            "bytes_after_at_most": output,
+            "rewritten_bytes_before": sums.bytes,
+            "rewritten_bytes_after_at_most": estimate.term_bytes,
+            "bits_per_weight_at_most": bits,
+            "peak_memory_bytes_at_most": estimate.peak_memory_bytes,
+            "workers": estimate.workers,
+            "seconds_roughly": seconds,
+            "groups": by_pipeline.iter().map(|(passes, sites, bytes)| json!({"passes": passes, "sites": sites, "bytes": bytes})).collect::<Vec<_>>(),
+        });
+        print((serde_json::to_string_pretty(&json).unwrap_or_default() + "\n").as_bytes())?;
+        return Ok(Exit::Ok);
+    }
+    let mut table = Table::new(&["passes", "matrices>", "size>"]);
+    for (names, count, bytes) in &by_pipeline {
+        table.row([names.clone(), count.to_string(), human::size(*bytes)]);
+    }
+    let mut text = table.render();
+    text.push_str(&format!(
+        "\n{} of {} ({}) would be rewritten: {} -> at most {} ({bits:.2} bits/weight)\n\
+         model    {} -> at most {}\n\
+         memory   at most {} with {}\n\
+         time     roughly {}\n",
+        human::plural(sums.sites, "site"),
+        human::count(sums.parameters),
+        percent(sums.bytes as f64 / total.max(1) as f64),
+        human::size(sums.bytes),
+        human::size(estimate.term_bytes),
+        human::size(total),
+        human::size(output),
+        human::size(estimate.peak_memory_bytes),
+        human::plural(estimate.workers, "worker"),
+        human::duration(Duration::from_secs_f64(seconds.clamp(0.0, 1e9))),
+    ));
+    print(text.as_bytes())?;
+    Ok(Exit::Ok)
+}

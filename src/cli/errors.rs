@@ -1,0 +1,70 @@
+//! The library's errors as failures of a command: which exit code, what to do.
+
+use super::{Exit, Failure};
+use crate::export::hlrc::FolderError;
+use crate::opt::OptError;
+use crate::pass::manager::{RunError, ScheduleError};
+use crate::store::{SinkError, StoreError};
+use crate::weights::WeightsError;
+
+/// A pipeline that can't be run.
+pub fn schedule(error: &ScheduleError) -> Failure {
+    Failure::new(Exit::Usage, error.to_string())
+}
+
+/// A job that ended early.
+pub fn job(error: &OptError) -> Failure {
+    let text = error.to_string();
+    match error {
+        OptError::Run(error) => run(error),
+        OptError::Folder(FolderError::Store(error)) => store(error),
+        OptError::Folder(FolderError::Io { path, source }) => Failure::write(path, source),
+        OptError::Folder(FolderError::Weights(error)) | OptError::Weights(error) => weights(error),
+        OptError::Folder(FolderError::Sink(error)) | OptError::Sink(error) => sink(error),
+        OptError::Folder(_) | OptError::Export(_) => Failure::new(Exit::Failure, text),
+    }
+}
+
+/// Passes that ended early.
+pub fn run(error: &RunError) -> Failure {
+    let text = error.to_string();
+    match error {
+        RunError::Syntax(_) => Failure::new(Exit::Usage, text),
+        RunError::Pass { .. } | RunError::Invalid { .. } | RunError::Patch(_) => {
+            Failure::new(Exit::Failure, text).reproducible()
+        }
+        RunError::Weight { .. } => Failure::new(Exit::Failure, text),
+        RunError::Panic { .. } => Failure::new(Exit::Panic, format!("internal error: {text}"))
+            .help("this is a bug in the pass; please report it with the reproducer (RUST_BACKTRACE=1 shows more)")
+            .reproducible(),
+        RunError::Store(error) => store(error),
+        RunError::Sink(error) => sink(error),
+        RunError::Memory { .. } => Failure::new(Exit::Infeasible, text),
+        RunError::Interrupted { .. } => {
+            Failure::new(Exit::Interrupted, text).help("the same command with --resume goes on from there")
+        }
+    }
+}
+
+fn store(error: &StoreError) -> Failure {
+    match error {
+        StoreError::TooLarge(_) => Failure::new(Exit::Infeasible, error.to_string()),
+        _ => Failure::new(Exit::Input, error.to_string()),
+    }
+}
+
+fn sink(error: &SinkError) -> Failure {
+    match error {
+        SinkError::Weights(error) => weights(error),
+        _ => Failure::new(Exit::Failure, error.to_string()),
+    }
+}
+
+fn weights(error: &WeightsError) -> Failure {
+    let exit = if error.is_bad_input() {
+        Exit::Input
+    } else {
+        Exit::Failure
+    };
+    Failure::new(exit, error.to_string())
+}
