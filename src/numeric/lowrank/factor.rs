@@ -125,7 +125,10 @@ impl Factor {
     ) -> Result<Self, LowRankError> {
         let Some(scheme) = format.scheme() else {
             if format == FactorFormat::F32 {
-                return Ok(Factor::F32(values));
+                return match values.iter().find(|x| !x.is_finite()) {
+                    Some(&value) => Err(LowRankError::Range { side, value }),
+                    None => Ok(Factor::F32(values)),
+                };
             }
             let rounded: Vec<f16> = values.iter().map(|&x| f16::from_f32(x)).collect();
             if let Some(at) = rounded.iter().position(|x| !x.is_finite()) {

@@ -94,8 +94,10 @@ pub enum LowRankError {
         /// The length given.
         actual: usize,
     },
-    /// A factor that is above the range of `f16`.
-    #[error("factor {side:?} holds {value:e}, above the largest f16 (65504): use factors=f32")]
+    /// A factor that is above the range of its format.
+    #[error(
+        "factor {side:?} holds {value:e}, which its format can't: rescale the weights, or use f32 factors (f16 ends at 65504)"
+    )]
     Range {
         /// Which factor.
         side: Side,

@@ -53,12 +53,15 @@ pub fn decompose(
     };
     let mut left = match budget {
         Budget::Bytes(bytes) => bytes,
-        Budget::Rank(rank) => triplet_bytes(&whole, format).saturating_mul(rank),
+        Budget::Rank(rank) => {
+            let rank = rank.min(rows.saturating_add(cols));
+            block_bytes(&Block { rank, ..whole }, format)
+        }
     };
     let depth = depth.min(rows.min(cols).max(1).ilog2() as usize);
     let (mut blocks, mut u, mut v) = (Vec::new(), Vec::new(), Vec::new());
     for level in 0..=depth {
-        let mut offers = Vec::new();
+        let mut offers = Offers::new(format);
         let mut here = Vec::new();
         for finer in level..=depth {
             for (index, block) in diagonal(rows, cols, finer).into_iter().enumerate() {
@@ -70,20 +73,18 @@ pub fn decompose(
                     &options,
                 )
                 .map_err(|error| shift(error, &block))?;
-                let slot = (finer == level).then_some(here.len());
-                offers.extend(offers_of(&svd, &block, slot, format));
+                offers.add(block, &svd);
                 if finer == level {
-                    here.push((block, svd));
+                    here.push(svd);
                 }
             }
         }
-        let ranks = share_out(offers, left, here.len());
-        for ((mut block, svd), rank) in here.into_iter().zip(ranks) {
-            if rank == 0 {
+        // This level's blocks came first.
+        for (block, svd) in offers.best(left).into_iter().zip(here) {
+            if block.rank == 0 {
                 continue;
             }
-            block.rank = rank;
-            let (block_u, block_v) = take(svd, rank);
+            let (block_u, block_v) = take(svd, block.rank);
             let term = LowRank::encode(
                 rows,
                 cols,
@@ -110,52 +111,78 @@ pub fn decompose(
     })
 }
 
-/// A singular triplet for sale.
-struct Offer {
-    energy_per_byte: f64,
-    bytes: usize,
-    /// The block of the current level, or none for finer levels.
-    slot: Option<usize>,
+/// Singular triplets of many blocks, each energy for bytes.
+struct Offers {
+    format: FactorFormat,
+    blocks: Vec<Block>,
+    /// Energy per byte of one more rank, and the index of the block.
+    triplets: Vec<(f64, usize)>,
 }
 
-fn offers_of(svd: &Svd, block: &Block, slot: Option<usize>, format: FactorFormat) -> Vec<Offer> {
-    let bytes = triplet_bytes(block, format).max(1);
-    svd.s
-        .iter()
-        .filter(|&&s| s > 0.0)
-        .map(|&s| Offer {
-            energy_per_byte: f64::from(s) * f64::from(s) / bytes as f64,
-            bytes,
-            slot,
-        })
-        .collect()
+impl Offers {
+    fn new(format: FactorFormat) -> Self {
+        Offers {
+            format,
+            blocks: Vec::new(),
+            triplets: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, block: Block, svd: &Svd) {
+        let bytes = triplet_bytes(&block, self.format).max(1) as f64;
+        let index = self.blocks.len();
+        let energies = svd
+            .s
+            .iter()
+            .filter(|&&s| s > 0.0)
+            .map(|&s| f64::from(s) * f64::from(s));
+        self.triplets
+            .extend(energies.map(|energy| (energy / bytes, index)));
+        self.blocks.push(block);
+    }
+
+    /// The blocks with the ranks that fill a budget best.
+    fn best(mut self, mut left: usize) -> Vec<Block> {
+        // Stable: on a tie the coarser level and the earlier block come first.
+        self.triplets.sort_by(|x, y| y.0.total_cmp(&x.0));
+        let mut full = vec![false; self.blocks.len()];
+        for &(_, index) in &self.triplets {
+            let block = &mut self.blocks[index];
+            let more = Block {
+                rank: block.rank + 1,
+                ..*block
+            };
+            let price = block_bytes(&more, self.format) - block_bytes(block, self.format);
+            // A later triplet of a block can't be had without this one.
+            full[index] |= price > left;
+            if !full[index] {
+                left -= price;
+                *block = more;
+            }
+        }
+        self.blocks
+    }
+}
+
+/// Bytes of both factors of a block; none at rank 0.
+fn block_bytes(block: &Block, format: FactorFormat) -> usize {
+    if block.rank == 0 {
+        return 0;
+    }
+    format.bytes(Side::U, block) + format.bytes(Side::V, block)
 }
 
 /// Bytes of one more rank of a block, on average.
 fn triplet_bytes(block: &Block, format: FactorFormat) -> usize {
     const MANY: usize = 64;
-    let block = Block {
-        rank: MANY,
-        ..*block
-    };
-    (format.bytes(Side::U, &block) + format.bytes(Side::V, &block)).div_ceil(MANY)
-}
-
-/// Fills a budget with the best offers; the rank of each block of this level.
-fn share_out(mut offers: Vec<Offer>, mut left: usize, blocks: usize) -> Vec<usize> {
-    // Stable: on a tie the coarser level and the earlier block come first.
-    offers.sort_by(|x, y| y.energy_per_byte.total_cmp(&x.energy_per_byte));
-    let mut ranks = vec![0; blocks];
-    for offer in offers {
-        if offer.bytes > left {
-            break;
-        }
-        left -= offer.bytes;
-        if let Some(rank) = offer.slot.and_then(|slot| ranks.get_mut(slot)) {
-            *rank += 1;
-        }
-    }
-    ranks
+    block_bytes(
+        &Block {
+            rank: MANY,
+            ..*block
+        },
+        format,
+    )
+    .div_ceil(MANY)
 }
 
 /// The `2^level` diagonal blocks of a level.

@@ -151,14 +151,37 @@ pub fn truncated(a: MatRef, rank: Rank, options: &Options) -> Result<Svd, LowRan
         Method::Randomized => width == short,
         Method::Auto => short < EXACT_BELOW || width > short / 4 * 3,
     };
-    // Working at unit size keeps squares inside the f32 range.
-    let view = faer_view(a);
-    let triplets = if exact {
-        exact_triplets(view)?
-    } else {
-        randomized_triplets(view, width, options)?
+    let decompose = |a: MatRef| {
+        let view = faer_view(a);
+        if exact {
+            exact_triplets(view)
+        } else {
+            randomized_triplets(view, width, options)
+        }
+    };
+    let triplets = match unusual_size(a, total) {
+        None => decompose(a)?,
+        Some(size) => {
+            let mut scaled = a.to_matrix();
+            scaled
+                .data
+                .iter_mut()
+                .for_each(|x| *x = (f64::from(*x) / size) as f32);
+            let mut triplets = decompose(scaled.view())?;
+            triplets
+                .s
+                .iter_mut()
+                .for_each(|s| *s = (f64::from(*s) * size) as f32);
+            triplets
+        }
     };
     Ok(cut(a, triplets, rank, total, false))
+}
+
+/// The root mean square, where squares would leave the range of `f32`.
+fn unusual_size(a: MatRef, total: f64) -> Option<f64> {
+    let size = (total / (a.rows() * a.cols()) as f64).sqrt();
+    (!(1e-8..1e8).contains(&size)).then_some(size)
 }
 
 /// Singular triplets in order, as columns.
