@@ -6,6 +6,7 @@
 
 use hlrc::numeric::float::{Float, encode_bf16, encode_f16};
 use hlrc::numeric::quant::{Group, ScaleMethod, Scheme, Source, quantize, quantize_source};
+use hlrc::numeric::sparse::{select_by_magnitude, select_by_saving};
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -181,6 +182,14 @@ fn main() {
     )
     .expect("finite weights")
     .matrix;
+    bench.run("outliers by magnitude, 0.5 %, whole matrix", || {
+        black_box(select_by_magnitude(&weights, 0.005).expect("a fraction"));
+    });
+    bench.run("outliers by saving under int4, 0.5 %", || {
+        let method = ScaleMethod::AbsMax;
+        let support = select_by_saving(&weights, ROWS, COLS, 0.005, four, group, method);
+        black_box(support.expect("finite weights"));
+    });
     bench.run("int4 Size(32) decode to f32", || {
         matrix.decode_rows(0..ROWS, black_box(&mut residual));
     });
