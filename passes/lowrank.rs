@@ -6,8 +6,9 @@
 //! follows structure that is local.
 //!
 //! Before: `linear %x { dense(@w) }`
-//! After:  `linear %x { low_rank(int8(@w.u), int8(@w.v), r=32) + dense(@rest) }`; the rest goes to
-//! the next pass, and is dropped where none follows (`residual=keep` stores it).
+//! After:  `linear %x { low_rank(int8(@w.u, @w.u_scales), int8(@w.v, @w.v_scales), r=32) +
+//! dense(@rest) }`; the rest goes to the next pass, and is dropped where none follows
+//! (`residual=keep` stores it).
 //!
 //! Cost: exact, one SVD of every leaf; randomized, 2 + 2·power_iterations products with a matrix of
 //! rank + oversampling columns. Memory: the matrix in f32 and the sketches.
@@ -93,13 +94,11 @@ impl Lowrank {
     fn build(self) -> Result<Pass, PassError> {
         if self.rank.is_some() && (self.energy.is_some() || self.max_rank.is_some()) {
             return Err(PassError::new(
-                "lowrank: give `rank`, or `energy` with `max_rank`, not both",
+                "give `rank`, or `energy` with `max_rank`, not both",
             ));
         }
         if self.max_rank.is_some() && self.energy.is_none() {
-            return Err(PassError::new(
-                "lowrank: `max_rank` bounds `energy`; give that too",
-            ));
+            return Err(PassError::new("`max_rank` bounds `energy`; give that too"));
         }
         Ok(Pass::Matrix(Box::new(self)))
     }
@@ -159,7 +158,11 @@ impl Lowrank {
             peel.remarks.push(Remark::analysis(site, text));
         }
         let bits = 8.0 * term.bytes() as f64 / (peel.rows * peel.cols) as f64;
-        let text = format!("rank {most} holds {held} of the energy for {bits:.3} bits per weight");
+        let ranks = match leaves {
+            1 => format!("rank {most} holds"),
+            _ => format!("ranks up to {most} hold"),
+        };
+        let text = format!("{ranks} {held} of the energy for {bits:.3} bits per weight");
         let passed = Remark::new(RemarkKind::Passed, site, text);
         peel.remarks.push(passed);
     }

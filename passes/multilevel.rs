@@ -5,9 +5,9 @@
 //! near the diagonal gets what a flat term would spend on all of the matrix.
 //!
 //! Before: `linear %x { dense(@w) }`
-//! After:  `linear %x { low_rank(int8(@w.u), int8(@w.v), blocks=[(0+576, 0+576, r=20),
-//! (0+288, 0+288, r=9), (288+288, 288+288, r=4)]) + dense(@rest) }`; the rest goes to the next pass,
-//! and is dropped where none follows (`residual=keep` stores it).
+//! After:  `linear %x { low_rank(int8(@w.u, @w.u_scales), int8(@w.v, @w.v_scales),
+//! blocks=[(0+576, 0+576, r=20), (0+288, 0+288, r=9), (288+288, 288+288, r=4)]) + dense(@rest) }`;
+//! the rest goes to the next pass, and is dropped where none follows (`residual=keep` stores it).
 //!
 //! Cost: about four flat decompositions of the largest rank. Memory: the matrix in f32 twice.
 //! Source: T. Parshakova, T. Hastie, E. Darve, S. Boyd, "Factor fitting, rank allocation, and
@@ -64,7 +64,7 @@ impl Default for Multilevel {
 impl Multilevel {
     fn build(self) -> Result<Pass, PassError> {
         if self.rank.is_some() && self.bpw.is_some() {
-            return Err(PassError::new("multilevel: give `rank` or `bpw`, not both"));
+            return Err(PassError::new("give `rank` or `bpw`, not both"));
         }
         Ok(Pass::Matrix(Box::new(self)))
     }
@@ -96,7 +96,7 @@ impl Multilevel {
         let held = percent(done.kept / done.total);
         let bits = 8.0 * done.low_rank.bytes() as f64 / (peel.rows * peel.cols) as f64;
         let text = format!(
-            "{} blocks of rank up to {} hold {held} of the energy for {bits:.3} bits per weight",
+            "{} block(s) of rank up to {} hold {held} of the energy for {bits:.3} bits per weight",
             blocks.len(),
             done.low_rank.max_rank(),
         );

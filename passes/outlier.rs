@@ -73,11 +73,11 @@ impl Outlier {
             self.count.is_some(),
         ];
         if measures.into_iter().filter(|&given| given).count() > 1 {
-            let text = "outlier: give one of `density`, `sigma` and `count`, not several";
+            let text = "give one of `density`, `sigma` and `count`, not several";
             return Err(PassError::new(text));
         }
         if self.sigma.is_some() && self.by == Some(ByOption::Saving) {
-            let text = "outlier: `sigma` selects by magnitude; give a density with `by=saving`";
+            let text = "`sigma` selects by magnitude; give a density with `by=saving`";
             return Err(PassError::new(text));
         }
         Ok(Pass::Matrix(Box::new(self)))
@@ -214,9 +214,10 @@ impl MatrixPass for Outlier {
         );
         let passed = Remark::new(RemarkKind::Passed, peel.site, text);
         peel.remarks.push(passed);
+        let term = TermData::Sparse(sparse);
         Ok(Peeled {
-            term: Some(TermData::Sparse(sparse)),
-            note: share,
+            note: if self.columns { term.label() } else { share },
+            term: Some(term),
         })
     }
 }

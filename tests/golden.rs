@@ -95,7 +95,10 @@ fn check_all(extension: &str, run: impl Fn(&str) -> String) {
         }
     }
     let all = failed.join("\n");
-    assert!(failed.is_empty(), "{all}\nif the new results are right: {BLESS}");
+    assert!(
+        failed.is_empty(),
+        "{all}\nif the new results are right: {BLESS}"
+    );
 }
 
 fn message(panic: &Box<dyn Any + Send>) -> String {
@@ -137,7 +140,11 @@ fn rewritten(text: &str, run: &str) -> Result<String, String> {
         let module = parse(text).map_err(|e| e.to_string())?;
         let (module, outcome) = apply(module, &pipeline, &args, threads)?;
         let full = print(&module);
-        assert_eq!(parse(&full).as_ref(), Ok(&module), "the output must come back");
+        assert_eq!(
+            parse(&full).as_ref(),
+            Ok(&module),
+            "the output must come back"
+        );
         verify(&module).map_err(|e| e.to_string())?;
         match &shown {
             None => shown = Some((full, shorten(&canonical, &module, &outcome))),
@@ -182,7 +189,14 @@ fn apply(
     let mut sink = Sink::hashes();
     sink.reserve_names(&module);
     let reader = Reader::new(&cache);
-    let outcome = manager::run(&mut module, &schedule, &reader, &mut sink, &options, &Silent);
+    let outcome = manager::run(
+        &mut module,
+        &schedule,
+        &reader,
+        &mut sink,
+        &options,
+        &Silent,
+    );
     let outcome = outcome.map_err(|e| e.to_string())?;
     Ok((normalize(&module), outcome))
 }

@@ -82,12 +82,6 @@ impl Quantize {
             },
         })))
     }
-
-    fn note(&self) -> String {
-        let Quantizer { scheme, group, .. } = self.0;
-        let kind = if scheme.symmetric { "" } else { "a" };
-        format!("int{}{kind} g{group}", scheme.bits)
-    }
 }
 
 impl MatrixPass for Quantize {
@@ -141,9 +135,10 @@ impl MatrixPass for Quantize {
         } = self.0;
         let (rows, cols) = (peel.rows, peel.cols);
         let done = quantize(peel.residual, rows, cols, scheme, group, method);
+        let term = TermData::Quant(done.map_err(PassError::new)?.matrix);
         Ok(Peeled {
-            term: Some(TermData::Quant(done.map_err(PassError::new)?.matrix)),
-            note: self.note(),
+            note: term.label(),
+            term: Some(term),
         })
     }
 

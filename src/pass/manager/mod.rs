@@ -5,6 +5,7 @@
 //! passes are stages of their own. Instrumentation is here, not in passes: verification behind each
 //! pass, printed IR, remarks, timing, statistics, stop-after, bisection.
 
+mod judge;
 mod memory;
 pub mod schedule;
 mod snapshot;

@@ -185,38 +185,56 @@ fn stages(steps: &[Scheduled], end: usize, main: usize) -> Vec<Stage> {
 pub fn canonical(pipeline: &Pipeline) -> Result<Pipeline, ScheduleError> {
     let mut expanded = crate::pass::pipeline::preset::expand(pipeline)?;
     Schedule::new(&expanded, &[], None)?;
-    show_residuals(&mut expanded, false);
+    show_residuals(&mut expanded, TakenUp::Nowhere);
     Ok(expanded)
 }
 
+/// Whether a later pass takes up what is left, on the sites that a pass runs on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum TakenUp {
+    Nowhere,
+    /// Only on sites that a later scope selects.
+    Somewhere,
+    Everywhere,
+}
+
 /// Writes out `residual=` where a pass has the option and the text leaves it to the pipeline.
-fn show_residuals(pipeline: &mut Pipeline, mut taken_up: bool) -> bool {
+///
+/// What differs between sites is left to the pipeline.
+fn show_residuals(pipeline: &mut Pipeline, mut taken_up: TakenUp) {
     use crate::pass::pipeline::{Item, PassOption};
     for item in pipeline.items.iter_mut().rev() {
         match item {
             Item::Scope { body, .. } => {
-                // What a scope takes up is taken up for its own sites only.
                 show_residuals(body, taken_up);
+                if taken_up == TakenUp::Nowhere && body.calls().into_iter().any(is_matrix) {
+                    taken_up = TakenUp::Somewhere;
+                }
             }
             Item::Preset { .. } => {}
-            Item::Pass(call) => {
-                let Ok((entry, Pass::Matrix(_))) = build(call) else {
-                    continue;
-                };
-                let schema = (entry.schema)();
-                let has = schema.pointer("/properties/residual").is_some();
+            Item::Pass(call) if is_matrix(call) => {
+                let schema = build(call).map(|(entry, _)| (entry.schema)());
+                let has = schema.is_ok_and(|s| s.pointer("/properties/residual").is_some());
                 let given = call.options.iter().any(|o| o.key == "residual");
-                if has && !given {
-                    let word = if taken_up { "keep" } else { "drop" };
+                let word = match taken_up {
+                    TakenUp::Nowhere => Some("drop"),
+                    TakenUp::Somewhere => None,
+                    TakenUp::Everywhere => Some("keep"),
+                };
+                if let Some(word) = word.filter(|_| has && !given) {
                     call.options.push(PassOption {
                         key: "residual".to_string(),
                         value: Some(word.to_string()),
                         span: call.span.clone(),
                     });
                 }
-                taken_up = true;
+                taken_up = TakenUp::Everywhere;
             }
+            Item::Pass(_) => {}
         }
     }
-    taken_up
+}
+
+fn is_matrix(call: &PassCall) -> bool {
+    matches!(build(call), Ok((_, Pass::Matrix(_))))
 }

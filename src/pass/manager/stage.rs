@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::memory::{self, Estimate, Shape};
 use super::unit::{Job, UnitError, UnitResult, residual_dtype};
 use super::workers::{self, Ended};
-use super::{Run, RunError, RunOptions, seed_of, snapshot};
+use super::{Run, RunError, RunOptions, judge, seed_of, snapshot};
 use crate::ir::patch::without_weights;
 use crate::ir::site::{Site, sites};
 use crate::ir::{Module, OpRef, Term, WeightId, WeightView};
@@ -20,11 +20,11 @@ use crate::weights::DType;
 pub(super) struct Chosen {
     site: Site,
     /// Steps of this stage, in order.
-    steps: Vec<usize>,
+    pub(super) steps: Vec<usize>,
     view: WeightView,
     dtype: DType,
     shape: Shape,
-    keep: Option<DType>,
+    pub(super) keep: Option<DType>,
 }
 
 /// What a finished site has become.
@@ -217,13 +217,10 @@ impl Run<'_> {
             kept.iter().map(|t| t.bytes(m, &module.weights)).sum()
         });
         let made: u64 = merged.terms.iter().map(TermData::bytes).sum();
-        let ends = self.schedule.steps_for(site).last() == chosen.steps.last();
-        let reverted = (ends && kept_bytes + made > original).then(|| {
-            format!(
-                "its terms take {} bytes, the source {original}: kept as it was",
-                kept_bytes + made
-            )
-        });
+        let reverted = match self.schedule.steps_for(site).last() == chosen.steps.last() {
+            true => judge::verdict(self.schedule, chosen, kept_bytes + made, original),
+            false => None,
+        };
         merged.report.bytes_before = original;
         merged.report.bytes_after = kept_bytes + made;
         let terms = match &reverted {
