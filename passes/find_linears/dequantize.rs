@@ -1,0 +1,113 @@
+//! Weights behind DequantizeLinear, decoded into weights of their own.
+
+use super::{Constant, Finder, int};
+use crate::ir::{Attr, Attrs, OnnxOp, Operand, Storage, Weight, WeightId};
+use crate::weights::read::decode_f32;
+use crate::weights::{DType, MappedFile};
+
+/// Decoded weights are held in memory, so larger ones stay as they are.
+const MAX_BYTES: u64 = 1 << 28;
+
+impl Finder<'_> {
+    /// The float weight that a DequantizeLinear node of constants makes.
+    pub(super) fn dequantized(&mut self, inputs: &[Operand], onnx: &OnnxOp) -> Option<Constant> {
+        if let Some(found) = self.dequantized.get(inputs) {
+            return Some(found.clone());
+        }
+        let quantized = self.constant(*inputs.first()?).filter(|c| !c.transposed)?;
+        let scale = self.constant(*inputs.get(1)?).filter(|c| !c.transposed)?;
+        let zero = match inputs.get(2) {
+            None | Some(Operand::None) => None,
+            Some(&operand) => Some(self.constant(operand).filter(|c| !c.transposed)?),
+        };
+        let weight = self.module.weight(quantized.weight)?;
+        let &[rows, cols] = weight.dims.as_slice() else { return None };
+        let elements = weight.elements()?;
+        if elements.checked_mul(4)? > MAX_BYTES || !weight.dtype.is_integer() {
+            return None;
+        }
+        let scales = self.values(scale.weight)?;
+        let zeros = match zero {
+            None => Vec::new(),
+            Some(zero) => self.values(zero.weight).filter(|zeros| zeros.len() == scales.len())?,
+        };
+        let mut values = self.values(quantized.weight)?;
+        let grid = Grid::new(rows, cols, &scale.dims, onnx)?;
+        for (at, value) in values.iter_mut().enumerate() {
+            let index = grid.index(at as u64)?;
+            let zero = if zeros.is_empty() { 0.0 } else { *zeros.get(index)? };
+            *value = (*value - zero) * scales.get(index)?;
+        }
+        let bytes = encode(scale.dtype, &values)?;
+        let mut meta = Attrs::new();
+        meta.set("dequantized", Attr::str(&weight.name));
+        let id = self.patch.add_weight(Weight {
+            name: format!("{}.dequantized", weight.name),
+            dtype: scale.dtype,
+            dims: weight.dims.clone(),
+            storage: Storage::Inline(bytes),
+            sha256: None,
+            meta,
+        });
+        let mut chain = quantized.chain;
+        chain.extend(scale.chain);
+        let found =
+            Constant { weight: id, dims: vec![rows, cols], transposed: false, dtype: scale.dtype, chain };
+        self.dequantized.insert(inputs.to_vec(), found.clone());
+        Some(found)
+    }
+
+    /// All elements of a weight as f32.
+    fn values(&self, id: WeightId) -> Option<Vec<f32>> {
+        let weight = self.module.weight(id)?;
+        let mut values = vec![0.0; usize::try_from(weight.elements()?).ok()?];
+        let decoded = match &weight.storage {
+            Storage::Inline(bytes) => decode_f32(weight.dtype, bytes, &mut values),
+            Storage::File { path, offset, len, encoding: crate::ir::Encoding::Raw } => {
+                let file = MappedFile::open(&self.module.base_dir.join(&**path)).ok()?;
+                decode_f32(weight.dtype, file.slice(*offset, *len).ok()?, &mut values)
+            }
+            _ => false,
+        };
+        decoded.then_some(values)
+    }
+}
+
+/// Which scale an element of a matrix has.
+struct Grid {
+    cols: u64,
+    row_block: u64,
+    col_block: u64,
+    per_row: u64,
+}
+
+impl Grid {
+    fn new(rows: u64, cols: u64, scale_dims: &[u64], onnx: &OnnxOp) -> Option<Self> {
+        let axis = int(onnx, "axis", 1).rem_euclid(2);
+        let block = u64::try_from(int(onnx, "block_size", 0)).ok()?;
+        let whole = |n: u64| n.max(1);
+        let (row_block, col_block) = match (scale_dims, axis) {
+            ([] | [1], _) if block == 0 => (whole(rows), whole(cols)),
+            ([n], 0) if *n == rows => (1, whole(cols)),
+            ([n], 1) if *n == cols => (whole(rows), 1),
+            (&[n, m], 0) if block > 0 && n == rows.div_ceil(block) && m == cols => (block, 1),
+            (&[n, m], 1) if block > 0 && n == rows && m == cols.div_ceil(block) => (1, block),
+            _ => return None,
+        };
+        Some(Self { cols: whole(cols), row_block, col_block, per_row: cols.div_ceil(col_block) })
+    }
+
+    fn index(&self, at: u64) -> Option<usize> {
+        let (row, col) = (at / self.cols, at % self.cols);
+        usize::try_from(row / self.row_block * self.per_row + col / self.col_block).ok()
+    }
+}
+
+fn encode(dtype: DType, values: &[f32]) -> Option<Vec<u8>> {
+    Some(match dtype {
+        DType::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        DType::F16 => values.iter().flat_map(|x| half::f16::from_f32(*x).to_le_bytes()).collect(),
+        DType::BF16 => values.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect(),
+        _ => return None,
+    })
+}
