@@ -18,13 +18,13 @@ use std::collections::HashMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::shared::entry::pass_entry;
 use crate::ir::patch::Patch;
 use crate::ir::{
-    Attr, Attrs, Embedding, Graph, Layout, Linear, Matrix, Module, OnnxOp, Op, OpId, OpKind,
-    OpRef, Operand, Role, Type, ValueId, WeightId, WeightView,
+    Attr, Attrs, Embedding, Graph, Layout, Linear, Matrix, Module, OnnxOp, Op, OpId, OpKind, OpRef,
+    Operand, Role, Type, ValueId, WeightId, WeightView,
 };
-use crate::pass::{ModulePass, Pass, PassError, Remark};
+use crate::pass::registry::{options, schema_of};
+use crate::pass::{ModulePass, Pass, PassEntry, PassError, Remark};
 use crate::weights::DType;
 
 mod dequantize;
@@ -83,7 +83,9 @@ struct Finder<'a> {
 impl ModulePass for FindLinears {
     fn run(&self, module: &Module, remarks: &mut Vec<Remark>) -> Result<Patch, PassError> {
         let patch = Patch::new(module, "find-linears");
-        let Some(graph) = module.graphs.first() else { return Ok(patch) };
+        let Some(graph) = module.graphs.first() else {
+            return Ok(patch);
+        };
         let mut finder = Finder {
             module,
             graph,
@@ -121,18 +123,26 @@ fn onnx_of(op: &Op) -> Option<&OnnxOp> {
 }
 
 fn int(onnx: &OnnxOp, name: &str, default: i64) -> i64 {
-    onnx.attrs.get(name).and_then(Attr::as_int).unwrap_or(default)
+    onnx.attrs
+        .get(name)
+        .and_then(Attr::as_int)
+        .unwrap_or(default)
 }
 
 fn float(onnx: &OnnxOp, name: &str, default: f32) -> f32 {
-    onnx.attrs.get(name).and_then(Attr::as_float).unwrap_or(default)
+    onnx.attrs
+        .get(name)
+        .and_then(Attr::as_float)
+        .unwrap_or(default)
 }
 
 impl Finder<'_> {
     fn index(&mut self) {
         let mut regions = vec![&self.graph.body];
         for id in self.graph.walk() {
-            let Some(op) = self.graph.op(id) else { continue };
+            let Some(op) = self.graph.op(id) else {
+                continue;
+            };
             for &result in op.results.iter().flatten() {
                 self.makers.insert(result, id);
             }
@@ -168,7 +178,9 @@ impl Finder<'_> {
         let (op_type, inputs) = (onnx.op_type.as_str(), op.inputs.clone());
         let mut found = match op_type {
             "Constant" => {
-                let Attr::Weight(weight) = onnx.attrs.get("value")? else { return None };
+                let Attr::Weight(weight) = onnx.attrs.get("value")? else {
+                    return None;
+                };
                 self.stored(*weight)?
             }
             "Identity" => self.constant(input?)?,
@@ -214,7 +226,9 @@ impl Finder<'_> {
     }
 
     fn rank(&self, operand: Operand) -> Option<usize> {
-        let Operand::Value(id) = operand else { return None };
+        let Operand::Value(id) = operand else {
+            return None;
+        };
         match self.graph.value(id)?.ty.as_ref()? {
             Type::Tensor(tensor) => Some(tensor.shape.as_ref()?.len()),
             _ => None,
@@ -223,7 +237,9 @@ impl Finder<'_> {
 
     fn missed(&mut self, op: &Op, why: impl Into<String>) {
         let result = op.results.iter().flatten().next();
-        let name = result.and_then(|&id| self.graph.value(id)).map_or("", |value| &value.name);
+        let name = result
+            .and_then(|&id| self.graph.value(id))
+            .map_or("", |value| &value.name);
         let site = if op.name.is_empty() { name } else { &op.name };
         self.remarks.push(Remark::missed(site, why));
     }
@@ -231,27 +247,45 @@ impl Finder<'_> {
     fn embedding(&mut self, id: OpId) {
         let graph = self.graph;
         let Some(op) = graph.op(id) else { return };
-        let Some(onnx) = onnx_of(op).filter(|onnx| onnx.op_type == "Gather") else { return };
-        let &[table, indices] = op.inputs.as_slice() else { return };
+        let Some(onnx) = onnx_of(op).filter(|onnx| onnx.op_type == "Gather") else {
+            return;
+        };
+        let &[table, indices] = op.inputs.as_slice() else {
+            return;
+        };
         if int(onnx, "axis", 0) != 0 || !matches!(indices, Operand::Value(_)) {
             return;
         }
-        let Some(found) = self.constant(table) else { return };
+        let Some(found) = self.constant(table) else {
+            return;
+        };
         let float = matches!(found.dtype, DType::F32 | DType::F16 | DType::BF16);
-        let &[rows, cols] = found.dims.as_slice() else { return };
-        let (entries, width) = if found.transposed { (cols, rows) } else { (rows, cols) };
+        let &[rows, cols] = found.dims.as_slice() else {
+            return;
+        };
+        let (entries, width) = if found.transposed {
+            (cols, rows)
+        } else {
+            (rows, cols)
+        };
         if !float || entries == 0 || width == 0 {
             return;
         }
         if entries > self.largest_table.0 {
             self.largest_table = (entries, width);
         }
-        let view = WeightView { weight: found.weight, index: None, transposed: found.transposed };
+        let view = WeightView {
+            weight: found.weight,
+            index: None,
+            transposed: found.transposed,
+        };
         let matrix = Matrix::dense(entries, width, view);
         let mut raised = op.clone();
         raised.kind = OpKind::Embedding(Embedding { matrix });
         raised.inputs = vec![indices];
-        raised.meta.set(SPELLING, Attr::Dict(spelling(onnx, &found)));
+        raised
+            .meta
+            .set(SPELLING, Attr::Dict(spelling(onnx, &found)));
         self.replace(id, raised, &found.chain);
     }
 
@@ -274,14 +308,19 @@ impl Finder<'_> {
     }
 
     fn matmul(&mut self, id: OpId, op: &Op, onnx: &OnnxOp) {
-        let &[a, b] = op.inputs.as_slice() else { return };
+        let &[a, b] = op.inputs.as_slice() else {
+            return;
+        };
         let (left, right) = (self.constant(a), self.constant(b));
         let (found, activation, layout) = match (left, right) {
             (Some(_), Some(_)) | (None, None) => return,
             (None, Some(found)) => (found, a, Layout::Rows),
             (Some(found), None) => {
                 if !self.rank(b).is_some_and(|rank| rank >= 2) {
-                    return self.missed(op, "the weight is on the left and the rank of the activation is unknown");
+                    return self.missed(
+                        op,
+                        "the weight is on the left and the rank of the activation is unknown",
+                    );
                 }
                 (found, b, Layout::Columns)
             }
@@ -291,7 +330,9 @@ impl Finder<'_> {
         }
         // Rows see W as [in, out]; columns as [out, in].
         let flip = layout == Layout::Rows;
-        let Some(linear) = self.linear_of(op, &found, flip, layout, 1.0) else { return };
+        let Some(linear) = self.linear_of(op, &found, flip, layout, 1.0) else {
+            return;
+        };
         let mut raised = op.clone();
         raised.inputs = vec![activation];
         let mut spelled = spelling(onnx, &found);
@@ -315,7 +356,10 @@ impl Finder<'_> {
         layout: Layout,
         scale: f32,
     ) -> Option<Linear> {
-        if !matches!(found.dtype, DType::F32 | DType::F16 | DType::BF16 | DType::F64) {
+        if !matches!(
+            found.dtype,
+            DType::F32 | DType::F16 | DType::BF16 | DType::F64
+        ) {
             if found.dtype.is_float() {
                 self.missed(op, format!("weights are {}", found.dtype));
             }
@@ -323,33 +367,55 @@ impl Finder<'_> {
         }
         let transposed = found.transposed != flip;
         let (rows, cols) = (*found.dims.first()?, *found.dims.get(1)?);
-        let (out, inp) = if transposed { (cols, rows) } else { (rows, cols) };
+        let (out, inp) = if transposed {
+            (cols, rows)
+        } else {
+            (rows, cols)
+        };
         if out == 0 || inp == 0 {
             return None;
         }
-        let view = WeightView { weight: found.weight, index: None, transposed };
+        let view = WeightView {
+            weight: found.weight,
+            index: None,
+            transposed,
+        };
         let head = self.largest_table == (out, inp);
         let role = if head { Role::Head } else { Role::Linear };
         let matrix = Matrix::dense(out, inp, view);
-        Some(Linear { matrix, bias: None, layout, scale, role })
+        Some(Linear {
+            matrix,
+            bias: None,
+            layout,
+            scale,
+            role,
+        })
     }
 
     /// The Add behind a MatMul that is its only user and adds one value per output.
     fn bias_behind(&mut self, op: &Op, linear: &Linear) -> Option<(OpId, WeightId, bool)> {
-        let &[Some(result)] = op.results.as_slice() else { return None };
+        let &[Some(result)] = op.results.as_slice() else {
+            return None;
+        };
         let graph = self.graph;
-        let &[Some(id)] = self.users.get(&result)?.as_slice() else { return None };
+        let &[Some(id)] = self.users.get(&result)?.as_slice() else {
+            return None;
+        };
         let add = graph.op(id)?;
         if onnx_of(add)?.op_type != "Add" || self.raised.contains_key(&id) {
             return None;
         }
-        let &[a, b] = add.inputs.as_slice() else { return None };
+        let &[a, b] = add.inputs.as_slice() else {
+            return None;
+        };
         let first = a != Operand::Value(result);
         let other = if first { a } else { b };
         let bias = match other {
             Operand::Weight(id) => id,
             Operand::Value(value) => {
-                let (_, _, onnx) = self.maker(value).filter(|(_, _, o)| o.op_type == "Constant")?;
+                let (_, _, onnx) = self
+                    .maker(value)
+                    .filter(|(_, _, o)| o.op_type == "Constant")?;
                 match onnx.attrs.get("value")? {
                     Attr::Weight(id) => *id,
                     _ => return None,
@@ -375,11 +441,19 @@ impl Finder<'_> {
     ) {
         let graph = self.graph;
         let Some(add) = graph.op(add_id) else { return };
-        let between = op.results.first().copied().flatten().and_then(|id| graph.value(id));
+        let between = op
+            .results
+            .first()
+            .copied()
+            .flatten()
+            .and_then(|id| graph.value(id));
         let mut second = Attrs::new();
         second.set("name", Attr::str(&add.name));
         second.set("first", Attr::Bool(first));
-        second.set("between", Attr::str(between.map_or("", |value| &value.name)));
+        second.set(
+            "between",
+            Attr::str(between.map_or("", |value| &value.name)),
+        );
         if !add.meta.is_empty() {
             second.set("meta", Attr::Dict(add.meta.clone()));
         }
@@ -402,7 +476,9 @@ impl Finder<'_> {
     }
 
     fn gemm(&mut self, id: OpId, op: &Op, onnx: &OnnxOp) {
-        let (Some(&a), Some(&b)) = (op.inputs.first(), op.inputs.get(1)) else { return };
+        let (Some(&a), Some(&b)) = (op.inputs.first(), op.inputs.get(1)) else {
+            return;
+        };
         let Some(found) = self.constant(b) else {
             if self.constant(a).is_some() {
                 self.missed(op, "the weight is the first operand of a Gemm");
@@ -417,42 +493,64 @@ impl Finder<'_> {
         }
         let flip = int(onnx, "transB", 0) == 0;
         let scale = float(onnx, "alpha", 1.0);
-        let Some(mut linear) = self.linear_of(op, &found, flip, Layout::Rows, scale) else { return };
+        let Some(mut linear) = self.linear_of(op, &found, flip, Layout::Rows, scale) else {
+            return;
+        };
         match op.inputs.get(2).copied().unwrap_or(Operand::None) {
             Operand::None => {}
             Operand::Weight(bias) if float(onnx, "beta", 1.0) == 1.0 => {
                 let dims = self.module.weight(bias).map(|weight| weight.dims.clone());
                 let out = linear.matrix.out_features;
                 if dims.as_deref() != Some(&[out]) && dims.as_deref() != Some(&[1, out]) {
-                    return self.missed(op, format!("Gemm adds {dims:?}, not one value per output"));
+                    return self
+                        .missed(op, format!("Gemm adds {dims:?}, not one value per output"));
                 }
                 linear.bias = Some(bias);
             }
-            _ => return self.missed(op, "Gemm adds something that is no constant, or scales it by beta"),
+            _ => {
+                return self.missed(
+                    op,
+                    "Gemm adds something that is no constant, or scales it by beta",
+                );
+            }
         }
         let mut raised = op.clone();
         raised.kind = OpKind::Linear(linear);
         raised.inputs = vec![a];
-        raised.meta.set(SPELLING, Attr::Dict(spelling(onnx, &found)));
+        raised
+            .meta
+            .set(SPELLING, Attr::Dict(spelling(onnx, &found)));
         self.replace(id, raised, &found.chain);
     }
 
     fn conv(&mut self, id: OpId, op: &Op, onnx: &OnnxOp) {
-        let (Some(&x), Some(&w)) = (op.inputs.first(), op.inputs.get(1)) else { return };
-        let Some(found) = self.constant(w) else { return };
-        let Some(spatial) = found.dims.get(2..).filter(|spatial| !spatial.is_empty()) else { return };
+        let (Some(&x), Some(&w)) = (op.inputs.first(), op.inputs.get(1)) else {
+            return;
+        };
+        let Some(found) = self.constant(w) else {
+            return;
+        };
+        let Some(spatial) = found.dims.get(2..).filter(|spatial| !spatial.is_empty()) else {
+            return;
+        };
         let all = |name: &str, value: i64| {
-            onnx.attrs.get(name).and_then(Attr::as_ints).is_none_or(|v| v.iter().all(|&x| x == value))
+            onnx.attrs
+                .get(name)
+                .and_then(Attr::as_ints)
+                .is_none_or(|v| v.iter().all(|&x| x == value))
         };
         let pointwise = spatial.iter().all(|&size| size == 1)
             && int(onnx, "group", 1) == 1
             && all("strides", 1)
             && all("pads", 0);
-        let Ok(axes) = u8::try_from(spatial.len()) else { return };
+        let Ok(axes) = u8::try_from(spatial.len()) else {
+            return;
+        };
         if !pointwise || found.transposed || self.constant(x).is_some() {
             return;
         }
-        let Some(mut linear) = self.linear_of(op, &found, false, Layout::Channels(axes), 1.0) else {
+        let Some(mut linear) = self.linear_of(op, &found, false, Layout::Channels(axes), 1.0)
+        else {
             return;
         };
         match op.inputs.get(2).copied().unwrap_or(Operand::None) {
@@ -463,7 +561,9 @@ impl Finder<'_> {
         let mut raised = op.clone();
         raised.kind = OpKind::Linear(linear);
         raised.inputs = vec![x];
-        raised.meta.set(SPELLING, Attr::Dict(spelling(onnx, &found)));
+        raised
+            .meta
+            .set(SPELLING, Attr::Dict(spelling(onnx, &found)));
         self.replace(id, raised, &found.chain);
     }
 
@@ -478,9 +578,16 @@ impl Finder<'_> {
         };
         for id in graph.walk() {
             let Some(op) = graph.op(id) else { continue };
-            self.raised.get(&id).unwrap_or(&op.inputs).iter().for_each(&mut count);
+            self.raised
+                .get(&id)
+                .unwrap_or(&op.inputs)
+                .iter()
+                .for_each(&mut count);
             let regions = op.kind.regions();
-            regions.iter().flat_map(|region| &region.outputs).for_each(&mut count);
+            regions
+                .iter()
+                .flat_map(|region| &region.outputs)
+                .for_each(&mut count);
         }
         graph.body.outputs.iter().for_each(&mut count);
         while let Some(id) = self.chains.pop() {
@@ -494,15 +601,26 @@ impl Finder<'_> {
             for input in &op.inputs {
                 if let Operand::Value(value) = input {
                     uses.entry(*value).and_modify(|n| *n = n.saturating_sub(1));
-                    self.chains.extend(self.makers.get(value).filter(|id| self.is_chain(**id)));
+                    self.chains
+                        .extend(self.makers.get(value).filter(|id| self.is_chain(**id)));
                 }
             }
         }
     }
 
     fn is_chain(&self, id: OpId) -> bool {
-        let op_type = self.graph.op(id).and_then(onnx_of).map(|onnx| onnx.op_type.as_str());
-        let chain = ["Constant", "Identity", "Transpose", "Cast", "DequantizeLinear"];
+        let op_type = self
+            .graph
+            .op(id)
+            .and_then(onnx_of)
+            .map(|onnx| onnx.op_type.as_str());
+        let chain = [
+            "Constant",
+            "Identity",
+            "Transpose",
+            "Cast",
+            "DequantizeLinear",
+        ];
         op_type.is_some_and(|op_type| chain.contains(&op_type))
     }
 }
@@ -524,6 +642,11 @@ fn spelling(onnx: &OnnxOp, found: &Constant) -> Attrs {
     attrs
 }
 
-pass_entry!("find-linears", Options, |options: Options| Ok(Pass::Module(
-    Box::new(FindLinears(options))
-)));
+/// This pass in the registry.
+pub const ENTRY: PassEntry = PassEntry {
+    name: "find-linears",
+    summary: "Raises ONNX nodes with a constant matrix to `linear` and `embedding`.",
+    doc: "",
+    schema: schema_of::<Options>,
+    build: |pairs| Ok(Pass::Module(Box::new(FindLinears(options(pairs)?)))),
+};

@@ -21,7 +21,9 @@ impl Finder<'_> {
             Some(&operand) => Some(self.constant(operand).filter(|c| !c.transposed)?),
         };
         let weight = self.module.weight(quantized.weight)?;
-        let &[rows, cols] = weight.dims.as_slice() else { return None };
+        let &[rows, cols] = weight.dims.as_slice() else {
+            return None;
+        };
         let elements = weight.elements()?;
         if elements.checked_mul(4)? > MAX_BYTES || !weight.dtype.is_integer() {
             return None;
@@ -29,13 +31,19 @@ impl Finder<'_> {
         let scales = self.values(scale.weight)?;
         let zeros = match zero {
             None => Vec::new(),
-            Some(zero) => self.values(zero.weight).filter(|zeros| zeros.len() == scales.len())?,
+            Some(zero) => self
+                .values(zero.weight)
+                .filter(|zeros| zeros.len() == scales.len())?,
         };
         let mut values = self.values(quantized.weight)?;
         let grid = Grid::new(rows, cols, &scale.dims, onnx)?;
         for (at, value) in values.iter_mut().enumerate() {
             let index = grid.index(at as u64)?;
-            let zero = if zeros.is_empty() { 0.0 } else { *zeros.get(index)? };
+            let zero = if zeros.is_empty() {
+                0.0
+            } else {
+                *zeros.get(index)?
+            };
             *value = (*value - zero) * scales.get(index)?;
         }
         let bytes = encode(scale.dtype, &values)?;
@@ -51,8 +59,13 @@ impl Finder<'_> {
         });
         let mut chain = quantized.chain;
         chain.extend(scale.chain);
-        let found =
-            Constant { weight: id, dims: vec![rows, cols], transposed: false, dtype: scale.dtype, chain };
+        let found = Constant {
+            weight: id,
+            dims: vec![rows, cols],
+            transposed: false,
+            dtype: scale.dtype,
+            chain,
+        };
         self.dequantized.insert(inputs.to_vec(), found.clone());
         Some(found)
     }
@@ -63,7 +76,12 @@ impl Finder<'_> {
         let mut values = vec![0.0; usize::try_from(weight.elements()?).ok()?];
         let decoded = match &weight.storage {
             Storage::Inline(bytes) => decode_f32(weight.dtype, bytes, &mut values),
-            Storage::File { path, offset, len, encoding: crate::ir::Encoding::Raw } => {
+            Storage::File {
+                path,
+                offset,
+                len,
+                encoding: crate::ir::Encoding::Raw,
+            } => {
                 let file = MappedFile::open(&self.module.base_dir.join(&**path)).ok()?;
                 decode_f32(weight.dtype, file.slice(*offset, *len).ok()?, &mut values)
             }
@@ -94,7 +112,12 @@ impl Grid {
             (&[n, m], 1) if block > 0 && n == rows && m == cols.div_ceil(block) => (1, block),
             _ => return None,
         };
-        Some(Self { cols: whole(cols), row_block, col_block, per_row: cols.div_ceil(col_block) })
+        Some(Self {
+            cols: whole(cols),
+            row_block,
+            col_block,
+            per_row: cols.div_ceil(col_block),
+        })
     }
 
     fn index(&self, at: u64) -> Option<usize> {
@@ -106,8 +129,14 @@ impl Grid {
 fn encode(dtype: DType, values: &[f32]) -> Option<Vec<u8>> {
     Some(match dtype {
         DType::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        DType::F16 => values.iter().flat_map(|x| half::f16::from_f32(*x).to_le_bytes()).collect(),
-        DType::BF16 => values.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect(),
+        DType::F16 => values
+            .iter()
+            .flat_map(|x| half::f16::from_f32(*x).to_le_bytes())
+            .collect(),
+        DType::BF16 => values
+            .iter()
+            .flat_map(|x| half::bf16::from_f32(*x).to_le_bytes())
+            .collect(),
         _ => return None,
     })
 }
