@@ -1,0 +1,351 @@
+//! Linears and embeddings → ONNX nodes, in a copy of the module.
+
+use std::collections::{HashMap, HashSet};
+
+use super::recipe::Recipe;
+use super::{ExportError, Options, opset, prune, restore};
+use crate::ir::{
+    Attr, Attrs, Graph, Layout, Linear, Module, OnnxOp, Op, OpId, OpKind, OpRef, Operand, Region,
+    Storage, Type, ValueId, Weight, WeightId,
+};
+use crate::weights::DType;
+
+/// A module of ONNX ops only, and how to make its new tensors.
+pub(super) struct Lowered {
+    /// The module to write.
+    pub(super) module: Module,
+    /// By weight name.
+    pub(super) recipes: HashMap<String, Recipe>,
+    /// What the user ought to know.
+    pub(super) notes: Vec<String>,
+    /// Was anything rewritten? If not, the module is written as it came.
+    pub(super) changed: bool,
+}
+
+/// State of lowering one graph.
+pub(super) struct Lowerer<'a> {
+    pub(super) source: &'a Module,
+    pub(super) out: Module,
+    pub(super) graph: Graph,
+    pub(super) options: Options,
+    names: HashSet<String>,
+    /// Tensors by what they're made of, so that tied matrices share them.
+    made: HashMap<(String, String), WeightId>,
+    pub(super) recipes: HashMap<String, Recipe>,
+    pub(super) notes: Vec<String>,
+    /// Opset that the forms used so far need.
+    pub(super) opset: i64,
+    contrib: bool,
+}
+
+/// The op being lowered.
+pub(super) struct Site {
+    /// In the source.
+    pub(super) at: OpRef,
+    /// Name for nodes and errors.
+    pub(super) name: String,
+    /// Element type of activations.
+    pub(super) dtype: DType,
+    /// The matrix's text, equal for ops that share it.
+    pub(super) key: String,
+    /// Nodes made, in order.
+    pub(super) nodes: Vec<Op>,
+    meta: Attrs,
+}
+
+/// Lowers every linear and embedding of the main graph.
+///
+/// # Errors
+/// A term without a form; ops that an opset upgrade doesn't cover.
+pub(super) fn lower(module: &Module, options: Options) -> Result<Lowered, ExportError> {
+    let raised = |op: &Op| matches!(op.kind, OpKind::Linear(_) | OpKind::Embedding(_));
+    let changed = module.graphs.iter().any(|graph| graph.ops.iter().any(raised));
+    let mut out = module.clone();
+    let Some(graph) = module.graphs.first().filter(|_| changed) else {
+        return Ok(Lowered { module: out, recipes: HashMap::new(), notes: Vec::new(), changed });
+    };
+    let mut graph = graph.clone();
+    let names = names_of(module, &graph);
+    let walk = graph.walk();
+    let old = std::mem::take(&mut graph.ops);
+    graph.ops = old.clone();
+    let mut lowerer = Lowerer {
+        source: module,
+        out: Module::default(),
+        graph,
+        options,
+        names,
+        made: HashMap::new(),
+        recipes: HashMap::new(),
+        notes: Vec::new(),
+        opset: 0,
+        contrib: false,
+    };
+    out.graphs.swap_remove(0);
+    out.graphs.insert(0, Graph::default());
+    std::mem::swap(&mut lowerer.out, &mut out);
+    let mut replaced: HashMap<OpId, Vec<OpId>> = HashMap::new();
+    for id in walk {
+        let Some(op) = old.get(id.index()).filter(|op| raised(op)) else { continue };
+        let nodes = lowerer.op(OpRef { graph: 0, op: id }, op)?;
+        let ids = nodes.into_iter().map(|node| lowerer.graph.add_op(node)).collect();
+        replaced.insert(id, ids);
+    }
+    lowerer.finish(&replaced)
+}
+
+/// Names that nodes and tensors already have; ONNX has one space for both.
+fn names_of(module: &Module, graph: &Graph) -> HashSet<String> {
+    let values = graph.values.iter().map(|value| value.name.clone());
+    values.chain(module.weights.iter().map(|weight| weight.name.clone())).collect()
+}
+
+fn place(region: &mut Region, replaced: &HashMap<OpId, Vec<OpId>>) {
+    let ops = std::mem::take(&mut region.ops);
+    for id in ops {
+        match replaced.get(&id) {
+            Some(ids) => region.ops.extend(ids),
+            None => region.ops.push(id),
+        }
+    }
+}
+
+impl Lowerer<'_> {
+    fn finish(mut self, replaced: &HashMap<OpId, Vec<OpId>>) -> Result<Lowered, ExportError> {
+        place(&mut self.graph.body, replaced);
+        for op in &mut self.graph.ops {
+            op.kind.regions_mut().into_iter().for_each(|region| place(region, replaced));
+        }
+        if let Some(slot) = self.out.graphs.first_mut() {
+            *slot = self.graph;
+        }
+        for weight in &mut self.out.weights {
+            // Everything that moved beside the source moves beside the output.
+            if weight.meta.remove("external_data").is_some() {
+                weight.meta.remove("data_location");
+                weight.meta.remove(crate::onnx::mapping::LAYOUT);
+            }
+        }
+        prune::prune(&mut self.out);
+        opset::require(&mut self.out, self.opset)?;
+        if self.contrib {
+            opset::import(&mut self.out, "com.microsoft", 1);
+        }
+        self.notes.dedup();
+        Ok(Lowered { module: self.out, recipes: self.recipes, notes: self.notes, changed: true })
+    }
+
+    fn op(&mut self, at: OpRef, op: &Op) -> Result<Vec<Op>, ExportError> {
+        let mut meta = op.meta.clone();
+        let spelling = match meta.remove(restore::SPELLING) {
+            Some(Attr::Dict(dict)) => Some(dict),
+            _ => None,
+        };
+        let result = op.results.first().copied().flatten();
+        let result_name = result.and_then(|id| self.graph.value(id)).map(|value| value.name.clone());
+        let name = if op.name.is_empty() { result_name.unwrap_or_default() } else { op.name.clone() };
+        let stated = spelling.as_ref().and_then(|dict| dict.get("dtype")).and_then(Attr::as_str);
+        let dtype = stated.and_then(|name| name.parse().ok());
+        let dtype = dtype.or_else(|| self.value_dtype(result?)).unwrap_or(DType::F32);
+        let key = op.kind.matrix().map_or_else(String::new, |matrix| format!("{:?}", matrix.terms));
+        let mut site = Site { at, name, dtype, key, nodes: Vec::new(), meta: Attrs::new() };
+        if let Some(spelling) = &spelling {
+            if restore::restore(self, &mut site, op, spelling, &meta) {
+                return Ok(site.nodes);
+            }
+        }
+        meta.remove(crate::onnx::mapping::LAYOUT);
+        site.meta = meta;
+        let last = match &op.kind {
+            OpKind::Linear(linear) => self.linear(&mut site, op, linear)?,
+            OpKind::Embedding(embedding) => self.embedding(&mut site, op, embedding)?,
+            _ => Operand::None,
+        };
+        self.rename_result(&mut site, last, result);
+        Ok(site.nodes)
+    }
+
+    /// Lets the last node make the op's own result.
+    fn rename_result(&mut self, site: &mut Site, last: Operand, result: Option<ValueId>) {
+        let Operand::Value(made) = last else { return };
+        for node in &mut site.nodes {
+            for slot in &mut node.results {
+                if *slot == Some(made) {
+                    *slot = result;
+                }
+            }
+        }
+    }
+
+    fn value_dtype(&self, id: ValueId) -> Option<DType> {
+        Some(self.graph.value(id)?.ty.as_ref()?.as_tensor()?.dtype)
+    }
+
+    /// A name that nothing has yet.
+    pub(super) fn fresh(&mut self, wanted: &str) -> String {
+        let mut name = wanted.to_owned();
+        let mut count = 1;
+        while !self.names.insert(name.clone()) {
+            count += 1;
+            name = format!("{wanted}_{count}");
+        }
+        name
+    }
+
+    /// Adds a node with one result.
+    pub(super) fn node(
+        &mut self,
+        site: &mut Site,
+        (domain, op_type): (&str, &str),
+        inputs: Vec<Operand>,
+        attrs: Vec<(&str, Attr)>,
+    ) -> Operand {
+        self.contrib |= domain == "com.microsoft";
+        let name = self.fresh(&format!("{}/{op_type}", site.name));
+        let result = self.graph.add_value(&format!("{name}_output"), None);
+        let attrs = attrs.into_iter().map(|(name, attr)| (name.to_owned(), attr)).collect();
+        let kind = OpKind::Onnx(OnnxOp {
+            domain: domain.to_owned(),
+            op_type: op_type.to_owned(),
+            overload: String::new(),
+            attrs: Attrs(attrs),
+        });
+        let meta = std::mem::take(&mut site.meta);
+        site.nodes.push(Op { name, kind, inputs, results: vec![Some(result)], meta });
+        Operand::Value(result)
+    }
+
+    /// A node of the standard domain.
+    pub(super) fn standard(
+        &mut self,
+        site: &mut Site,
+        op_type: &str,
+        inputs: Vec<Operand>,
+        attrs: Vec<(&str, Attr)>,
+    ) -> Operand {
+        self.node(site, ("", op_type), inputs, attrs)
+    }
+
+    /// A tensor that is made while the model is written.
+    pub(super) fn made(
+        &mut self,
+        site: &Site,
+        suffix: &str,
+        dtype: DType,
+        dims: &[usize],
+        recipe: Recipe,
+    ) -> WeightId {
+        let Recipe { term, piece, form, .. } = recipe;
+        let key = (site.key.clone(), format!("{term} {piece:?} {form:?}"));
+        if let Some(&id) = self.made.get(&key) {
+            return id;
+        }
+        let name = self.fresh(&format!("{}.{suffix}", site.name));
+        let id = self.add_tensor(&name, dtype, dims, Storage::Absent);
+        self.recipes.insert(name, recipe);
+        self.made.insert(key, id);
+        id
+    }
+
+    /// A small tensor.
+    pub(super) fn inline(&mut self, site: &Site, suffix: &str, dtype: DType, dims: &[usize], bytes: Vec<u8>) -> Operand {
+        let key = (format!("{dtype} {dims:?}"), format!("{bytes:?}"));
+        if let Some(&id) = self.made.get(&key) {
+            return Operand::Weight(id);
+        }
+        let name = self.fresh(&format!("{}.{suffix}", site.name));
+        let id = self.add_tensor(&name, dtype, dims, Storage::Inline(bytes));
+        self.made.insert(key, id);
+        Operand::Weight(id)
+    }
+
+    /// A list of integers.
+    pub(super) fn ints(&mut self, site: &Site, suffix: &str, values: &[i64]) -> Operand {
+        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        self.inline(site, suffix, DType::I64, &[values.len()], bytes)
+    }
+
+    /// A scalar of the activations' type.
+    pub(super) fn scalar(&mut self, site: &Site, suffix: &str, value: f32) -> Option<Operand> {
+        let bytes = super::recipe::encode(std::iter::once(value), site.dtype)?;
+        Some(self.inline(site, suffix, site.dtype, &[], bytes))
+    }
+
+    fn add_tensor(&mut self, name: &str, dtype: DType, dims: &[usize], storage: Storage) -> WeightId {
+        self.out.add_weight(Weight {
+            name: name.to_owned(),
+            dtype,
+            dims: dims.iter().map(|&dim| dim as u64).collect(),
+            storage,
+            sha256: None,
+            meta: Attrs::new(),
+        })
+    }
+
+    fn linear(&mut self, site: &mut Site, op: &Op, linear: &Linear) -> Result<Operand, ExportError> {
+        let x = op.inputs.first().copied().unwrap_or(Operand::None);
+        let swap = match linear.layout {
+            Layout::Rows => None,
+            Layout::Columns => {
+                let rank = self.rank(x).filter(|&rank| rank >= 2);
+                let rank = rank.ok_or_else(|| no_form(site, "the activation's rank is unknown"))?;
+                let mut perm: Vec<i64> = (0..rank as i64).collect();
+                perm.swap(rank - 1, rank - 2);
+                Some((perm.clone(), perm))
+            }
+            Layout::Channels(axes) => {
+                let rank = i64::from(axes) + 2;
+                let last = [0].into_iter().chain(2..rank).chain([1]).collect();
+                let second = [0, rank - 1].into_iter().chain(1..rank - 1).collect();
+                Some((last, second))
+            }
+        };
+        let mut input = x;
+        if let Some((to_last, _)) = &swap {
+            let perm = Attr::Ints(to_last.clone());
+            input = self.standard(site, "Transpose", vec![x], vec![("perm", perm)]);
+        }
+        let mut y = self.sum_of_terms(site, input, &linear.matrix)?;
+        if linear.scale != 1.0 {
+            let scale = self.scalar(site, "scale", linear.scale);
+            let scale = scale.ok_or_else(|| no_form(site, "a scale of this type"))?;
+            y = self.standard(site, "Mul", vec![y, scale], Vec::new());
+        }
+        if let Some(bias) = linear.bias {
+            y = self.standard(site, "Add", vec![y, Operand::Weight(bias)], Vec::new());
+        }
+        if let Some((_, back)) = swap {
+            y = self.standard(site, "Transpose", vec![y], vec![("perm", Attr::Ints(back))]);
+        }
+        Ok(y)
+    }
+
+    fn rank(&self, operand: Operand) -> Option<usize> {
+        let Operand::Value(id) = operand else { return None };
+        match self.graph.value(id)?.ty.as_ref()? {
+            Type::Tensor(tensor) => Some(tensor.shape.as_ref()?.len()),
+            _ => None,
+        }
+    }
+
+    /// Adds up parts; `None` where there are none.
+    pub(super) fn sum(&mut self, site: &mut Site, parts: &[Operand]) -> Option<Operand> {
+        let (&first, rest) = parts.split_first()?;
+        let add = |sum, &part| self.standard(site, "Add", vec![sum, part], Vec::new());
+        Some(rest.iter().fold(first, add))
+    }
+
+    /// Casts a tensor to the activations' type where it has another.
+    pub(super) fn cast(&mut self, site: &mut Site, operand: Operand, from: DType) -> Operand {
+        if from == site.dtype {
+            return operand;
+        }
+        let to = Attr::Int(i64::from(site.dtype.onnx_number()));
+        self.standard(site, "Cast", vec![operand], vec![("to", to)])
+    }
+}
+
+/// A term that has no form.
+pub(super) fn no_form(site: &Site, what: &str) -> ExportError {
+    ExportError::NoForm { op: site.name.clone(), what: what.to_owned() }
+}

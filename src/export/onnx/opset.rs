@@ -1,0 +1,174 @@
+//! Operator-set versions: what a form needs, and upgrades of the rest.
+
+use super::ExportError;
+use crate::ir::{Attr, Attrs, Graph, Module, OnnxOp, OpKind, Operand, Storage, Weight, WeightId};
+use crate::weights::DType;
+
+/// Ops whose meaning or signature changed between opset 13 and 21, with the
+/// version that changed it, and which no rule here converts.
+///
+/// Source: ONNX changelog; changes that only add types or optional inputs and
+/// attributes are none.
+const CHANGED: [(&str, i64); 9] = [
+    ("BatchNormalization", 14),
+    ("RoiAlign", 16),
+    ("Resize", 18),
+    ("Upsample", 10),
+    ("Scatter", 11),
+    ("AveragePool", 19),
+    ("GridSample", 20),
+    ("DFT", 20),
+    ("GroupNormalization", 21),
+];
+
+/// Reductions whose axes became an input with opset 18.
+const REDUCTIONS: [&str; 9] = [
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
+    "ReduceMax",
+    "ReduceMean",
+    "ReduceMin",
+    "ReduceProd",
+    "ReduceSumSquare",
+];
+
+/// Opset of the standard domain.
+fn version(module: &Module) -> i64 {
+    let Some(Attr::List(list)) = module.meta.get("opset_import") else { return 1 };
+    let standard = list.iter().find_map(|item| match item {
+        Attr::Dict(dict) if is_standard(dict) => dict.get("version").and_then(Attr::as_int),
+        _ => None,
+    });
+    standard.unwrap_or(1)
+}
+
+fn is_standard(dict: &Attrs) -> bool {
+    matches!(dict.get("domain").and_then(Attr::as_str), None | Some("" | "ai.onnx"))
+}
+
+/// Declares a domain, if it isn't yet.
+pub(super) fn import(module: &mut Module, domain: &str, version: i64) {
+    let mut entry = Attrs::new();
+    entry.set("domain", Attr::str(domain));
+    entry.set("version", Attr::Int(version));
+    let named = |item: &Attr| match item {
+        Attr::Dict(dict) => dict.get("domain").and_then(Attr::as_str) == Some(domain),
+        _ => false,
+    };
+    match module.meta.0.iter_mut().find(|(name, _)| name == "opset_import") {
+        Some((_, Attr::List(list))) if list.iter().any(named) => {}
+        Some((_, Attr::List(list))) => list.push(Attr::Dict(entry)),
+        _ => module.meta.set("opset_import", Attr::List(vec![Attr::Dict(entry)])),
+    }
+}
+
+/// Raises the standard opset to `needed`, converting ops on the way.
+///
+/// # Errors
+/// Ops that changed in between and have no rule, by name.
+pub(super) fn require(module: &mut Module, needed: i64) -> Result<(), ExportError> {
+    let from = version(module);
+    if needed <= from {
+        return Ok(());
+    }
+    let blockers = blockers(module, from, needed);
+    if !blockers.is_empty() {
+        return Err(ExportError::Opset { from, to: needed, ops: blockers.join(", ") });
+    }
+    if from < 18 && needed >= 18 {
+        convert(module);
+    }
+    if let Some((_, Attr::List(list))) =
+        module.meta.0.iter_mut().find(|(name, _)| name == "opset_import")
+    {
+        for item in list {
+            if let Attr::Dict(dict) = item {
+                if is_standard(dict) {
+                    dict.set("version", Attr::Int(needed));
+                }
+            }
+        }
+    }
+    // IR version that came with the opset: 4-bit types and blocks need 10.
+    let least = if needed >= 21 { 10 } else { 8 };
+    let now = module.meta.get("ir_version").and_then(Attr::as_int).unwrap_or(3);
+    module.meta.set("ir_version", Attr::Int(now.max(least)));
+    Ok(())
+}
+
+/// Ops in the way of an upgrade, sorted, each once.
+fn blockers(module: &Module, from: i64, to: i64) -> Vec<String> {
+    let mut found: Vec<String> = Vec::new();
+    for onnx in module.graphs.iter().flat_map(|graph| &graph.ops).filter_map(standard) {
+        let changed =
+            CHANGED.iter().any(|&(name, at)| name == onnx.op_type && from < at && at <= to);
+        // Softmax, Squeeze and others changed with 13; nothing here reaches below.
+        if changed || (from < 13 && to >= 13) {
+            found.push(onnx.op_type.clone());
+        }
+    }
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+fn standard(op: &crate::ir::Op) -> Option<&OnnxOp> {
+    match &op.kind {
+        OpKind::Onnx(onnx) if onnx.domain.is_empty() || onnx.domain == "ai.onnx" => Some(onnx),
+        _ => None,
+    }
+}
+
+/// The changes of opset 18: axes of reductions are an input, Split states its
+/// number of outputs where it states nothing else.
+fn convert(module: &mut Module) {
+    let Some(mut graph) = module.graphs.first_mut().map(std::mem::take) else { return };
+    for index in 0..graph.ops.len() {
+        convert_op(module, &mut graph, index);
+    }
+    if let Some(slot) = module.graphs.first_mut() {
+        *slot = graph;
+    }
+}
+
+fn convert_op(module: &mut Module, graph: &mut Graph, index: usize) {
+    let Some(op) = graph.ops.get_mut(index) else { return };
+    let outputs = op.results.len() as i64;
+    let inputs = op.inputs.len();
+    let OpKind::Onnx(onnx) = &mut op.kind else { return };
+    let domain = onnx.domain.is_empty() || onnx.domain == "ai.onnx";
+    if domain && onnx.op_type == "Split" && inputs < 2 && onnx.attrs.get("num_outputs").is_none() {
+        onnx.attrs.set("num_outputs", Attr::Int(outputs));
+        op.meta.remove(crate::onnx::mapping::LAYOUT);
+        return;
+    }
+    if !domain || !REDUCTIONS.contains(&onnx.op_type.as_str()) {
+        return;
+    }
+    let Some(Attr::Ints(axes)) = onnx.attrs.remove("axes") else { return };
+    let weight = axes_weight(module, &axes);
+    op.inputs.push(Operand::Weight(weight));
+    op.meta.remove(crate::onnx::mapping::LAYOUT);
+    if !graph.body.weights.contains(&weight) {
+        graph.body.weights.push(weight);
+    }
+}
+
+/// One tensor for each list of axes.
+fn axes_weight(module: &mut Module, axes: &[i64]) -> WeightId {
+    let joined: Vec<String> = axes.iter().map(i64::to_string).collect();
+    let name = format!("reduction_axes_{}", joined.join("_"));
+    if let Some(at) = module.weights.iter().position(|weight| weight.name == name) {
+        return WeightId::new(at);
+    }
+    module.add_weight(Weight {
+        name,
+        dtype: DType::I64,
+        dims: vec![axes.len() as u64],
+        storage: Storage::Inline(axes.iter().flat_map(|axis| axis.to_le_bytes()).collect()),
+        sha256: None,
+        meta: Attrs::new(),
+    })
+}
