@@ -18,13 +18,13 @@ use std::collections::HashMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::shared::entry::pass_entry;
 use crate::ir::patch::Patch;
 use crate::ir::{
     Attr, Attrs, Embedding, Graph, Layout, Linear, Matrix, Module, OnnxOp, Op, OpId, OpKind, OpRef,
     Operand, Role, Type, ValueId, WeightId, WeightView,
 };
-use crate::pass::registry::{options, schema_of};
-use crate::pass::{ModulePass, Pass, PassEntry, PassError, Remark};
+use crate::pass::{ModulePass, Pass, PassError, Remark};
 use crate::weights::DType;
 
 mod dequantize;
@@ -642,11 +642,6 @@ fn spelling(onnx: &OnnxOp, found: &Constant) -> Attrs {
     attrs
 }
 
-/// This pass in the registry.
-pub const ENTRY: PassEntry = PassEntry {
-    name: "find-linears",
-    summary: "Raises ONNX nodes with a constant matrix to `linear` and `embedding`.",
-    doc: "",
-    schema: schema_of::<Options>,
-    build: |pairs| Ok(Pass::Module(Box::new(FindLinears(options(pairs)?)))),
-};
+pass_entry!("find-linears", Options, |options: Options| Ok(
+    Pass::Module(Box::new(FindLinears(options)))
+));

@@ -360,10 +360,14 @@ fn onnx(
 }
 
 fn write_onnx(
-    _module: &Module,
-    _cache: &FileCache,
-    _target: &Path,
-    _options: OnnxOptions,
+    module: &Module,
+    cache: &FileCache,
+    target: &Path,
+    options: OnnxOptions,
 ) -> Result<Vec<String>, OptError> {
-    Err(OptError::Export("ONNX output is not wired yet".to_string()))
+    use crate::export::onnx::{Options, QuantForm, export};
+    let quant = if options.qdq { QuantForm::Qdq } else { QuantForm::NBits };
+    let options = Options { quant, ..Options::default() };
+    let exported = export(module, cache, target, options);
+    exported.map(|done| done.notes).map_err(|error| OptError::Export(error.to_string()))
 }

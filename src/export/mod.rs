@@ -1,3 +1,4 @@
 //! From the IR to files.
 
 pub mod hlrc;
+pub mod onnx;

@@ -120,7 +120,11 @@ fn number(key: &'static str, value: &str) -> Result<u64, ExternalError> {
     })
 }
 
-fn check_location(location: &str) -> Result<(), ExternalError> {
+/// Refuses locations that aren't plain paths below the model's directory.
+///
+/// # Errors
+/// [`ExternalError::NoLocation`] or [`ExternalError::Escapes`].
+pub fn check_location(location: &str) -> Result<(), ExternalError> {
     if location.is_empty() {
         return Err(ExternalError::NoLocation);
     }

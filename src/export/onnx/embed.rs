@@ -21,7 +21,10 @@ impl Lowerer<'_> {
         let indices = op.inputs.first().copied().unwrap_or(Operand::None);
         let mut parts = Vec::new();
         for (term, kind) in matrix.terms.iter().enumerate() {
-            let part = Part { term, piece: Piece::Whole };
+            let part = Part {
+                term,
+                piece: Piece::Whole,
+            };
             match kind {
                 Term::Dense(view) => {
                     let table = self.dense_operand(site, matrix, view, false);
@@ -30,7 +33,9 @@ impl Lowerer<'_> {
                 Term::Quant(q) => {
                     parts.push(self.coded_rows(site, indices, Coded::of(matrix, q), part, "q")?);
                 }
-                Term::LowRank(l) => parts.extend(self.low_rank_rows(site, indices, matrix, term, l)?),
+                Term::LowRank(l) => {
+                    parts.extend(self.low_rank_rows(site, indices, matrix, term, l)?)
+                }
                 Term::Sparse(s) if s.nnz > 0 => {
                     let table = self.sparse_constant(site, matrix, s, part, false);
                     parts.push(self.gather(site, table, indices));
@@ -41,15 +46,17 @@ impl Lowerer<'_> {
                 Term::Sparse(_) | Term::Columns(_) => {}
             }
         }
-        let none = || no_form(site, "an embedding without terms");
-        match self.sum(site, &parts) {
-            Some(sum) => Ok(sum),
-            None => Err(none()),
-        }
+        let sum = self.sum(site, &parts);
+        sum.ok_or_else(|| no_form(site, "an embedding without terms has no ONNX form"))
     }
 
     fn gather(&mut self, site: &mut Site, table: Operand, indices: Operand) -> Operand {
-        self.standard(site, "Gather", vec![table, indices], vec![("axis", Attr::Int(0))])
+        self.standard(
+            site,
+            "Gather",
+            vec![table, indices],
+            vec![("axis", Attr::Int(0))],
+        )
     }
 
     fn coded_rows(
@@ -68,7 +75,9 @@ impl Lowerer<'_> {
             let what = "GatherBlockQuantized has no zero point per column; use --onnx-quant=qdq";
             return Err(no_form(site, what));
         }
-        let block = coded.block().ok_or_else(|| no_form(site, "a group that is no power of two"))?;
+        let block = coded
+            .block()
+            .ok_or_else(|| no_form(site, "a group that is no power of two"))?;
         let bits = coded.field();
         let recipe = part.recipe(site, Form::Rows { bits });
         let dims = [coded.rows, packed_len(bits, coded.cols)];
@@ -81,11 +90,22 @@ impl Lowerer<'_> {
             ("gather_axis", Attr::Int(0)),
             ("quantize_axis", Attr::Int(1)),
         ];
-        let mut rows = self.node(site, ("com.microsoft", "GatherBlockQuantized"), inputs, attrs);
+        let mut rows = self.node(
+            site,
+            ("com.microsoft", "GatherBlockQuantized"),
+            inputs,
+            attrs,
+        );
         if coded.group == Group::Column {
             let form = Form::ColumnScales { dtype: site.dtype };
             let name = format!("{suffix}_column_scales");
-            let scales = self.made(site, &name, site.dtype, &[coded.cols], part.recipe(site, form));
+            let scales = self.made(
+                site,
+                &name,
+                site.dtype,
+                &[coded.cols],
+                part.recipe(site, form),
+            );
             rows = self.standard(site, "Mul", vec![rows, Operand::Weight(scales)], Vec::new());
         }
         Ok(rows)
@@ -107,30 +127,78 @@ impl Lowerer<'_> {
         let (rows, cols) = (matrix.out_features as usize, matrix.in_features as usize);
         let coded = |side| Some((low_rank.u.format.scheme()?, low_rank.u.format.group(side)?));
         let one = low_rank.blocks.len() == 1;
-        if let (true, Some((scheme, group)), Some((_, v_group))) = (one, coded(Side::U), coded(Side::V)) {
-            let u = Part { term, piece: Piece::U { block: 0, before: 0, after: 0 } };
-            let shape = Coded { rows, cols: rank, scheme, group };
+        if let (true, Some((scheme, group)), Some((_, v_group))) =
+            (one, coded(Side::U), coded(Side::V))
+        {
+            let u = Part {
+                term,
+                piece: Piece::U {
+                    block: 0,
+                    before: 0,
+                    after: 0,
+                },
+            };
+            let shape = Coded {
+                rows,
+                cols: rank,
+                scheme,
+                group,
+            };
             let taken = self.coded_rows(site, indices, shape, u, "u")?;
             // V is used as [rank, width], which codes by rows of V can't be.
-            let v = Part { term, piece: Piece::V { block: 0 } };
-            let shape = Coded { rows: rank, cols, scheme, group: v_group };
+            let v = Part {
+                term,
+                piece: Piece::V { block: 0 },
+            };
+            let shape = Coded {
+                rows: rank,
+                cols,
+                scheme,
+                group: v_group,
+            };
             let v = self.v_table(site, shape, v)?;
-            return Ok(Some(self.standard(site, "MatMul", vec![taken, v], Vec::new())));
+            return Ok(Some(self.standard(
+                site,
+                "MatMul",
+                vec![taken, v],
+                Vec::new(),
+            )));
         }
         let dtype = super::factors::plain_dtype(low_rank.u.format);
-        let form = Form::Floats { dtype, transposed: false };
-        let u = Part { term, piece: Piece::FlatU }.recipe(site, form);
+        let form = Form::Floats {
+            dtype,
+            transposed: false,
+        };
+        let u = Part {
+            term,
+            piece: Piece::FlatU,
+        }
+        .recipe(site, form);
         let u = self.made(site, "u", dtype, &[rows, rank], u);
-        let v = Part { term, piece: Piece::FlatV }.recipe(site, form);
+        let v = Part {
+            term,
+            piece: Piece::FlatV,
+        }
+        .recipe(site, form);
         let v = self.made(site, "v", dtype, &[rank, cols], v);
         let taken = self.gather(site, Operand::Weight(u), indices);
         let taken = self.cast(site, taken, dtype);
         let v = self.cast(site, Operand::Weight(v), dtype);
-        Ok(Some(self.standard(site, "MatMul", vec![taken, v], Vec::new())))
+        Ok(Some(self.standard(
+            site,
+            "MatMul",
+            vec![taken, v],
+            Vec::new(),
+        )))
     }
 
     /// The coded right factor as a float matrix `[rank, width]`.
-    fn v_table(&mut self, site: &mut Site, coded: Coded, part: Part) -> Result<Operand, ExportError> {
+    fn v_table(
+        &mut self,
+        site: &mut Site,
+        coded: Coded,
+        part: Part,
+    ) -> Result<Operand, ExportError> {
         if self.options.quant == QuantForm::Qdq {
             return Ok(self.dequantized(site, coded, part, "v", false));
         }
@@ -149,11 +217,25 @@ impl Lowerer<'_> {
     ) -> Operand {
         let (rows, cols) = (matrix.out_features as usize, matrix.in_features as usize);
         let count = term.count as usize;
-        let form = Form::Floats { dtype: DType::F16, transposed: false };
-        let values =
-            self.made(site, "column_values", DType::F16, &[rows, count], part.recipe(site, form));
+        let form = Form::Floats {
+            dtype: DType::F16,
+            transposed: false,
+        };
+        let values = self.made(
+            site,
+            "column_values",
+            DType::F16,
+            &[rows, count],
+            part.recipe(site, form),
+        );
         let form = Form::OneHot { dtype: DType::F16 };
-        let places = self.made(site, "columns", DType::F16, &[count, cols], part.recipe(site, form));
+        let places = self.made(
+            site,
+            "columns",
+            DType::F16,
+            &[count, cols],
+            part.recipe(site, form),
+        );
         let taken = self.gather(site, Operand::Weight(values), indices);
         let taken = self.cast(site, taken, DType::F16);
         let places = self.cast(site, Operand::Weight(places), DType::F16);

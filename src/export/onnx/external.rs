@@ -1,9 +1,13 @@
 //! Tensors beside the model.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
+use crate::ir::{Attr, Module, Storage};
+use crate::onnx::external::check_location;
 use crate::onnx::message::{Blob, Message, Value};
 use crate::onnx::schema::{self, attribute, entry, graph, model, node, tensor};
+use crate::store::file_path;
 
 /// Tensors below this size stay in the model: the entries would take as much.
 const SMALLEST: u64 = 1024;
@@ -16,7 +20,11 @@ pub(super) const ALIGNMENT: u64 = 4096;
 ///
 /// Returns offset and data in order of offset, and the file's size.
 pub(super) fn move_out(message: &mut Message, location: &str) -> (Vec<(u64, Blob)>, u64) {
-    let mut moved = Moved { location, data: Vec::new(), end: 0 };
+    let mut moved = Moved {
+        location,
+        data: Vec::new(),
+        end: 0,
+    };
     for field in &mut message.fields {
         if let (model::GRAPH, Value::Message(graph)) = (field.number, &mut field.value) {
             moved.graph(graph);
@@ -43,9 +51,14 @@ impl Moved<'_> {
     }
 
     fn node(&mut self, message: &mut Message) {
-        let attributes = message.fields.iter_mut().filter(|field| field.number == node::ATTRIBUTE);
+        let attributes = message
+            .fields
+            .iter_mut()
+            .filter(|field| field.number == node::ATTRIBUTE);
         for field in attributes {
-            let Value::Message(attr) = &mut field.value else { continue };
+            let Value::Message(attr) = &mut field.value else {
+                continue;
+            };
             for field in &mut attr.fields {
                 match (field.number, &mut field.value) {
                     (attribute::G | attribute::GRAPHS, Value::Message(inner)) => self.graph(inner),
@@ -56,9 +69,13 @@ impl Moved<'_> {
     }
 
     fn tensor(&mut self, message: &mut Message) {
-        let raw = message.fields.iter().position(|field| field.number == tensor::RAW_DATA);
+        let raw = message
+            .fields
+            .iter()
+            .position(|field| field.number == tensor::RAW_DATA);
         let Some(at) = raw else { return };
-        let Some(Value::Bytes(blob)) = message.fields.get(at).map(|field| field.value.clone()) else {
+        let Some(Value::Bytes(blob)) = message.fields.get(at).map(|field| field.value.clone())
+        else {
             return;
         };
         if blob.len() < SMALLEST {
@@ -73,7 +90,8 @@ impl Moved<'_> {
             ("length", blob.len().to_string()),
         ] {
             let mut pair = Message::new(&schema::ENTRY);
-            pair.put_text(entry::KEY, key).put_text(entry::VALUE, &value);
+            pair.put_text(entry::KEY, key)
+                .put_text(entry::VALUE, &value);
             message.put_message(tensor::EXTERNAL_DATA, pair);
         }
         message.put_int(tensor::DATA_LOCATION, 1);
@@ -82,32 +100,28 @@ impl Moved<'_> {
     }
 }
 
-/// Files that the messages' tensors name, each once, in order.
-pub(super) fn locations(message: &Message) -> Vec<String> {
-    let mut found = Vec::new();
-    let mut queue: Vec<&Message> = vec![message];
-    while let Some(message) = queue.pop() {
-        if std::ptr::eq(message.schema, &schema::TENSOR) {
-            let pairs = message.messages(tensor::EXTERNAL_DATA);
-            let stated = pairs.filter(|pair| pair.text(entry::KEY) == Some("location"));
-            found.extend(stated.filter_map(|pair| Some(pair.text(entry::VALUE)?.to_owned())));
-        }
-        for field in &message.fields {
-            if let Value::Message(inner) = &field.value {
-                queue.push(inner);
-            }
+/// Files of external data as the source names them, with where they are.
+///
+/// Names that could leave the output's folder are left out: an import refuses
+/// them, text IR that was edited may have them.
+pub(super) fn locations(module: &Module) -> BTreeMap<String, PathBuf> {
+    let mut found = BTreeMap::new();
+    for weight in &module.weights {
+        let (Some(Attr::Dict(entries)), Storage::File { path, .. }) =
+            (weight.meta.get("external_data"), &weight.storage)
+        else {
+            continue;
+        };
+        let location = entries.get("location").and_then(Attr::as_str).unwrap_or("");
+        if check_location(location).is_ok() {
+            found.insert(location.to_owned(), file_path(module, path));
         }
     }
-    found.sort_unstable();
-    found.dedup();
     found
 }
 
-/// Are two folders the same one?
-pub(super) fn same_folder(a: &Path, b: &Path) -> bool {
-    let real = |path: &Path| {
-        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        path.canonicalize().ok()
-    };
+/// Do two paths lead to one file?
+pub(super) fn same_file(a: &Path, b: &Path) -> bool {
+    let real = |path: &Path| path.canonicalize().ok();
     real(a).is_some_and(|a| Some(a) == real(b))
 }

@@ -42,7 +42,9 @@ impl Lowerer<'_> {
             for range in layer {
                 let mut parts = Vec::new();
                 for &index in &range.blocks {
-                    let Some(block) = low_rank.blocks.get(index) else { continue };
+                    let Some(block) = low_rank.blocks.get(index) else {
+                        continue;
+                    };
                     let input = self.slice(site, x, block, &mut slices);
                     parts.push(self.block(site, input, (term, index), block, low_rank, &range)?);
                 }
@@ -85,14 +87,33 @@ impl Lowerer<'_> {
         low_rank: &LowRankTerm,
         range: &Range,
     ) -> Result<Operand, ExportError> {
-        let tag = if low_rank.blocks.len() > 1 { format!("{index}") } else { String::new() };
-        let v = Part { term, piece: Piece::V { block: index } };
+        let tag = if low_rank.blocks.len() > 1 {
+            format!("{index}")
+        } else {
+            String::new()
+        };
+        let v = Part {
+            term,
+            piece: Piece::V { block: index },
+        };
         let shape = (block.rank, block.cols);
         let inner = self.factor(site, x, &low_rank.v, Side::V, shape, v, &format!("v{tag}"))?;
-        let piece = Piece::U { block: index, before: range.before, after: range.after };
+        let piece = Piece::U {
+            block: index,
+            before: range.before,
+            after: range.after,
+        };
         let shape = (range.before + block.rows + range.after, block.rank);
         let u = Part { term, piece };
-        self.factor(site, inner, &low_rank.u, Side::U, shape, u, &format!("u{tag}"))
+        self.factor(
+            site,
+            inner,
+            &low_rank.u,
+            Side::U,
+            shape,
+            u,
+            &format!("u{tag}"),
+        )
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -107,11 +128,19 @@ impl Lowerer<'_> {
         suffix: &str,
     ) -> Result<Operand, ExportError> {
         if let (Some(scheme), Some(group)) = (factor.format.scheme(), factor.format.group(side)) {
-            let coded = Coded { rows, cols, scheme, group };
+            let coded = Coded {
+                rows,
+                cols,
+                scheme,
+                group,
+            };
             return self.coded(site, x, coded, part, suffix);
         }
         let dtype = plain_dtype(factor.format);
-        let form = Form::Floats { dtype, transposed: true };
+        let form = Form::Floats {
+            dtype,
+            transposed: true,
+        };
         let weight = self.made(site, suffix, dtype, &[cols, rows], part.recipe(site, form));
         let weight = self.cast(site, Operand::Weight(weight), dtype);
         Ok(self.standard(site, "MatMul", vec![x, weight], Vec::new()))
@@ -120,7 +149,11 @@ impl Lowerer<'_> {
 
 /// Element type of a factor that isn't coded.
 pub(super) fn plain_dtype(format: FactorFormat) -> DType {
-    if format == FactorFormat::F32 { DType::F32 } else { DType::F16 }
+    if format == FactorFormat::F32 {
+        DType::F32
+    } else {
+        DType::F16
+    }
 }
 
 /// Ranges of rows, in layers that each cover all rows once.
@@ -128,7 +161,10 @@ fn layers_of(blocks: &[Block], out_features: usize) -> Vec<Vec<Range>> {
     let mut by_rows: BTreeMap<(usize, usize), Vec<usize>> = BTreeMap::new();
     for (index, block) in blocks.iter().enumerate() {
         if block.rank > 0 && block.rows > 0 {
-            by_rows.entry((block.row0, block.rows)).or_default().push(index);
+            by_rows
+                .entry((block.row0, block.rows))
+                .or_default()
+                .push(index);
         }
     }
     let mut layers: Vec<(usize, Vec<Range>)> = Vec::new();
@@ -139,7 +175,13 @@ fn layers_of(blocks: &[Block], out_features: usize) -> Vec<Vec<Range>> {
             layers.len() - 1
         });
         if let Some((end, ranges)) = layers.get_mut(free) {
-            ranges.push(Range { row0, rows, blocks, before: row0 - *end, after: 0 });
+            ranges.push(Range {
+                row0,
+                rows,
+                blocks,
+                before: row0 - *end,
+                after: 0,
+            });
             *end = row0 + rows;
         }
     }

@@ -59,10 +59,18 @@ pub(super) struct Site {
 /// A term without a form; ops that an opset upgrade doesn't cover.
 pub(super) fn lower(module: &Module, options: Options) -> Result<Lowered, ExportError> {
     let raised = |op: &Op| matches!(op.kind, OpKind::Linear(_) | OpKind::Embedding(_));
-    let changed = module.graphs.iter().any(|graph| graph.ops.iter().any(raised));
+    let changed = module
+        .graphs
+        .iter()
+        .any(|graph| graph.ops.iter().any(raised));
     let mut out = module.clone();
     let Some(graph) = module.graphs.first().filter(|_| changed) else {
-        return Ok(Lowered { module: out, recipes: HashMap::new(), notes: Vec::new(), changed });
+        return Ok(Lowered {
+            module: out,
+            recipes: HashMap::new(),
+            notes: Vec::new(),
+            changed,
+        });
     };
     let mut graph = graph.clone();
     let names = names_of(module, &graph);
@@ -86,9 +94,14 @@ pub(super) fn lower(module: &Module, options: Options) -> Result<Lowered, Export
     std::mem::swap(&mut lowerer.out, &mut out);
     let mut replaced: HashMap<OpId, Vec<OpId>> = HashMap::new();
     for id in walk {
-        let Some(op) = old.get(id.index()).filter(|op| raised(op)) else { continue };
+        let Some(op) = old.get(id.index()).filter(|op| raised(op)) else {
+            continue;
+        };
         let nodes = lowerer.op(OpRef { graph: 0, op: id }, op)?;
-        let ids = nodes.into_iter().map(|node| lowerer.graph.add_op(node)).collect();
+        let ids = nodes
+            .into_iter()
+            .map(|node| lowerer.graph.add_op(node))
+            .collect();
         replaced.insert(id, ids);
     }
     lowerer.finish(&replaced)
@@ -97,7 +110,9 @@ pub(super) fn lower(module: &Module, options: Options) -> Result<Lowered, Export
 /// Names that nodes and tensors already have; ONNX has one space for both.
 fn names_of(module: &Module, graph: &Graph) -> HashSet<String> {
     let values = graph.values.iter().map(|value| value.name.clone());
-    values.chain(module.weights.iter().map(|weight| weight.name.clone())).collect()
+    values
+        .chain(module.weights.iter().map(|weight| weight.name.clone()))
+        .collect()
 }
 
 fn place(region: &mut Region, replaced: &HashMap<OpId, Vec<OpId>>) {
@@ -114,7 +129,10 @@ impl Lowerer<'_> {
     fn finish(mut self, replaced: &HashMap<OpId, Vec<OpId>>) -> Result<Lowered, ExportError> {
         place(&mut self.graph.body, replaced);
         for op in &mut self.graph.ops {
-            op.kind.regions_mut().into_iter().for_each(|region| place(region, replaced));
+            op.kind
+                .regions_mut()
+                .into_iter()
+                .for_each(|region| place(region, replaced));
         }
         if let Some(slot) = self.out.graphs.first_mut() {
             *slot = self.graph;
@@ -132,7 +150,12 @@ impl Lowerer<'_> {
             opset::import(&mut self.out, "com.microsoft", 1);
         }
         self.notes.dedup();
-        Ok(Lowered { module: self.out, recipes: self.recipes, notes: self.notes, changed: true })
+        Ok(Lowered {
+            module: self.out,
+            recipes: self.recipes,
+            notes: self.notes,
+            changed: true,
+        })
     }
 
     fn op(&mut self, at: OpRef, op: &Op) -> Result<Vec<Op>, ExportError> {
@@ -142,13 +165,34 @@ impl Lowerer<'_> {
             _ => None,
         };
         let result = op.results.first().copied().flatten();
-        let result_name = result.and_then(|id| self.graph.value(id)).map(|value| value.name.clone());
-        let name = if op.name.is_empty() { result_name.unwrap_or_default() } else { op.name.clone() };
-        let stated = spelling.as_ref().and_then(|dict| dict.get("dtype")).and_then(Attr::as_str);
+        let result_name = result
+            .and_then(|id| self.graph.value(id))
+            .map(|value| value.name.clone());
+        let name = if op.name.is_empty() {
+            result_name.unwrap_or_default()
+        } else {
+            op.name.clone()
+        };
+        let stated = spelling
+            .as_ref()
+            .and_then(|dict| dict.get("dtype"))
+            .and_then(Attr::as_str);
         let dtype = stated.and_then(|name| name.parse().ok());
-        let dtype = dtype.or_else(|| self.value_dtype(result?)).unwrap_or(DType::F32);
-        let key = op.kind.matrix().map_or_else(String::new, |matrix| format!("{:?}", matrix.terms));
-        let mut site = Site { at, name, dtype, key, nodes: Vec::new(), meta: Attrs::new() };
+        let dtype = dtype
+            .or_else(|| self.value_dtype(result?))
+            .unwrap_or(DType::F32);
+        let key = op
+            .kind
+            .matrix()
+            .map_or_else(String::new, |matrix| format!("{:?}", matrix.terms));
+        let mut site = Site {
+            at,
+            name,
+            dtype,
+            key,
+            nodes: Vec::new(),
+            meta: Attrs::new(),
+        };
         if let Some(spelling) = &spelling {
             if restore::restore(self, &mut site, op, spelling, &meta) {
                 return Ok(site.nodes);
@@ -203,7 +247,10 @@ impl Lowerer<'_> {
         self.contrib |= domain == "com.microsoft";
         let name = self.fresh(&format!("{}/{op_type}", site.name));
         let result = self.graph.add_value(&format!("{name}_output"), None);
-        let attrs = attrs.into_iter().map(|(name, attr)| (name.to_owned(), attr)).collect();
+        let attrs = attrs
+            .into_iter()
+            .map(|(name, attr)| (name.to_owned(), attr))
+            .collect();
         let kind = OpKind::Onnx(OnnxOp {
             domain: domain.to_owned(),
             op_type: op_type.to_owned(),
@@ -211,7 +258,13 @@ impl Lowerer<'_> {
             attrs: Attrs(attrs),
         });
         let meta = std::mem::take(&mut site.meta);
-        site.nodes.push(Op { name, kind, inputs, results: vec![Some(result)], meta });
+        site.nodes.push(Op {
+            name,
+            kind,
+            inputs,
+            results: vec![Some(result)],
+            meta,
+        });
         Operand::Value(result)
     }
 
@@ -235,7 +288,9 @@ impl Lowerer<'_> {
         dims: &[usize],
         recipe: Recipe,
     ) -> WeightId {
-        let Recipe { term, piece, form, .. } = recipe;
+        let Recipe {
+            term, piece, form, ..
+        } = recipe;
         let key = (site.key.clone(), format!("{term} {piece:?} {form:?}"));
         if let Some(&id) = self.made.get(&key) {
             return id;
@@ -248,7 +303,14 @@ impl Lowerer<'_> {
     }
 
     /// A small tensor.
-    pub(super) fn inline(&mut self, site: &Site, suffix: &str, dtype: DType, dims: &[usize], bytes: Vec<u8>) -> Operand {
+    pub(super) fn inline(
+        &mut self,
+        site: &Site,
+        suffix: &str,
+        dtype: DType,
+        dims: &[usize],
+        bytes: Vec<u8>,
+    ) -> Operand {
         let key = (format!("{dtype} {dims:?}"), format!("{bytes:?}"));
         if let Some(&id) = self.made.get(&key) {
             return Operand::Weight(id);
@@ -261,7 +323,10 @@ impl Lowerer<'_> {
 
     /// A list of integers.
     pub(super) fn ints(&mut self, site: &Site, suffix: &str, values: &[i64]) -> Operand {
-        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let bytes = values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
         self.inline(site, suffix, DType::I64, &[values.len()], bytes)
     }
 
@@ -271,7 +336,13 @@ impl Lowerer<'_> {
         Some(self.inline(site, suffix, site.dtype, &[], bytes))
     }
 
-    fn add_tensor(&mut self, name: &str, dtype: DType, dims: &[usize], storage: Storage) -> WeightId {
+    fn add_tensor(
+        &mut self,
+        name: &str,
+        dtype: DType,
+        dims: &[usize],
+        storage: Storage,
+    ) -> WeightId {
         self.out.add_weight(Weight {
             name: name.to_owned(),
             dtype,
@@ -282,7 +353,12 @@ impl Lowerer<'_> {
         })
     }
 
-    fn linear(&mut self, site: &mut Site, op: &Op, linear: &Linear) -> Result<Operand, ExportError> {
+    fn linear(
+        &mut self,
+        site: &mut Site,
+        op: &Op,
+        linear: &Linear,
+    ) -> Result<Operand, ExportError> {
         let x = op.inputs.first().copied().unwrap_or(Operand::None);
         let swap = match linear.layout {
             Layout::Rows => None,
@@ -321,7 +397,9 @@ impl Lowerer<'_> {
     }
 
     fn rank(&self, operand: Operand) -> Option<usize> {
-        let Operand::Value(id) = operand else { return None };
+        let Operand::Value(id) = operand else {
+            return None;
+        };
         match self.graph.value(id)?.ty.as_ref()? {
             Type::Tensor(tensor) => Some(tensor.shape.as_ref()?.len()),
             _ => None,
@@ -347,5 +425,8 @@ impl Lowerer<'_> {
 
 /// A term that has no form.
 pub(super) fn no_form(site: &Site, what: &str) -> ExportError {
-    ExportError::NoForm { op: site.name.clone(), what: what.to_owned() }
+    ExportError::NoForm {
+        op: site.name.clone(),
+        what: what.to_owned(),
+    }
 }

@@ -36,7 +36,9 @@ const REDUCTIONS: [&str; 9] = [
 
 /// Opset of the standard domain.
 fn version(module: &Module) -> i64 {
-    let Some(Attr::List(list)) = module.meta.get("opset_import") else { return 1 };
+    let Some(Attr::List(list)) = module.meta.get("opset_import") else {
+        return 1;
+    };
     let standard = list.iter().find_map(|item| match item {
         Attr::Dict(dict) if is_standard(dict) => dict.get("version").and_then(Attr::as_int),
         _ => None,
@@ -45,7 +47,10 @@ fn version(module: &Module) -> i64 {
 }
 
 fn is_standard(dict: &Attrs) -> bool {
-    matches!(dict.get("domain").and_then(Attr::as_str), None | Some("" | "ai.onnx"))
+    matches!(
+        dict.get("domain").and_then(Attr::as_str),
+        None | Some("" | "ai.onnx")
+    )
 }
 
 /// Declares a domain, if it isn't yet.
@@ -57,10 +62,17 @@ pub(super) fn import(module: &mut Module, domain: &str, version: i64) {
         Attr::Dict(dict) => dict.get("domain").and_then(Attr::as_str) == Some(domain),
         _ => false,
     };
-    match module.meta.0.iter_mut().find(|(name, _)| name == "opset_import") {
+    match module
+        .meta
+        .0
+        .iter_mut()
+        .find(|(name, _)| name == "opset_import")
+    {
         Some((_, Attr::List(list))) if list.iter().any(named) => {}
         Some((_, Attr::List(list))) => list.push(Attr::Dict(entry)),
-        _ => module.meta.set("opset_import", Attr::List(vec![Attr::Dict(entry)])),
+        _ => module
+            .meta
+            .set("opset_import", Attr::List(vec![Attr::Dict(entry)])),
     }
 }
 
@@ -75,13 +87,20 @@ pub(super) fn require(module: &mut Module, needed: i64) -> Result<(), ExportErro
     }
     let blockers = blockers(module, from, needed);
     if !blockers.is_empty() {
-        return Err(ExportError::Opset { from, to: needed, ops: blockers.join(", ") });
+        return Err(ExportError::Opset {
+            from,
+            to: needed,
+            ops: blockers.join(", "),
+        });
     }
     if from < 18 && needed >= 18 {
         convert(module);
     }
-    if let Some((_, Attr::List(list))) =
-        module.meta.0.iter_mut().find(|(name, _)| name == "opset_import")
+    if let Some((_, Attr::List(list))) = module
+        .meta
+        .0
+        .iter_mut()
+        .find(|(name, _)| name == "opset_import")
     {
         for item in list {
             if let Attr::Dict(dict) = item {
@@ -93,7 +112,11 @@ pub(super) fn require(module: &mut Module, needed: i64) -> Result<(), ExportErro
     }
     // IR version that came with the opset: 4-bit types and blocks need 10.
     let least = if needed >= 21 { 10 } else { 8 };
-    let now = module.meta.get("ir_version").and_then(Attr::as_int).unwrap_or(3);
+    let now = module
+        .meta
+        .get("ir_version")
+        .and_then(Attr::as_int)
+        .unwrap_or(3);
     module.meta.set("ir_version", Attr::Int(now.max(least)));
     Ok(())
 }
@@ -101,9 +124,15 @@ pub(super) fn require(module: &mut Module, needed: i64) -> Result<(), ExportErro
 /// Ops in the way of an upgrade, sorted, each once.
 fn blockers(module: &Module, from: i64, to: i64) -> Vec<String> {
     let mut found: Vec<String> = Vec::new();
-    for onnx in module.graphs.iter().flat_map(|graph| &graph.ops).filter_map(standard) {
-        let changed =
-            CHANGED.iter().any(|&(name, at)| name == onnx.op_type && from < at && at <= to);
+    for onnx in module
+        .graphs
+        .iter()
+        .flat_map(|graph| &graph.ops)
+        .filter_map(standard)
+    {
+        let changed = CHANGED
+            .iter()
+            .any(|&(name, at)| name == onnx.op_type && from < at && at <= to);
         // Softmax, Squeeze and others changed with 13; nothing here reaches below.
         if changed || (from < 13 && to >= 13) {
             found.push(onnx.op_type.clone());
@@ -124,7 +153,9 @@ fn standard(op: &crate::ir::Op) -> Option<&OnnxOp> {
 /// The changes of opset 18: axes of reductions are an input, Split states its
 /// number of outputs where it states nothing else.
 fn convert(module: &mut Module) {
-    let Some(mut graph) = module.graphs.first_mut().map(std::mem::take) else { return };
+    let Some(mut graph) = module.graphs.first_mut().map(std::mem::take) else {
+        return;
+    };
     for index in 0..graph.ops.len() {
         convert_op(module, &mut graph, index);
     }
@@ -134,10 +165,14 @@ fn convert(module: &mut Module) {
 }
 
 fn convert_op(module: &mut Module, graph: &mut Graph, index: usize) {
-    let Some(op) = graph.ops.get_mut(index) else { return };
+    let Some(op) = graph.ops.get_mut(index) else {
+        return;
+    };
     let outputs = op.results.len() as i64;
     let inputs = op.inputs.len();
-    let OpKind::Onnx(onnx) = &mut op.kind else { return };
+    let OpKind::Onnx(onnx) = &mut op.kind else {
+        return;
+    };
     let domain = onnx.domain.is_empty() || onnx.domain == "ai.onnx";
     if domain && onnx.op_type == "Split" && inputs < 2 && onnx.attrs.get("num_outputs").is_none() {
         onnx.attrs.set("num_outputs", Attr::Int(outputs));
@@ -147,7 +182,9 @@ fn convert_op(module: &mut Module, graph: &mut Graph, index: usize) {
     if !domain || !REDUCTIONS.contains(&onnx.op_type.as_str()) {
         return;
     }
-    let Some(Attr::Ints(axes)) = onnx.attrs.remove("axes") else { return };
+    let Some(Attr::Ints(axes)) = onnx.attrs.remove("axes") else {
+        return;
+    };
     let weight = axes_weight(module, &axes);
     op.inputs.push(Operand::Weight(weight));
     op.meta.remove(crate::onnx::mapping::LAYOUT);

@@ -6,7 +6,9 @@ use crate::ir::{Attr, Graph, Module, Operand, Region, ValueId, WeightId};
 
 /// Leaves exactly the used weights declared in regions of the main graph.
 pub(super) fn prune(module: &mut Module) {
-    let Some(mut graph) = module.graphs.first_mut().map(std::mem::take) else { return };
+    let Some(mut graph) = module.graphs.first_mut().map(std::mem::take) else {
+        return;
+    };
     let used = used(&graph);
     let mut declared = HashSet::new();
     let mut keep = |region: &mut Region| {
@@ -24,8 +26,10 @@ pub(super) fn prune(module: &mut Module) {
     for op in &mut graph.ops {
         op.kind.regions_mut().into_iter().for_each(&mut keep);
     }
-    let mut new: Vec<WeightId> =
-        operands(&graph).into_iter().filter(|id| !declared.contains(id)).collect();
+    let mut new: Vec<WeightId> = operands(&graph)
+        .into_iter()
+        .filter(|id| !declared.contains(id))
+        .collect();
     new.sort_unstable();
     new.dedup();
     graph.body.weights.extend(new);
@@ -43,12 +47,18 @@ fn placed(graph: &Graph) -> impl Iterator<Item = &crate::ir::Op> {
 fn operands(graph: &Graph) -> Vec<WeightId> {
     let inputs = placed(graph).flat_map(|op| &op.inputs);
     let outputs = graph.body.outputs.iter();
-    let inner = placed(graph).flat_map(|op| op.kind.regions()).flat_map(|region| &region.outputs);
+    let inner = placed(graph)
+        .flat_map(|op| op.kind.regions())
+        .flat_map(|region| &region.outputs);
     let weight = |operand: &Operand| match operand {
         Operand::Weight(id) => Some(*id),
         _ => None,
     };
-    inputs.chain(outputs).chain(inner).filter_map(weight).collect()
+    inputs
+        .chain(outputs)
+        .chain(inner)
+        .filter_map(weight)
+        .collect()
 }
 
 fn used(graph: &Graph) -> HashSet<WeightId> {

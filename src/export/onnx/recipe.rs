@@ -16,7 +16,11 @@ pub(super) enum Piece {
     /// The term itself.
     Whole,
     /// A block's left factor, with so many zero rows before and behind it.
-    U { block: usize, before: usize, after: usize },
+    U {
+        block: usize,
+        before: usize,
+        after: usize,
+    },
     /// A block's right factor.
     V { block: usize },
     /// All left factors as one matrix `[out, Σ rank]`.
@@ -72,16 +76,29 @@ pub(super) struct Recipe {
 
 impl Recipe {
     /// The tensor's bytes.
-    pub(super) fn bytes(&self, module: &Module, reader: &Reader<'_>) -> Result<Vec<u8>, ExportError> {
+    pub(super) fn bytes(
+        &self,
+        module: &Module,
+        reader: &Reader<'_>,
+    ) -> Result<Vec<u8>, ExportError> {
         let damaged = |what: &str| ExportError::NoForm {
             op: format!("{:?}", self.at),
             what: format!("{what} ({:?} of {:?})", self.form, self.piece),
         };
-        let op = module.op(self.at).ok_or_else(|| damaged("the op is gone"))?;
-        let matrix = op.kind.matrix().ok_or_else(|| damaged("the op has no matrix"))?;
-        let term = matrix.terms.get(self.term).ok_or_else(|| damaged("the term is gone"))?;
+        let op = module
+            .op(self.at)
+            .ok_or_else(|| damaged("the op is gone"))?;
+        let matrix = op
+            .kind
+            .matrix()
+            .ok_or_else(|| damaged("the op has no matrix"))?;
+        let term = matrix
+            .terms
+            .get(self.term)
+            .ok_or_else(|| damaged("the term is gone"))?;
         let data = reader.term(module, matrix, term)?;
-        self.of(&data).ok_or_else(|| damaged("the term has no such form"))
+        self.of(&data)
+            .ok_or_else(|| damaged("the term has no such form"))
     }
 
     fn of(&self, data: &TermData) -> Option<Vec<u8>> {
@@ -100,7 +117,14 @@ impl Recipe {
 fn quant(data: &TermData, piece: Piece) -> Option<QuantMatrix> {
     match (data, piece) {
         (TermData::Quant(quant), Piece::Whole) => Some(quant.clone()),
-        (TermData::LowRank(low_rank), Piece::U { block, before, after }) => {
+        (
+            TermData::LowRank(low_rank),
+            Piece::U {
+                block,
+                before,
+                after,
+            },
+        ) => {
             let factor = coded(low_rank, Side::U, block)?;
             Some(with_zero_rows(factor, before, after))
         }
@@ -110,13 +134,27 @@ fn quant(data: &TermData, piece: Piece) -> Option<QuantMatrix> {
 }
 
 fn coded(low_rank: &LowRank, side: Side, index: usize) -> Option<QuantMatrix> {
-    let factor = if side == Side::U { &low_rank.u } else { &low_rank.v };
-    let Factor::Coded { scheme, codes, scales } = factor else { return None };
+    let factor = if side == Side::U {
+        &low_rank.u
+    } else {
+        &low_rank.v
+    };
+    let Factor::Coded {
+        scheme,
+        codes,
+        scales,
+    } = factor
+    else {
+        return None;
+    };
     let group = factor.format().group(side)?;
     let (mut code, mut scale) = (0, 0);
     for (at, block) in low_rank.blocks.iter().enumerate() {
         let (rows, cols) = side.shape(block);
-        let (bytes, count) = (rows * packed_len(scheme.bits, cols), group.count(rows, cols));
+        let (bytes, count) = (
+            rows * packed_len(scheme.bits, cols),
+            group.count(rows, cols),
+        );
         if at == index {
             let codes = codes.get(code..code + bytes)?.to_vec();
             let scales = scales.get(scale..scale + count)?.to_vec();
@@ -135,7 +173,9 @@ fn with_zero_rows(mut quant: QuantMatrix, before: usize, after: usize) -> QuantM
     }
     let codes = quant.row_bytes();
     let scales = quant.group.per_row(quant.cols);
-    let pad = |values: &[u8], n: usize| [vec![0; before * n], values.to_vec(), vec![0; after * n]].concat();
+    let pad = |values: &[u8], n: usize| {
+        [vec![0; before * n], values.to_vec(), vec![0; after * n]].concat()
+    };
     quant.codes = pad(&quant.codes, codes);
     let zero = |n: usize| vec![f16::ZERO; n * scales];
     quant.scales = [zero(before), quant.scales, zero(after)].concat();
@@ -146,9 +186,19 @@ fn with_zero_rows(mut quant: QuantMatrix, before: usize, after: usize) -> QuantM
 /// The values of a piece, with rows and columns.
 fn floats(data: &TermData, piece: Piece) -> Option<(Vec<f32>, usize, usize)> {
     match (data, piece) {
-        (TermData::Sparse(Sparse::Columns { rows, columns, values, .. }), Piece::Whole) => {
-            Some((values.iter().map(|x| x.to_f32()).collect(), *rows, columns.len()))
-        }
+        (
+            TermData::Sparse(Sparse::Columns {
+                rows,
+                columns,
+                values,
+                ..
+            }),
+            Piece::Whole,
+        ) => Some((
+            values.iter().map(|x| x.to_f32()).collect(),
+            *rows,
+            columns.len(),
+        )),
         (TermData::LowRank(low_rank), piece) => factor_values(low_rank, piece),
         _ => None,
     }
@@ -165,13 +215,21 @@ fn factor_values(low_rank: &LowRank, piece: Piece) -> Option<(Vec<f32>, usize, u
     };
     match piece {
         Piece::Whole => None,
-        Piece::U { block: index, before, after } => {
+        Piece::U {
+            block: index,
+            before,
+            after,
+        } => {
             let block = low_rank.blocks.get(index)?;
             let from = start(Side::U, index);
             let values = u.get(from..from + block.rows * block.rank)?;
             let zeros = |n: usize| vec![0.0; n * block.rank];
             let rows = before + block.rows + after;
-            Some(([zeros(before), values.to_vec(), zeros(after)].concat(), rows, block.rank))
+            Some((
+                [zeros(before), values.to_vec(), zeros(after)].concat(),
+                rows,
+                block.rank,
+            ))
         }
         Piece::V { block: index } => {
             let block = low_rank.blocks.get(index)?;
@@ -182,18 +240,27 @@ fn factor_values(low_rank: &LowRank, piece: Piece) -> Option<(Vec<f32>, usize, u
         Piece::FlatU | Piece::FlatV => {
             let ranks: usize = low_rank.blocks.iter().map(|block| block.rank).sum();
             let is_u = piece == Piece::FlatU;
-            let (rows, cols) = if is_u { (low_rank.rows, ranks) } else { (ranks, low_rank.cols) };
+            let (rows, cols) = if is_u {
+                (low_rank.rows, ranks)
+            } else {
+                (ranks, low_rank.cols)
+            };
             let mut flat = vec![0.0; rows * cols];
             let mut rank0 = 0;
             for (index, block) in low_rank.blocks.iter().enumerate() {
                 let side = if is_u { Side::U } else { Side::V };
                 let (n, m) = side.shape(block);
                 let values = if is_u { &u } else { &v };
-                let (row0, col0) = if is_u { (block.row0, rank0) } else { (rank0, block.col0) };
+                let (row0, col0) = if is_u {
+                    (block.row0, rank0)
+                } else {
+                    (rank0, block.col0)
+                };
                 for row in 0..n {
                     let from = start(side, index) + row * m;
                     let to = (row0 + row) * cols + col0;
-                    flat.get_mut(to..to + m)?.copy_from_slice(values.get(from..from + m)?);
+                    flat.get_mut(to..to + m)?
+                        .copy_from_slice(values.get(from..from + m)?);
                 }
                 rank0 += block.rank;
             }
@@ -213,15 +280,22 @@ fn floats_to(
         return encode(values.iter().copied(), dtype);
     }
     let order = (0..cols).flat_map(|col| (0..rows).map(move |row| row * cols + col));
-    encode(order.map(|at| values.get(at).copied().unwrap_or(0.0)), dtype)
+    encode(
+        order.map(|at| values.get(at).copied().unwrap_or(0.0)),
+        dtype,
+    )
 }
 
 /// Values as little-endian elements of a float type.
 pub(super) fn encode(values: impl Iterator<Item = f32>, dtype: DType) -> Option<Vec<u8>> {
     Some(match dtype {
         DType::F32 => values.flat_map(f32::to_le_bytes).collect(),
-        DType::F16 => values.flat_map(|x| f16::from_f32(x).to_le_bytes()).collect(),
-        DType::BF16 => values.flat_map(|x| bf16::from_f32(x).to_le_bytes()).collect(),
+        DType::F16 => values
+            .flat_map(|x| f16::from_f32(x).to_le_bytes())
+            .collect(),
+        DType::BF16 => values
+            .flat_map(|x| bf16::from_f32(x).to_le_bytes())
+            .collect(),
         DType::F64 => values.flat_map(|x| f64::from(x).to_le_bytes()).collect(),
         _ => return None,
     })
@@ -231,15 +305,28 @@ fn sparse_form(sparse: &Sparse, form: Form) -> Option<Vec<u8>> {
     match (sparse, form) {
         (Sparse::Csr { values, .. }, Form::SparseValues { dtype, transposed }) => {
             let order = entries(sparse, transposed);
-            encode(order.into_iter().map(|(_, at)| values.get(at).map_or(0.0, |x| x.to_f32())), dtype)
+            encode(
+                order
+                    .into_iter()
+                    .map(|(_, at)| values.get(at).map_or(0.0, |x| x.to_f32())),
+                dtype,
+            )
         }
         (Sparse::Csr { .. }, Form::SparseIndices { transposed }) => {
             let order = entries(sparse, transposed);
-            Some(order.into_iter().flat_map(|(index, _)| (index as i64).to_le_bytes()).collect())
+            Some(
+                order
+                    .into_iter()
+                    .flat_map(|(index, _)| (index as i64).to_le_bytes())
+                    .collect(),
+            )
         }
-        (Sparse::Columns { columns, .. }, Form::ColumnIndices) => {
-            Some(columns.iter().flat_map(|&column| i64::from(column).to_le_bytes()).collect())
-        }
+        (Sparse::Columns { columns, .. }, Form::ColumnIndices) => Some(
+            columns
+                .iter()
+                .flat_map(|&column| i64::from(column).to_le_bytes())
+                .collect(),
+        ),
         (Sparse::Columns { columns, cols, .. }, Form::OneHot { dtype }) => {
             let ones = columns.iter().flat_map(|&at| {
                 (0..*cols).map(move |col| if col == at as usize { 1.0 } else { 0.0 })
@@ -252,13 +339,26 @@ fn sparse_form(sparse: &Sparse, form: Form) -> Option<Vec<u8>> {
 
 /// Linear index and position of each entry, ascending by index.
 fn entries(sparse: &Sparse, transposed: bool) -> Vec<(u64, usize)> {
-    let Sparse::Csr { rows, cols, columns, offsets, .. } = sparse else { return Vec::new() };
+    let Sparse::Csr {
+        rows,
+        cols,
+        columns,
+        offsets,
+        ..
+    } = sparse
+    else {
+        return Vec::new();
+    };
     let mut found = Vec::with_capacity(columns.len());
     for (row, range) in offsets.windows(2).enumerate() {
         let &[from, to] = range else { continue };
         for at in from as usize..to as usize {
             let col = columns.get(at);
-            let index = if transposed { col * rows + row } else { row * cols + col };
+            let index = if transposed {
+                col * rows + row
+            } else {
+                row * cols + col
+            };
             found.push((index as u64, at));
         }
     }
@@ -274,26 +374,39 @@ fn quant_form(q: &QuantMatrix, form: Form) -> Option<Vec<u8>> {
             let starts = blocks(q, block);
             let scale = |(row, col)| match q.group {
                 Group::Column => 1.0,
-                _ => q.scales.get(q.scale_index(row, col)).map_or(0.0, |s| s.to_f32()),
+                _ => q
+                    .scales
+                    .get(q.scale_index(row, col))
+                    .map_or(0.0, |s| s.to_f32()),
             };
             encode(starts.map(scale), dtype)
         }
         Form::BlockZeros { bits, block } => {
             let count = q.cols.div_ceil(block);
-            let zeros: Vec<u8> = blocks(q, block).map(|(row, col)| q.zero(row, col)).collect();
+            let zeros: Vec<u8> = blocks(q, block)
+                .map(|(row, col)| q.zero(row, col))
+                .collect();
             let mut out = vec![0; q.rows * packed_len(bits, count)];
-            let rows = zeros.chunks(count).zip(out.chunks_mut(packed_len(bits, count)));
+            let rows = zeros
+                .chunks(count)
+                .zip(out.chunks_mut(packed_len(bits, count)));
             rows.for_each(|(zeros, out)| pack_row(bits, zeros, out));
             Some(out)
         }
         Form::Grid { bits, transposed } => Some(grid(q, bits, transposed)),
         Form::GridScales { dtype, transposed } => {
-            let at = |(row, col)| q.scales.get(q.scale_index(row, col)).map_or(0.0, |s| s.to_f32());
+            let at = |(row, col)| {
+                q.scales
+                    .get(q.scale_index(row, col))
+                    .map_or(0.0, |s| s.to_f32())
+            };
             encode(grid_groups(q, transposed).into_iter().map(at), dtype)
         }
         Form::GridZeros { bits, transposed } => {
-            let zeros: Vec<u8> =
-                grid_groups(q, transposed).into_iter().map(|(row, col)| q.zero(row, col)).collect();
+            let zeros: Vec<u8> = grid_groups(q, transposed)
+                .into_iter()
+                .map(|(row, col)| q.zero(row, col))
+                .collect();
             let mut out = vec![0; packed_len(bits, zeros.len())];
             pack_row(bits, &zeros, &mut out);
             Some(out)
@@ -312,7 +425,11 @@ fn blocks(q: &QuantMatrix, block: usize) -> impl Iterator<Item = (usize, usize)>
 /// What is added to codes when they move to wider fields: symmetric schemes
 /// keep their distance from the middle, others keep their zero points.
 fn shift(q: &QuantMatrix, bits: u8) -> u8 {
-    if q.zeros.is_some() { 0 } else { (1 << (bits - 1)) - q.scheme.midpoint() }
+    if q.zeros.is_some() {
+        0
+    } else {
+        (1 << (bits - 1)) - q.scheme.midpoint()
+    }
 }
 
 /// Codes by rows in fields of `bits`, rows padded with zeros to `width`.
@@ -328,7 +445,11 @@ fn codes(q: &QuantMatrix, bits: u8, width: usize) -> Vec<u8> {
         let (inside, padding) = row_codes.split_at_mut(q.cols);
         q.unpack_codes(row, inside);
         inside.iter_mut().for_each(|code| *code += shift);
-        padding.fill(if q.cols == 0 { 0 } else { q.zero(row, q.cols - 1) + shift });
+        padding.fill(if q.cols == 0 {
+            0
+        } else {
+            q.zero(row, q.cols - 1) + shift
+        });
         pack_row(bits, &row_codes, out);
     }
     out
@@ -336,14 +457,22 @@ fn codes(q: &QuantMatrix, bits: u8, width: usize) -> Vec<u8> {
 
 /// Codes as elements of a tensor, packed without regard to rows.
 fn grid(q: &QuantMatrix, bits: u8, transposed: bool) -> Vec<u8> {
-    let flip = if q.zeros.is_some() { 0 } else { 1u8 << (bits - 1) };
+    let flip = if q.zeros.is_some() {
+        0
+    } else {
+        1u8 << (bits - 1)
+    };
     let shift = shift(q, bits);
     let mut all = vec![0u8; q.rows * q.cols];
     let mut row_codes = vec![0; q.cols];
     for row in 0..q.rows {
         q.unpack_codes(row, &mut row_codes);
         for (col, &code) in row_codes.iter().enumerate() {
-            let at = if transposed { col * q.rows + row } else { row * q.cols + col };
+            let at = if transposed {
+                col * q.rows + row
+            } else {
+                row * q.cols + col
+            };
             if let Some(slot) = all.get_mut(at) {
                 // Two's complement of code − 2^(bits−1) flips the top bit.
                 *slot = (code + shift) ^ flip;
@@ -364,7 +493,9 @@ fn grid_groups(q: &QuantMatrix, transposed: bool) -> Vec<(usize, usize)> {
             let size = (size as usize).max(1);
             let groups = q.cols.div_ceil(size);
             if transposed {
-                (0..groups).flat_map(|g| (0..q.rows).map(move |row| (row, g * size))).collect()
+                (0..groups)
+                    .flat_map(|g| (0..q.rows).map(move |row| (row, g * size)))
+                    .collect()
             } else {
                 blocks(q, size).collect()
             }

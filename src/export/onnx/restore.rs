@@ -16,10 +16,13 @@ pub(super) fn restore(
     spelling: &Attrs,
     meta: &Attrs,
 ) -> bool {
-    let Some(matrix) = op.kind.matrix() else { return false };
-    let ([Term::Dense(view)], Some(op_type)) =
-        (matrix.terms.as_slice(), spelling.get("op").and_then(Attr::as_str))
-    else {
+    let Some(matrix) = op.kind.matrix() else {
+        return false;
+    };
+    let ([Term::Dense(view)], Some(op_type)) = (
+        matrix.terms.as_slice(),
+        spelling.get("op").and_then(Attr::as_str),
+    ) else {
         return false;
     };
     let attrs = match spelling.get("attrs") {
@@ -85,8 +88,10 @@ fn operand(
     transposed: bool,
     as_stored: bool,
 ) -> Operand {
-    let same_type =
-        lowerer.source.weight(view.weight).is_some_and(|weight| weight.dtype == site.dtype);
+    let same_type = lowerer
+        .source
+        .weight(view.weight)
+        .is_some_and(|weight| weight.dtype == site.dtype);
     if as_stored && same_type {
         Operand::Weight(view.weight)
     } else {
@@ -96,16 +101,26 @@ fn operand(
 
 /// The value between product and sum, by its old name.
 fn between(lowerer: &mut Lowerer<'_>, site: &Site, add: &Attrs) -> Option<ValueId> {
-    let name = add.get("between").and_then(Attr::as_str).unwrap_or(&site.name).to_owned();
+    let name = add
+        .get("between")
+        .and_then(Attr::as_str)
+        .unwrap_or(&site.name)
+        .to_owned();
     let values = &lowerer.graph.values;
     let made_before = values.iter().position(|value| value.name == name);
-    made_before.map(ValueId::new).or_else(|| Some(lowerer.graph.add_value(&name, None)))
+    made_before
+        .map(ValueId::new)
+        .or_else(|| Some(lowerer.graph.add_value(&name, None)))
 }
 
 fn bias_node(add: &Attrs, product: ValueId, bias: Operand, result: Option<ValueId>) -> Op {
     let product = Operand::Value(product);
     let first = matches!(add.get("first"), Some(Attr::Bool(true)));
-    let name = add.get("name").and_then(Attr::as_str).unwrap_or("").to_owned();
+    let name = add
+        .get("name")
+        .and_then(Attr::as_str)
+        .unwrap_or("")
+        .to_owned();
     let meta = match add.get("meta") {
         Some(Attr::Dict(meta)) => meta.clone(),
         _ => Attrs::new(),
@@ -117,6 +132,16 @@ fn bias_node(add: &Attrs, product: ValueId, bias: Operand, result: Option<ValueI
         attrs: Attrs::new(),
     });
     // `first` says that the sum's constant is its first operand's neighbour.
-    let inputs = if first { vec![bias, product] } else { vec![product, bias] };
-    Op { name, kind, inputs, results: vec![result], meta }
+    let inputs = if first {
+        vec![bias, product]
+    } else {
+        vec![product, bias]
+    };
+    Op {
+        name,
+        kind,
+        inputs,
+        results: vec![result],
+        meta,
+    }
 }

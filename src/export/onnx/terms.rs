@@ -31,7 +31,11 @@ impl Coded {
 
     /// Width of a field that ONNX Runtime has for the codes.
     pub(super) fn field(&self) -> u8 {
-        if self.scheme.bits == 3 { 4 } else { self.scheme.bits }
+        if self.scheme.bits == 3 {
+            4
+        } else {
+            self.scheme.bits
+        }
     }
 
     /// Block length: the group's, or for groups without one the smallest power
@@ -56,7 +60,12 @@ pub(super) struct Part {
 
 impl Part {
     pub(super) fn recipe(self, site: &Site, form: Form) -> Recipe {
-        Recipe { at: site.at, term: self.term, piece: self.piece, form }
+        Recipe {
+            at: site.at,
+            term: self.term,
+            piece: self.piece,
+            form,
+        }
     }
 }
 
@@ -70,10 +79,15 @@ impl Lowerer<'_> {
     ) -> Result<Operand, ExportError> {
         let mut parts = Vec::new();
         for (term, kind) in matrix.terms.iter().enumerate() {
-            let whole = Part { term, piece: Piece::Whole };
+            let whole = Part {
+                term,
+                piece: Piece::Whole,
+            };
             match kind {
                 Term::Dense(view) => parts.push(self.dense(site, x, matrix, view)),
-                Term::Quant(q) => parts.push(self.coded(site, x, Coded::of(matrix, q), whole, "q")?),
+                Term::Quant(q) => {
+                    parts.push(self.coded(site, x, Coded::of(matrix, q), whole, "q")?)
+                }
                 Term::LowRank(l) => parts.extend(self.low_rank(site, x, matrix, term, l)?),
                 Term::Sparse(s) if s.nnz > 0 => parts.push(self.sparse(site, x, matrix, s, whole)),
                 Term::Columns(c) if c.count > 0 => {
@@ -89,7 +103,12 @@ impl Lowerer<'_> {
     }
 
     /// The zero matrix: a linear whose terms were all dropped.
-    fn zeros(&mut self, site: &mut Site, x: Operand, matrix: &Matrix) -> Result<Operand, ExportError> {
+    fn zeros(
+        &mut self,
+        site: &mut Site,
+        x: Operand,
+        matrix: &Matrix,
+    ) -> Result<Operand, ExportError> {
         let (rows, cols) = (matrix.out_features as usize, matrix.in_features as usize);
         let zeros = |n| super::recipe::encode(std::iter::repeat_n(0.0, n), site.dtype);
         let (Some(down), Some(up)) = (zeros(cols), zeros(rows)) else {
@@ -114,7 +133,11 @@ impl Lowerer<'_> {
         let dtype = stored.map_or(site.dtype, |weight| weight.dtype);
         if stored.is_some_and(|weight| weight.dims.len() > 2) {
             let (rows, cols) = (matrix.out_features as i64, matrix.in_features as i64);
-            let dims = if view.transposed { [cols, rows] } else { [rows, cols] };
+            let dims = if view.transposed {
+                [cols, rows]
+            } else {
+                [rows, cols]
+            };
             let shape = self.ints(site, "shape", &dims);
             weight = self.standard(site, "Reshape", vec![weight, shape], Vec::new());
         }
@@ -125,7 +148,13 @@ impl Lowerer<'_> {
         self.cast(site, weight, dtype)
     }
 
-    fn dense(&mut self, site: &mut Site, x: Operand, matrix: &Matrix, view: &WeightView) -> Operand {
+    fn dense(
+        &mut self,
+        site: &mut Site,
+        x: Operand,
+        matrix: &Matrix,
+        view: &WeightView,
+    ) -> Operand {
         let weight = self.dense_operand(site, matrix, view, true);
         self.standard(site, "MatMul", vec![x, weight], Vec::new())
     }
@@ -140,7 +169,8 @@ impl Lowerer<'_> {
         suffix: &str,
     ) -> Result<Operand, ExportError> {
         if coded.scheme.bits == 3 {
-            self.notes.push("3-bit codes are stored in 4-bit fields, without loss".to_owned());
+            self.notes
+                .push("3-bit codes are stored in 4-bit fields, without loss".to_owned());
         }
         match self.options.quant {
             QuantForm::NBits => self.nbits(site, x, coded, part, suffix),
@@ -191,12 +221,19 @@ impl Lowerer<'_> {
             return Err(no_form(site, &what));
         }
         let block = coded.block().ok_or_else(|| {
-            no_form(site, &format!("MatMulNBits has no group of {}; 16, 32, 64, 128 and 256 work", coded.group))
+            no_form(
+                site,
+                &format!(
+                    "MatMulNBits has no group of {}; 16, 32, 64, 128 and 256 work",
+                    coded.group
+                ),
+            )
         })?;
         match coded.group {
             Group::Size(_) => Ok((block, x)),
             Group::Row => {
-                self.notes.push(format!("row scales are repeated for every {block} inputs"));
+                self.notes
+                    .push(format!("row scales are repeated for every {block} inputs"));
                 Ok((block, x))
             }
             Group::Column if !coded.scheme.symmetric => Err(no_form(
@@ -206,7 +243,13 @@ impl Lowerer<'_> {
             Group::Column => {
                 let form = Form::ColumnScales { dtype: site.dtype };
                 let name = format!("{suffix}_column_scales");
-                let scales = self.made(site, &name, site.dtype, &[coded.cols], part.recipe(site, form));
+                let scales = self.made(
+                    site,
+                    &name,
+                    site.dtype,
+                    &[coded.cols],
+                    part.recipe(site, form),
+                );
                 let x = self.standard(site, "Mul", vec![x, Operand::Weight(scales)], Vec::new());
                 Ok((block, x))
             }
@@ -223,10 +266,18 @@ impl Lowerer<'_> {
         block: usize,
     ) -> Vec<Operand> {
         let count = coded.cols.div_ceil(block);
-        let form = Form::BlockScales { dtype: site.dtype, block };
+        let form = Form::BlockScales {
+            dtype: site.dtype,
+            block,
+        };
         let name = format!("{suffix}_scales");
-        let scales =
-            self.made(site, &name, site.dtype, &[coded.rows, count], part.recipe(site, form));
+        let scales = self.made(
+            site,
+            &name,
+            site.dtype,
+            &[coded.rows, count],
+            part.recipe(site, form),
+        );
         let mut inputs = vec![Operand::Weight(scales)];
         if !coded.scheme.symmetric {
             let bits = coded.field();
@@ -259,19 +310,41 @@ impl Lowerer<'_> {
         let (scale_dims, axis, block) = match coded.group {
             Group::Size(size) => {
                 let groups = cols.div_ceil((size as usize).max(1));
-                (flip(rows, groups).to_vec(), usize::from(!transposed), i64::from(size))
+                (
+                    flip(rows, groups).to_vec(),
+                    usize::from(!transposed),
+                    i64::from(size),
+                )
             }
             Group::Row => (vec![rows], usize::from(transposed), 0),
             Group::Column => (vec![cols], usize::from(!transposed), 0),
         };
         // Blocks, 4-bit types and f16 scales came with opset 21, 21 and 19.
         let plain = bits == 8 && block == 0;
-        let needs = if !plain { 21 } else if site.dtype == DType::F32 { 13 } else { 19 };
+        let needs = if !plain {
+            21
+        } else if site.dtype == DType::F32 {
+            13
+        } else {
+            19
+        };
         self.opset = self.opset.max(needs);
         let recipe = part.recipe(site, Form::Grid { bits, transposed });
         let codes = self.made(site, suffix, dtype, &flip(rows, cols), recipe);
-        let recipe = part.recipe(site, Form::GridScales { dtype: site.dtype, transposed });
-        let scales = self.made(site, &format!("{suffix}_scales"), site.dtype, &scale_dims, recipe);
+        let recipe = part.recipe(
+            site,
+            Form::GridScales {
+                dtype: site.dtype,
+                transposed,
+            },
+        );
+        let scales = self.made(
+            site,
+            &format!("{suffix}_scales"),
+            site.dtype,
+            &scale_dims,
+            recipe,
+        );
         let mut inputs = vec![Operand::Weight(codes), Operand::Weight(scales)];
         if !coded.scheme.symmetric {
             let recipe = part.recipe(site, Form::GridZeros { bits, transposed });
@@ -297,11 +370,27 @@ impl Lowerer<'_> {
         self.opset = self.opset.max(11);
         let (dtype, count) = (site.dtype, term.nnz as usize);
         let form = Form::SparseValues { dtype, transposed };
-        let values = self.made(site, "sparse_values", dtype, &[count], part.recipe(site, form));
+        let values = self.made(
+            site,
+            "sparse_values",
+            dtype,
+            &[count],
+            part.recipe(site, form),
+        );
         let form = Form::SparseIndices { transposed };
-        let indices = self.made(site, "sparse_indices", DType::I64, &[count], part.recipe(site, form));
+        let indices = self.made(
+            site,
+            "sparse_indices",
+            DType::I64,
+            &[count],
+            part.recipe(site, form),
+        );
         let (rows, cols) = (matrix.out_features as i64, matrix.in_features as i64);
-        let dims = if transposed { vec![cols, rows] } else { vec![rows, cols] };
+        let dims = if transposed {
+            vec![cols, rows]
+        } else {
+            vec![rows, cols]
+        };
         let mut parts = Attrs::new();
         parts.set("values", Attr::Weight(values));
         parts.set("indices", Attr::Weight(indices));
@@ -314,23 +403,55 @@ impl Lowerer<'_> {
             site.name,
             bytes as f64 / (1 << 20) as f64,
         ));
-        self.standard(site, "Constant", Vec::new(), vec![("sparse_value", Attr::Dict(sparse))])
+        self.standard(
+            site,
+            "Constant",
+            Vec::new(),
+            vec![("sparse_value", Attr::Dict(sparse))],
+        )
     }
 
-    fn sparse(&mut self, site: &mut Site, x: Operand, matrix: &Matrix, term: &SparseTerm, part: Part) -> Operand {
+    fn sparse(
+        &mut self,
+        site: &mut Site,
+        x: Operand,
+        matrix: &Matrix,
+        term: &SparseTerm,
+        part: Part,
+    ) -> Operand {
         let weight = self.sparse_constant(site, matrix, term, part, true);
         self.standard(site, "MatMul", vec![x, weight], Vec::new())
     }
 
-    fn columns(&mut self, site: &mut Site, x: Operand, matrix: &Matrix, term: &ColumnsTerm, part: Part) -> Operand {
+    fn columns(
+        &mut self,
+        site: &mut Site,
+        x: Operand,
+        matrix: &Matrix,
+        term: &ColumnsTerm,
+        part: Part,
+    ) -> Operand {
         // Negative axes came with opset 11.
         self.opset = self.opset.max(11);
         let (rows, count) = (matrix.out_features as usize, term.count as usize);
-        let indices =
-            self.made(site, "columns", DType::I64, &[count], part.recipe(site, Form::ColumnIndices));
-        let form = Form::Floats { dtype: DType::F16, transposed: true };
-        let values =
-            self.made(site, "column_values", DType::F16, &[count, rows], part.recipe(site, form));
+        let indices = self.made(
+            site,
+            "columns",
+            DType::I64,
+            &[count],
+            part.recipe(site, Form::ColumnIndices),
+        );
+        let form = Form::Floats {
+            dtype: DType::F16,
+            transposed: true,
+        };
+        let values = self.made(
+            site,
+            "column_values",
+            DType::F16,
+            &[count, rows],
+            part.recipe(site, form),
+        );
         let axis = vec![("axis", Attr::Int(-1))];
         let taken = self.standard(site, "Gather", vec![x, Operand::Weight(indices)], axis);
         let values = self.cast(site, Operand::Weight(values), DType::F16);

@@ -9,7 +9,7 @@ use super::{ExportError, Exported, Options, external};
 use crate::ir::Module;
 use crate::onnx::mapping::{Builder, SourceKind, Sources};
 use crate::onnx::message::Blob;
-use crate::onnx::{Message, Payloads, encode, encoded_len};
+use crate::onnx::{Payloads, encode, encoded_len};
 use crate::store::{Reader, file_path};
 use crate::weights::FileCache;
 
@@ -27,26 +27,47 @@ pub(super) fn write(
     path: &Path,
     options: Options,
 ) -> Result<Exported, ExportError> {
-    let Lowered { module: out, recipes, notes, changed } = lowered;
+    let Lowered {
+        module: out,
+        recipes,
+        notes,
+        changed,
+    } = lowered;
     let mut sources = Sources::new("".into());
     let mut message = Builder::model(&out, &mut sources)?;
     let reader = Reader::new(cache);
-    let payloads = Bytes { module, reader: &reader, cache, sources: &sources, recipes: &recipes };
-    let mut exported = Exported { notes, ..Exported::default() };
+    let payloads = Bytes {
+        module,
+        reader: &reader,
+        cache,
+        sources: &sources,
+        recipes: &recipes,
+    };
+    let mut exported = Exported {
+        notes,
+        ..Exported::default()
+    };
     let mut files = Staged::default();
-    let was_external = module.weights.iter().any(|w| w.meta.get("external_data").is_some());
+    let was_external = module
+        .weights
+        .iter()
+        .any(|w| w.meta.get("external_data").is_some());
     let folder = path.parent().unwrap_or(Path::new(""));
     let outside = options.external || (changed && was_external);
     if outside || encoded_len(&message) > LARGEST_MODEL {
-        let name = path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+        let name = path
+            .file_name()
+            .map_or_else(String::new, |n| n.to_string_lossy().into_owned());
         let location = format!("{name}.data");
         let (data, _) = external::move_out(&mut message, &location);
         if !data.is_empty() {
-            files.write(&folder.join(&location), |out| write_data(&data, &payloads, out))?;
+            files.write(&folder.join(&location), |out| {
+                write_data(&data, &payloads, out)
+            })?;
         }
     }
-    if !changed && was_external && !external::same_folder(folder, &module.base_dir) {
-        copy_data(module, &message, cache, folder, &mut files)?;
+    if !changed && was_external {
+        copy_data(module, cache, folder, &mut files)?;
     }
     files.write(path, |out| encode(&message, &payloads, out))?;
     exported.files = files.commit()?;
@@ -66,7 +87,11 @@ fn write_data(data: &[(u64, Blob)], payloads: &Bytes<'_>, out: &mut dyn Write) -
         out.write_all(zeros.get(..gap).unwrap_or(&zeros))?;
         match blob {
             Blob::Owned(bytes) => out.write_all(bytes)?,
-            Blob::At { source, offset, len } => payloads.copy(*source, *offset, *len, out)?,
+            Blob::At {
+                source,
+                offset,
+                len,
+            } => payloads.copy(*source, *offset, *len, out)?,
         }
         at = offset + blob.len();
     }
@@ -76,23 +101,24 @@ fn write_data(data: &[(u64, Blob)], payloads: &Bytes<'_>, out: &mut dyn Write) -
 /// Copies the files of external data beside a model that is written elsewhere.
 fn copy_data(
     module: &Module,
-    message: &Message,
     cache: &FileCache,
     folder: &Path,
     files: &mut Staged,
 ) -> Result<(), ExportError> {
-    for location in external::locations(message) {
-        // Locations of an import were checked; those of edited text were not.
-        let inside = crate::onnx::external::resolve(&module.base_dir, &location);
-        let path = inside.map_err(|source| ExportError::Write {
-            path: module.base_dir.join(&location),
-            source: io::Error::other(source.to_string()),
-        })?;
-        let file = cache.open(&path)?;
+    for (location, path) in external::locations(module) {
         let target = folder.join(&location);
-        if let Some(parent) = target.parent() {
-            std::fs::create_dir_all(parent)
-                .map_err(|source| ExportError::Write { path: parent.to_path_buf(), source })?;
+        if external::same_file(&path, &target) {
+            continue;
+        }
+        let file = cache.open(&path)?;
+        if let Some(parent) = target
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+        {
+            std::fs::create_dir_all(parent).map_err(|source| ExportError::Write {
+                path: parent.to_path_buf(),
+                source,
+            })?;
         }
         files.write(&target, |out| copy_range(&file, 0, file.len(), out))?;
     }
@@ -131,7 +157,10 @@ impl Staged {
         let mut name = path.file_name().unwrap_or_default().to_os_string();
         name.push(".partial");
         let partial = path.with_file_name(name);
-        let fault = |source| ExportError::Write { path: path.to_path_buf(), source };
+        let fault = |source| ExportError::Write {
+            path: path.to_path_buf(),
+            source,
+        };
         let file = File::create(&partial).map_err(fault)?;
         self.files.push((partial, path.to_path_buf()));
         let mut out = BufWriter::with_capacity(1 << 18, file);
@@ -194,13 +223,19 @@ impl Payloads for Bytes<'_> {
 impl Bytes<'_> {
     fn generated(&self, name: &str) -> io::Result<Vec<u8>> {
         if let Some(recipe) = self.recipes.get(name) {
-            return recipe.bytes(self.module, self.reader).map_err(io::Error::other);
+            return recipe
+                .bytes(self.module, self.reader)
+                .map_err(io::Error::other);
         }
         // Synthetic weights have no file either.
         let named = |weight: &&crate::ir::Weight| weight.name == name;
         let weight = self.module.weights.iter().find(named);
-        let weight = weight.ok_or_else(|| io::Error::other(format!("tensor {name:?} has no data")))?;
-        let located = self.reader.locate(self.module, weight).map_err(io::Error::other)?;
+        let weight =
+            weight.ok_or_else(|| io::Error::other(format!("tensor {name:?} has no data")))?;
+        let located = self
+            .reader
+            .locate(self.module, weight)
+            .map_err(io::Error::other)?;
         Ok(located.bytes().map_err(io::Error::other)?.to_vec())
     }
 }
