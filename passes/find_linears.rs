@@ -316,7 +316,7 @@ impl Finder<'_> {
             (Some(_), Some(_)) | (None, None) => return,
             (None, Some(found)) => (found, a, Layout::Rows),
             (Some(found), None) => {
-                if !self.rank(b).is_some_and(|rank| rank >= 2) {
+                if self.rank(b).is_none_or(|rank| rank < 2) {
                     return self.missed(
                         op,
                         "the weight is on the left and the rank of the activation is unknown",
@@ -336,10 +336,10 @@ impl Finder<'_> {
         let mut raised = op.clone();
         raised.inputs = vec![activation];
         let mut spelled = spelling(onnx, &found);
-        if layout == Layout::Rows {
-            if let Some(end) = self.bias_behind(op, &linear) {
-                return self.with_bias(id, op, linear, activation, spelled, end, &found.chain);
-            }
+        if layout == Layout::Rows
+            && let Some(end) = self.bias_behind(op, &linear)
+        {
+            return self.with_bias(id, op, linear, activation, spelled, end, &found.chain);
         }
         spelled.set("inputs", Attr::Int(2));
         raised.kind = OpKind::Linear(linear);

@@ -60,9 +60,10 @@ impl Moved<'_> {
                 continue;
             };
             for field in &mut attr.fields {
-                match (field.number, &mut field.value) {
-                    (attribute::G | attribute::GRAPHS, Value::Message(inner)) => self.graph(inner),
-                    _ => {}
+                if let (attribute::G | attribute::GRAPHS, Value::Message(inner)) =
+                    (field.number, &mut field.value)
+                {
+                    self.graph(inner)
                 }
             }
         }

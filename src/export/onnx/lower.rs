@@ -193,10 +193,10 @@ impl Lowerer<'_> {
             nodes: Vec::new(),
             meta: Attrs::new(),
         };
-        if let Some(spelling) = &spelling {
-            if restore::restore(self, &mut site, op, spelling, &meta) {
-                return Ok(site.nodes);
-            }
+        if let Some(spelling) = &spelling
+            && restore::restore(self, &mut site, op, spelling, &meta)
+        {
+            return Ok(site.nodes);
         }
         meta.remove(crate::onnx::mapping::LAYOUT);
         site.meta = meta;

@@ -103,10 +103,10 @@ pub(super) fn require(module: &mut Module, needed: i64) -> Result<(), ExportErro
         .find(|(name, _)| name == "opset_import")
     {
         for item in list {
-            if let Attr::Dict(dict) = item {
-                if is_standard(dict) {
-                    dict.set("version", Attr::Int(needed));
-                }
+            if let Attr::Dict(dict) = item
+                && is_standard(dict)
+            {
+                dict.set("version", Attr::Int(needed));
             }
         }
     }

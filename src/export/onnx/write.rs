@@ -155,7 +155,7 @@ impl Staged {
         fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> Result<(), ExportError> {
         let mut name = path.file_name().unwrap_or_default().to_os_string();
-        name.push(".partial");
+        name.push(".writing");
         let partial = path.with_file_name(name);
         let fault = |source| ExportError::Write {
             path: path.to_path_buf(),
