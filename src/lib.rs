@@ -2,6 +2,7 @@
 
 pub mod cli;
 pub mod export;
+pub mod import;
 pub mod ir;
 pub mod numeric;
 pub mod onnx;

@@ -1,5 +1,6 @@
 //! What ends a command: a message in three parts, and the exit code.
 
+use crate::import::ImportError;
 use crate::pass::pipeline::SyntaxError;
 use std::fmt;
 use std::path::Path;
@@ -130,5 +131,11 @@ impl From<SyntaxError> for Failure {
     fn from(error: SyntaxError) -> Self {
         // Its Display has the place and the help in it.
         Self::new(Exit::Usage, error.to_string())
+    }
+}
+
+impl From<ImportError> for Failure {
+    fn from(error: ImportError) -> Self {
+        Self::new(Exit::Input, error.to_string()).help(error.help())
     }
 }

@@ -1,14 +1,13 @@
 //! From a path to a module: tells formats apart and calls their importers.
 
 use super::{Exit, Failure, argv};
-use crate::ir::{Module, text, verify};
-use crate::onnx;
+use crate::import;
+use crate::ir::Module;
 use crate::pass::pipeline::error::nearest;
+use crate::weights::FileCache;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// Bytes of text IR that are read; a module of a thousand layers has a few million.
-const MAX_TEXT: u64 = 1 << 30;
 /// Name of the module inside an output folder.
 pub const MODULE_FILE: &str = "module.hlir";
 
@@ -158,44 +157,21 @@ pub fn model(path: &Path) -> Result<Module, Failure> {
 /// # Errors
 /// As [`model`].
 pub fn source(source: &Source) -> Result<Loaded, Failure> {
-    let module = match source {
-        Source::Stdin => {
-            let mut content = Vec::new();
-            let read = std::io::stdin()
-                .lock()
-                .take(MAX_TEXT)
-                .read_to_end(&mut content);
-            read.map_err(|error| Failure::read(Path::new("<stdin>"), &error))?;
-            parse(&content, Path::new("<stdin>"), Path::new("."))?
-        }
-        Source::Text(path) => text_file(path)?,
-        Source::Output(dir) => text_file(&dir.join(MODULE_FILE))?,
-        Source::Onnx(path) => {
-            onnx::mapping::import(path).map_err(|error| unreadable(path, &error.to_string()))?
-        }
-        Source::Checkpoint(path) => {
-            return Err(Failure::new(
-                Exit::Input,
-                format!("{}: no importer yet", path.display()),
-            ));
-        }
+    let input = match source {
+        Source::Stdin => import::Input::Stdin,
+        Source::Text(path)
+        | Source::Onnx(path)
+        | Source::Output(path)
+        | Source::Checkpoint(path) => import::Input::Path(path.clone()),
     };
-    verify::verify(&module)
-        .map_err(|error| Failure::new(Exit::Input, format!("{}: {error}", describe(source))))?;
-    let mut loaded = Loaded::bare(module);
-    if let Source::Onnx(path) | Source::Text(path) = source {
-        loaded.files.push(path.clone());
-    }
-    Ok(loaded)
-}
-
-/// An importer's error, with the file named where it does not name it itself.
-fn unreadable(path: &Path, error: &str) -> Failure {
-    let shown = path.display().to_string();
-    if error.contains(&shown) {
-        return Failure::new(Exit::Input, error);
-    }
-    Failure::new(Exit::Input, format!("{shown}: {error}"))
+    let imported = import::open(&input, &FileCache::new())?;
+    Ok(Loaded {
+        module: imported.module,
+        files: imported.files,
+        sidecars: imported.sidecars,
+        pipelines: imported.pipelines,
+        notes: imported.notes,
+    })
 }
 
 /// The source in messages.
@@ -207,39 +183,6 @@ pub fn describe(source: &Source) -> String {
         | Source::Output(path)
         | Source::Checkpoint(path) => path.display().to_string(),
     }
-}
-
-fn text_file(path: &Path) -> Result<Module, Failure> {
-    let file = std::fs::File::open(path).map_err(|error| Failure::read(path, &error))?;
-    let mut content = Vec::new();
-    file.take(MAX_TEXT)
-        .read_to_end(&mut content)
-        .map_err(|error| Failure::read(path, &error))?;
-    let base = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    parse(&content, path, base)
-}
-
-fn parse(content: &[u8], path: &Path, base: &Path) -> Result<Module, Failure> {
-    let shown = path.display();
-    let content = std::str::from_utf8(content).map_err(|error| {
-        Failure::new(
-            Exit::Input,
-            format!(
-                "{shown}: is no text: byte {} is not UTF-8",
-                error.valid_up_to()
-            ),
-        )
-        .help("text IR begins with `hlir 1`")
-    })?;
-    let mut module = text::parse(content).map_err(|error| {
-        Failure::new(Exit::Input, format!("{shown}:{error}"))
-            .help("docs/ir.md has the grammar of text IR")
-    })?;
-    module.base_dir = base.to_path_buf();
-    Ok(module)
 }
 
 #[cfg(test)]
