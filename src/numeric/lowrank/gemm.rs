@@ -46,7 +46,7 @@ fn accumulate(
     }
 }
 
-/// Adds `factor * u * v` to columns `col0..` of `out`, whose rows are `stride` apart.
+/// Adds `factor * u * v` to columns `col0..` of `out`, rows `stride` apart.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn add_product(
     out: &mut [f32],

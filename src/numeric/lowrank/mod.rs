@@ -137,7 +137,7 @@ pub struct Decomposition {
     pub low_rank: LowRank,
     /// Sum of squares of the matrix.
     pub total: f64,
-    /// Sum of squares that the chosen singular values hold, before rounding.
+    /// Sum of squares that the term takes out (but for rounding, in a hierarchy).
     pub kept: f64,
     /// Whether every block reached the energy asked for (true for fixed ranks).
     pub reached: bool,

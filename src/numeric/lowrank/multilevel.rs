@@ -11,6 +11,7 @@
 use super::hierarchy::{part, shift};
 use super::svd::{Options, Rank, Svd, truncated, view};
 use super::{Block, Decomposition, FactorFormat, LowRank, LowRankError, Side};
+use crate::numeric::matrix::Matrix;
 
 /// What the levels may cost together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -43,7 +44,6 @@ pub fn decompose(
 ) -> Result<Decomposition, LowRankError> {
     let a = view(a, rows, cols)?;
     let total = a.norm2();
-    let mut residual = a.to_matrix();
     let whole = Block {
         row0: 0,
         rows,
@@ -51,7 +51,7 @@ pub fn decompose(
         cols,
         rank: 0,
     };
-    let mut left = match budget {
+    let left = match budget {
         Budget::Bytes(bytes) => bytes,
         Budget::Rank(rank) => {
             let rank = rank.min(rows.saturating_add(cols));
@@ -59,20 +59,54 @@ pub fn decompose(
         }
     };
     let depth = depth.min(rows.min(cols).max(1).ilog2() as usize);
-    let (mut blocks, mut u, mut v) = (Vec::new(), Vec::new(), Vec::new());
+    let residual = a.to_matrix();
+    let (blocks, u, v) = (Vec::new(), Vec::new(), Vec::new());
+    let mut fit = Fit {
+        residual,
+        left,
+        depth,
+        max_rank,
+        options,
+        format,
+        blocks,
+        u,
+        v,
+    };
     for level in 0..=depth {
+        fit.level(level)?;
+    }
+    let kept = total - fit.residual.norm2();
+    let low_rank = LowRank::encode(rows, cols, fit.blocks, fit.u, fit.v, format)?;
+    Ok(Decomposition {
+        low_rank,
+        total,
+        kept,
+        reached: true,
+    })
+}
+
+/// A fit in progress: what is left of the matrix and of the budget.
+struct Fit<'a> {
+    residual: Matrix,
+    left: usize,
+    depth: usize,
+    max_rank: usize,
+    options: &'a Options,
+    format: FactorFormat,
+    blocks: Vec<Block>,
+    u: Vec<f32>,
+    v: Vec<f32>,
+}
+
+impl Fit<'_> {
+    /// Takes the best triplets of a level and subtracts them.
+    fn level(&mut self, level: usize) -> Result<(), LowRankError> {
+        let (rows, cols, format) = (self.residual.rows, self.residual.cols, self.format);
         let mut offers = Offers::new(format);
         let mut here = Vec::new();
-        for finer in level..=depth {
+        for finer in level..=self.depth {
             for (index, block) in diagonal(rows, cols, finer).into_iter().enumerate() {
-                let seed = options.seed.wrapping_add((finer << 32 | index) as u64);
-                let options = Options { seed, ..*options };
-                let svd = truncated(
-                    part(&residual.view(), &block),
-                    Rank::Fixed(max_rank),
-                    &options,
-                )
-                .map_err(|error| shift(error, &block))?;
+                let svd = self.block_svd(finer, index, &block)?;
                 offers.add(block, &svd);
                 if finer == level {
                     here.push(svd);
@@ -80,35 +114,31 @@ pub fn decompose(
             }
         }
         // This level's blocks came first.
-        for (block, svd) in offers.best(left).into_iter().zip(here) {
+        for (block, svd) in offers.best(self.left).into_iter().zip(here) {
             if block.rank == 0 {
                 continue;
             }
-            let (block_u, block_v) = take(svd, block.rank);
-            let term = LowRank::encode(
-                rows,
-                cols,
-                vec![block],
-                block_u.clone(),
-                block_v.clone(),
-                format,
-            )?;
-            left = left.saturating_sub(term.bytes());
+            let (u, v) = take(svd, block.rank);
+            let term = LowRank::encode(rows, cols, vec![block], u.clone(), v.clone(), format)?;
+            self.left = self.left.saturating_sub(term.bytes());
             // Later levels see what rounding leaves.
-            term.subtract_from(&mut residual.data);
-            u.extend_from_slice(&block_u);
-            v.extend_from_slice(&block_v);
-            blocks.push(block);
+            term.subtract_from(&mut self.residual.data);
+            self.u.extend_from_slice(&u);
+            self.v.extend_from_slice(&v);
+            self.blocks.push(block);
         }
+        Ok(())
     }
-    let kept = total - residual.norm2();
-    let low_rank = LowRank::encode(rows, cols, blocks, u, v, format)?;
-    Ok(Decomposition {
-        low_rank,
-        total,
-        kept,
-        reached: true,
-    })
+
+    fn block_svd(&self, level: usize, index: usize, block: &Block) -> Result<Svd, LowRankError> {
+        let seed = self.options.seed.wrapping_add((level << 32 | index) as u64);
+        let options = Options {
+            seed,
+            ..*self.options
+        };
+        let part = part(&self.residual.view(), block);
+        truncated(part, Rank::Fixed(self.max_rank), &options).map_err(|error| shift(error, block))
+    }
 }
 
 /// Singular triplets of many blocks, each energy for bytes.

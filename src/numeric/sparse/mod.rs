@@ -233,17 +233,6 @@ impl Sparse {
 
     /// Checks lengths, order and bounds of parts that were stored.
     pub fn check(&self) -> Result<(), SparseError> {
-        let length = |what, expected: usize, actual: usize| {
-            if expected == actual {
-                Ok(())
-            } else {
-                Err(SparseError::Length {
-                    what,
-                    expected,
-                    actual,
-                })
-            }
-        };
         match self {
             Sparse::Csr {
                 rows,
@@ -252,43 +241,8 @@ impl Sparse {
                 columns,
                 offsets,
             } => {
-                let (rows, cols) = (*rows, *cols);
-                length("columns", values.len(), columns.len())?;
-                length("offsets", rows.saturating_add(1), offsets.len())?;
-                length(
-                    "last offset",
-                    values.len(),
-                    offsets.last().map_or(0, |&n| n as usize),
-                )?;
-                length(
-                    "first offset",
-                    0,
-                    offsets.first().map_or(0, |&n| n as usize),
-                )?;
-                if let Some(index) = offsets.windows(2).position(|w| w[0] > w[1]) {
-                    return Err(SparseError::Index {
-                        what: "offset",
-                        index,
-                        rows,
-                        cols,
-                    });
-                }
-                for row in offsets.windows(2) {
-                    let mut before = None;
-                    for index in row[0] as usize..row[1] as usize {
-                        let col = columns.get(index);
-                        if col >= cols || before.is_some_and(|before| before >= col) {
-                            return Err(SparseError::Index {
-                                what: "column",
-                                index,
-                                rows,
-                                cols,
-                            });
-                        }
-                        before = Some(col);
-                    }
-                }
-                Ok(())
+                check_length("columns", values.len(), columns.len())?;
+                check_rows(columns, offsets, *rows, *cols)
             }
             Sparse::Columns {
                 rows,
@@ -296,7 +250,7 @@ impl Sparse {
                 columns,
                 values,
             } => {
-                length("values", rows.saturating_mul(columns.len()), values.len())?;
+                check_length("values", rows.saturating_mul(columns.len()), values.len())?;
                 check_columns(columns, *rows, *cols)
             }
         }
@@ -396,6 +350,54 @@ impl Sparse {
             }
         }
     }
+}
+
+fn check_length(what: &'static str, expected: usize, actual: usize) -> Result<(), SparseError> {
+    if expected == actual {
+        return Ok(());
+    }
+    Err(SparseError::Length {
+        what,
+        expected,
+        actual,
+    })
+}
+
+/// Checks that offsets ascend and cover all entries, and columns within rows.
+fn check_rows(
+    columns: &ColumnIndex,
+    offsets: &[u32],
+    rows: usize,
+    cols: usize,
+) -> Result<(), SparseError> {
+    check_length("offsets", rows.saturating_add(1), offsets.len())?;
+    let at = |offset: Option<&u32>| offset.map_or(0, |&offset| offset as usize);
+    check_length("first offset", 0, at(offsets.first()))?;
+    check_length("last offset", columns.len(), at(offsets.last()))?;
+    if let Some(index) = offsets.windows(2).position(|w| w[0] > w[1]) {
+        return Err(SparseError::Index {
+            what: "offset",
+            index,
+            rows,
+            cols,
+        });
+    }
+    for row in offsets.windows(2) {
+        let mut before = None;
+        for index in row[0] as usize..row[1] as usize {
+            let col = columns.get(index);
+            if col >= cols || before.is_some_and(|before| before >= col) {
+                return Err(SparseError::Index {
+                    what: "column",
+                    index,
+                    rows,
+                    cols,
+                });
+            }
+            before = Some(col);
+        }
+    }
+    Ok(())
 }
 
 fn check_columns(columns: &[u32], rows: usize, cols: usize) -> Result<(), SparseError> {

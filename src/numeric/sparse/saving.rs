@@ -43,14 +43,22 @@ pub fn select_by_saving(
     if count == 0 {
         return Ok(Vec::new());
     }
-    // Candidates (saving, index) of each group, best first within a group.
+    // Candidates (saving, index), ascending by index.
     let mut offers: Vec<(f32, usize)> = Vec::new();
+    let mut trial = Trial::default();
     each_group(w, rows, cols, group, |values, index_of| {
-        let most = most_per_group(values.len(), density);
-        let steps = group_savings(values, most, scheme, method);
-        offers.extend(steps.into_iter().map(|(saving, i)| (saving, index_of(i))));
+        trial.run(
+            values,
+            most_per_group(values.len(), density),
+            scheme,
+            method,
+        );
+        let steps = trial.steps.iter();
+        offers.extend(steps.map(|&(saving, i)| (saving, index_of(i as usize))));
     });
-    offers.sort_unstable_by_key(|&(_, index)| index);
+    if group == Group::Column {
+        offers.sort_unstable_by_key(|&(_, index)| index);
+    }
     let chosen = largest(offers.len(), count, |i| offers[i].0.max(0.0).to_bits());
     let chosen = chosen.into_iter().filter(|&i| offers[i].0 > 0.0);
     Ok(chosen.map(|i| offers[i].1).collect())
@@ -145,61 +153,98 @@ fn most_per_group(len: usize, density: f64) -> usize {
 /// Largest groups in which every step is tried; beyond, steps double.
 const DENSE_STEPS: usize = 8;
 
-/// Savings of the largest entries of a group, not increasing, with their index.
-fn group_savings(
-    values: &[f32],
-    most: usize,
-    scheme: Scheme,
-    method: ScaleMethod,
-) -> Vec<(f32, usize)> {
-    let mut order: Vec<usize> = (0..values.len()).collect();
-    let by_size =
-        |&a: &usize, &b: &usize| values[b].abs().total_cmp(&values[a].abs()).then(a.cmp(&b));
-    if most < order.len() {
-        order.select_nth_unstable_by(most, by_size);
-        order.truncate(most);
-    }
-    order.sort_unstable_by(by_size);
-    let mut scratch = values.to_vec();
-    let mut before = group_error(values, scheme, method);
-    // Runs of steps: total saving, number of entries.
-    let mut runs: Vec<(f32, usize)> = Vec::new();
-    let mut done = 0;
-    while done < order.len() {
-        let step = if done < DENSE_STEPS { 1 } else { done / 2 }.min(order.len() - done);
-        for &i in &order[done..done + step] {
-            scratch[i] = 0.0;
-        }
-        done += step;
-        let after = group_error(&scratch, scheme, method);
-        // A group above the scale range gains most by losing what is too large.
-        let saving = if before.is_finite() {
-            before - after
-        } else {
-            f32::MAX / values.len() as f32
-        };
-        before = after;
-        runs.push((saving, step));
-        // Pool neighbours until savings per entry don't increase.
-        while let [.., (s0, n0), (s1, n1)] = runs[..]
-            && s1 * n0 as f32 > s0 * n1 as f32
-        {
-            runs.truncate(runs.len() - 2);
-            runs.push((s0 + s1, n0 + n1));
-        }
-    }
-    let mut entries = order.into_iter();
-    let mut out = Vec::with_capacity(most);
-    for (saving, count) in runs {
-        out.extend(
-            entries
-                .by_ref()
-                .take(count)
-                .map(|i| (saving / count as f32, i)),
-        );
-    }
-    out
+/// Taking out the largest entries of a group, one after the other.
+#[derive(Default)]
+struct Trial {
+    /// Magnitude and complemented index of the largest entries, descending.
+    order: Vec<u64>,
+    /// The group, less what has been taken out.
+    values: Vec<f32>,
+    /// Total saving of a run of steps, and its entries.
+    runs: Vec<(f32, usize)>,
+    /// Saving and index within the group of each entry tried, by index.
+    steps: Vec<(f32, u32)>,
 }
+
+impl Trial {
+    fn run(&mut self, values: &[f32], most: usize, scheme: Scheme, method: ScaleMethod) {
+        self.rank(values, most);
+        self.values.clear();
+        self.values.extend_from_slice(values);
+        self.runs.clear();
+        let mut before = group_error(values, scheme, method);
+        let mut done = 0;
+        while done < self.order.len() {
+            let step = if done < DENSE_STEPS { 1 } else { done / 2 }.min(self.order.len() - done);
+            for &key in &self.order[done..done + step] {
+                self.values[index_of(key) as usize] = 0.0;
+            }
+            done += step;
+            let after = group_error(&self.values, scheme, method);
+            // A group above the scale range gains most by losing what is too large.
+            let saving = if before.is_finite() {
+                before - after
+            } else {
+                f32::MAX / values.len() as f32
+            };
+            before = after;
+            self.runs.push((saving, step));
+            // Pool neighbours until savings per entry don't increase.
+            while let [.., (s0, n0), (s1, n1)] = self.runs[..]
+                && s1 * n0 as f32 > s0 * n1 as f32
+            {
+                self.runs.truncate(self.runs.len() - 2);
+                self.runs.push((s0 + s1, n0 + n1));
+            }
+        }
+        self.steps.clear();
+        let mut entries = self.order.iter();
+        for &(saving, count) in &self.runs {
+            let share = saving / count as f32;
+            self.steps.extend(
+                entries
+                    .by_ref()
+                    .take(count)
+                    .map(|&key| (share, index_of(key))),
+            );
+        }
+        self.steps.sort_unstable_by_key(|&(_, index)| index);
+    }
+
+    /// Finds the `most` entries of largest magnitude; ties go to the lower index.
+    fn rank(&mut self, values: &[f32], most: usize) {
+        let key = |(i, x): (usize, &f32)| {
+            u64::from(x.to_bits() & 0x7fff_ffff) << 32 | u64::from(!(i as u32))
+        };
+        self.order.clear();
+        if most > FEW {
+            self.order.extend(values.iter().enumerate().map(key));
+            if most < self.order.len() {
+                self.order.select_nth_unstable_by(most, |a, b| b.cmp(a));
+                self.order.truncate(most);
+            }
+            self.order.sort_unstable_by(|a, b| b.cmp(a));
+            return;
+        }
+        // Few entries: keep them sorted, most weights fail the first comparison.
+        for key in values.iter().enumerate().map(key) {
+            if self.order.len() == most && self.order.last().is_none_or(|&last| key < last) {
+                continue;
+            }
+            let at = self.order.partition_point(|&k| k > key);
+            self.order.insert(at, key);
+            self.order.truncate(most);
+        }
+    }
+}
+
+/// The index in a key of [`Trial::order`].
+fn index_of(key: u64) -> u32 {
+    !(key as u32)
+}
+
+/// How many entries are found by insertion.
+const FEW: usize = 8;
 
 /// The entries that set the scale of a group.
 fn extremes(values: &[f32], scheme: Scheme) -> Vec<usize> {

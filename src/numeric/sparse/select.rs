@@ -19,10 +19,12 @@ pub fn density_count(density: f64, n: usize) -> Result<usize, SparseError> {
     Ok(((density * n as f64).round() as usize).min(n))
 }
 
-/// The `round(density * n)` entries of largest magnitude, as ascending flat indices.
+/// The `round(density * n)` entries of largest magnitude.
+///
+/// Flat indices, ascending.
 ///
 /// # Cost
-/// Linear; 4 bytes of scratch per weight.
+/// Three passes.
 pub fn select_by_magnitude(w: &[f32], density: f64) -> Result<Vec<usize>, SparseError> {
     let count = density_count(density, w.len())?;
     Ok(largest(w.len(), count, |i| w[i].to_bits() & 0x7fff_ffff))
@@ -79,21 +81,42 @@ pub fn select_columns(scores: &[f64], count: usize) -> Vec<u32> {
 }
 
 /// Indices of the `count` largest keys, ascending; ties go to the lower index.
+///
+/// Keys are below `2^31`. Three passes: a histogram of their upper halves, the
+/// keys of the bin in which the threshold lies, the selection.
 pub(super) fn largest(n: usize, count: usize, key: impl Fn(usize) -> u32) -> Vec<usize> {
     let count = count.min(n);
     if count == 0 {
         return Vec::new();
     }
-    let mut keys: Vec<u32> = (0..n).map(&key).collect();
-    let (above, threshold, _) = keys.select_nth_unstable_by(count - 1, |a, b| b.cmp(a));
+    let bin = |key: u32| (key >> 16) as usize & (BINS - 1);
+    let mut histogram = vec![0usize; BINS];
+    for i in 0..n {
+        histogram[bin(key(i))] += 1;
+    }
+    // The highest bin that, with those above it, holds enough.
+    let mut missing = count;
+    let mut at = BINS - 1;
+    while at > 0 && histogram[at] < missing {
+        missing -= histogram[at];
+        at -= 1;
+    }
+    let mut keys: Vec<u32> = (0..n).map(&key).filter(|&key| bin(key) == at).collect();
+    let last = missing.clamp(1, keys.len().max(1)) - 1;
+    let (above, threshold, _) = keys.select_nth_unstable_by(last, |a, b| b.cmp(a));
     let threshold = *threshold;
-    let mut ties = count - above.iter().filter(|&&k| k > threshold).count();
-    (0..n)
-        .filter(|&i| {
-            let key = key(i);
-            let tie = key == threshold && ties > 0;
-            ties -= usize::from(tie);
-            key > threshold || tie
-        })
-        .collect()
+    let mut ties = missing - above.iter().filter(|&&k| k > threshold).count();
+    let mut out = Vec::with_capacity(count);
+    for i in 0..n {
+        let key = key(i);
+        if key < threshold || key == threshold && ties == 0 {
+            continue;
+        }
+        ties -= usize::from(key == threshold);
+        out.push(i);
+    }
+    out
 }
+
+/// Bins of the histogram: the upper 15 bits of a key.
+const BINS: usize = 1 << 15;
