@@ -6,6 +6,7 @@
 
 use crate::pass::PassEntry;
 
+pub mod canonicalize;
 pub mod drop_residual;
 pub mod find_linears;
 pub mod int2;
@@ -19,6 +20,7 @@ pub mod shared;
 
 /// Every built-in pass; the tidy test checks that no file is missing here.
 pub const ALL: &[PassEntry] = &[
+    canonicalize::ENTRY,
     drop_residual::ENTRY,
     find_linears::ENTRY,
     int2::ENTRY,

@@ -3,3 +3,4 @@
 pub mod entry;
 pub mod factors;
 pub mod quantize;
+pub mod walk;

@@ -18,6 +18,7 @@ pub struct Patch {
     first_values: Vec<usize>,
     values: Vec<Vec<Value>>,
     replaced: HashMap<OpRef, Vec<Op>>,
+    dropped: Vec<WeightId>,
 }
 
 /// Why a patch was not applied. The module is as it was.
@@ -54,6 +55,7 @@ impl Patch {
             first_values: module.graphs.iter().map(|g| g.values.len()).collect(),
             values: vec![Vec::new(); module.graphs.len()],
             replaced: HashMap::new(),
+            dropped: Vec::new(),
         }
     }
 
@@ -82,6 +84,11 @@ impl Patch {
         self.replaced.insert(at, ops);
     }
 
+    /// Takes a weight out, unless something still refers to it once the patch is applied.
+    pub fn drop_weight(&mut self, id: WeightId) {
+        self.dropped.push(id);
+    }
+
     /// Whether the patch already replaces the op.
     pub fn touches(&self, at: OpRef) -> bool {
         self.replaced.contains_key(&at)
@@ -89,7 +96,7 @@ impl Patch {
 
     /// Whether the patch changes nothing.
     pub fn is_empty(&self) -> bool {
-        self.weights.is_empty() && self.replaced.is_empty()
+        self.weights.is_empty() && self.replaced.is_empty() && self.dropped.is_empty()
     }
 
     /// Number of ops replaced or removed.
@@ -118,6 +125,9 @@ impl Patch {
                 op: *op,
             });
         }
+        if !self.dropped.is_empty() {
+            without_weights(&mut next, &self.dropped);
+        }
         match verify(&next) {
             Ok(()) => *module = next,
             Err(violations) => {
@@ -134,12 +144,15 @@ impl Patch {
         let mut body = std::mem::take(&mut graph.body);
         self.edit_region(index, graph, &mut body);
         graph.body = body;
-        for id in 0..graph.ops.len() {
+        // Ops that an edit adds may hold regions with edits of their own.
+        let mut id = 0;
+        while id < graph.ops.len() {
             let mut op = std::mem::replace(&mut graph.ops[id], placeholder());
             for region in op.kind.regions_mut() {
                 self.edit_region(index, graph, region);
             }
             graph.ops[id] = op;
+            id += 1;
         }
     }
 
@@ -152,7 +165,13 @@ impl Patch {
             };
             match self.replaced.remove(&at) {
                 None => ops.push(id),
-                Some(new) => ops.extend(new.into_iter().map(|op| graph.add_op(op))),
+                Some(new) => {
+                    // Edits inside of the op's regions belong to its successor.
+                    if let Some(old) = graph.ops.get_mut(id.index()) {
+                        *old = placeholder();
+                    }
+                    ops.extend(new.into_iter().map(|op| graph.add_op(op)));
+                }
             }
         }
         region.ops = ops;

@@ -165,7 +165,8 @@ impl Verifier<'_> {
         let scales = total(&|rows, cols| {
             let groups = match group {
                 Group::Size(size) => cols.div_ceil(u64::from(size).max(1)),
-                _ => 1,
+                // A block of rank 0 has no codes, and so no scales.
+                _ => u64::from(cols > 0),
             };
             groups.checked_mul(rows)
         });
