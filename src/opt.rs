@@ -366,17 +366,8 @@ fn write_onnx(
     options: OnnxOptions,
 ) -> Result<Vec<String>, OptError> {
     use crate::export::onnx::{Options, QuantForm, export};
-    let quant = if options.qdq {
-        QuantForm::Qdq
-    } else {
-        QuantForm::NBits
-    };
-    let options = Options {
-        quant,
-        ..Options::default()
-    };
+    let quant = if options.qdq { QuantForm::Qdq } else { QuantForm::NBits };
+    let options = Options { quant, ..Options::default() };
     let exported = export(module, cache, target, options);
-    exported
-        .map(|done| done.notes)
-        .map_err(|error| OptError::Export(error.to_string()))
+    exported.map(|done| done.notes).map_err(|error| OptError::Export(error.to_string()))
 }

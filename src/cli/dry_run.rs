@@ -6,8 +6,8 @@ use super::table::Table;
 use super::{Exit, Failure, errors, print};
 use crate::ir::Module;
 use crate::ir::site::sites;
+use crate::pass::Pass;
 use crate::pass::manager::{self, RunOptions, Schedule};
-use crate::pass::{MatrixPass, Pass};
 use crate::report::human;
 use serde_json::json;
 use std::time::Duration;
@@ -69,7 +69,7 @@ pub fn run(
                 Pass::Module(_) => None,
             });
         sums.nanos += passes
-            .map(|pass: &Box<dyn MatrixPass>| pass.nanos(site.rows, site.cols))
+            .map(|pass| pass.nanos(site.rows, site.cols))
             .sum::<f64>();
     }
     let total = module

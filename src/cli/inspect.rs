@@ -2,6 +2,7 @@
 
 use super::args::InspectArgs;
 use super::describe::{bits_per_weight, percent, terms};
+use super::diff::held_by_matrices;
 use super::table::Table;
 use super::{Exit, Failure, dot, load, print};
 use crate::ir::site::{Site, sites};
@@ -58,11 +59,21 @@ fn stored(module: &Module) -> u64 {
         .fold(0, u64::saturating_add)
 }
 
+/// Entries of all matrices, however they are stored, and floats outside them.
 fn parameters(module: &Module) -> u64 {
-    let floats = module.weights.iter().filter(|w| w.dtype.is_float());
-    floats
-        .filter_map(Weight::elements)
-        .fold(0, u64::saturating_add)
+    let entries = sites(module)
+        .iter()
+        .map(|site| site.rows.saturating_mul(site.cols))
+        .fold(0, u64::saturating_add);
+    let held = held_by_matrices(module);
+    let others = module
+        .weights
+        .iter()
+        .zip(held)
+        .filter(|(weight, held)| !held && weight.dtype.is_float());
+    others
+        .filter_map(|(weight, _)| weight.elements())
+        .fold(entries, u64::saturating_add)
 }
 
 fn as_text(module: &Module, args: &InspectArgs) -> String {

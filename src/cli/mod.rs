@@ -11,6 +11,7 @@ mod errors;
 mod generate;
 mod inspect;
 pub mod load;
+mod new_pass;
 mod opt;
 mod outcome;
 mod passes;
@@ -120,7 +121,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Some(Command::RunReproducer(args)) => opt::rerun(&args),
         Some(Command::Completions(args)) => generate::completions(&args),
         Some(Command::Man(args)) => generate::man(&args),
-        Some(_) => Err(Failure::new(Exit::Failure, "not available in this build")),
+        Some(Command::NewPass(args)) => new_pass::run(&args),
     }
 }
 

@@ -7,10 +7,12 @@ use super::target::Target;
 use super::watch::Watch;
 use super::{Exit, Failure, dry_run, errors, outcome, print, reproducer, signal};
 use crate::export::hlrc::partial_path;
+use crate::ir::Module;
+use crate::ir::site::{Site, sites};
 use crate::opt::{self, Job, OnnxOptions, Output, Summary};
 use crate::pass::manager::{PrintIr, RunOptions, Schedule};
 use crate::report::progress::{Progress, Style, Summary as Closing};
-use crate::report::resources;
+use crate::report::{human, resources};
 use crate::store::rebase;
 use crate::weights::FileCache;
 use clap::Parser;
@@ -98,6 +100,7 @@ fn execute(
         return dry_run::run(args, &pipeline, &loaded.module, &schedule, &options);
     }
     if matches!(target, Target::Stdout | Target::Device(_)) {
+        something_to_do(&loaded.module, &schedule)?;
         // Text says where weights are as seen from the place that it goes to.
         rebase(&mut loaded.module, Path::new("."));
     }
@@ -133,6 +136,33 @@ fn execute(
         failure
     })?;
     conclude(args, target, progress, &summary, began)
+}
+
+/// Refuses a pipeline whose passes would all find nothing to work on: a copy is not what was asked for.
+fn something_to_do(module: &Module, schedule: &Schedule) -> Result<(), Failure> {
+    let sites = sites(module);
+    let selected = |site: &Site| !schedule.steps_for(site).is_empty();
+    if !schedule.has_matrix_passes() || sites.iter().any(selected) {
+        return Ok(());
+    }
+    if !sites.is_empty() {
+        // A scope that selects nothing has a message of its own, with its place.
+        schedule.check_scopes(&sites)?;
+    }
+    let what = match sites.len() {
+        0 => "the model has no linear and no embedding".to_owned(),
+        count => format!(
+            "none of the model's {} is selected",
+            human::plural(count, "site")
+        ),
+    };
+    Err(Failure::new(
+        Exit::Failure,
+        format!("{what}, so no pass would change anything"),
+    )
+    .help(
+        "`hlrc-opt inspect` lists what there is; embeddings and head need a scope that names them",
+    ))
 }
 
 /// Removes what a failed run leaves: it can't be gone on from, since what failed would fail again.

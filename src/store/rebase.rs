@@ -47,17 +47,23 @@ pub fn rebase(module: &mut Module, folder: &Path) {
 
 /// The way from one absolute folder to a file.
 fn relative(target: &Path, from: &Path) -> PathBuf {
-    let target: Vec<Component<'_>> = target
-        .components()
-        .filter(|c| *c != Component::CurDir)
-        .collect();
+    let mut way: Vec<Component<'_>> = Vec::new();
+    for part in target.components() {
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir if matches!(way.last(), Some(Component::Normal(_))) => {
+                way.pop();
+            }
+            part => way.push(part),
+        }
+    }
     let from: Vec<Component<'_>> = from.components().collect();
-    let shared = target.iter().zip(&from).take_while(|(a, b)| a == b).count();
+    let shared = way.iter().zip(&from).take_while(|(a, b)| a == b).count();
     if shared == 0 {
-        return target.iter().collect();
+        return way.iter().collect();
     }
     let up = from.iter().skip(shared).map(|_| Component::ParentDir);
-    up.chain(target.iter().skip(shared).copied()).collect()
+    up.chain(way.iter().skip(shared).copied()).collect()
 }
 
 #[cfg(test)]
@@ -70,6 +76,7 @@ mod tests {
             ("/a/b/m.onnx", "/a/b", "m.onnx"),
             ("/a/b/m.onnx", "/a/c/d", "../../b/m.onnx"),
             ("/a/b/m.onnx", "/", "a/b/m.onnx"),
+            ("/a/b/../c/m.onnx", "/a/c", "m.onnx"),
         ] {
             assert_eq!(relative(Path::new(target), Path::new(from)), Path::new(way));
         }
