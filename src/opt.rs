@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::export::hlrc::{self, Contents, FolderError, Partial};
+use crate::ir::patch::normalize;
 use crate::ir::text::{PrintOptions, print, print_with};
-use crate::ir::{Module, Storage};
+use crate::ir::{Module, OpKind, Storage};
 use crate::pass::manager::{self, Observer, Outcome, RunError, RunOptions, Schedule};
+use crate::pass::{Pass, Remark, registry};
 use crate::report::ModelReport;
 use crate::store::{Reader, Sink, SinkError, rebase};
 use crate::weights::writer::ShardInfo;
@@ -131,6 +133,41 @@ fn fingerprint(job: &Job<'_>, input: &Input<'_>) -> String {
     crate::weights::Digest::of(&json).to_hex()
 }
 
+/// Raises an ONNX module's constant-weight nodes to linears, which passes work on: `find-linears` runs
+/// by itself in front of a pipeline that has passes and does not name it.
+///
+/// # Errors
+/// The pass fails.
+pub fn raise(module: &mut Module, schedule: &Schedule) -> Result<Vec<Remark>, OptError> {
+    const NAME: &str = "find-linears";
+    let is_onnx = |op: &crate::ir::Op| matches!(op.kind, OpKind::Onnx(_));
+    let wanted = !schedule.steps.is_empty() && schedule.steps.iter().all(|s| s.name != NAME);
+    if !wanted || !module.graphs.iter().any(|g| g.ops.iter().any(is_onnx)) {
+        return Ok(Vec::new());
+    }
+    let failed = |message: String| RunError::Pass {
+        pass: NAME.to_string(),
+        site: module.name.clone(),
+        message,
+    };
+    let entry = registry::find(NAME).ok_or_else(|| failed("is not built in".to_string()))?;
+    let pass = (entry.build)(serde_json::Map::new()).map_err(|e| failed(e.to_string()))?;
+    let Pass::Module(pass) = pass else {
+        return Ok(Vec::new());
+    };
+    let mut remarks = Vec::new();
+    let patch = pass.run(module, &mut remarks);
+    let patch = patch.map_err(|e| failed(e.to_string()))?;
+    for remark in &mut remarks {
+        remark.pass = NAME.to_string();
+    }
+    if !patch.is_empty() {
+        patch.apply(module).map_err(RunError::from)?;
+        *module = normalize(module);
+    }
+    Ok(remarks)
+}
+
 /// Runs a job.
 ///
 /// # Errors
@@ -142,12 +179,16 @@ pub fn run(
     cache: &FileCache,
     observer: &dyn Observer,
 ) -> Result<Summary, OptError> {
-    match &job.output {
+    let mut input = input;
+    let found = raise(&mut input.module, job.schedule)?;
+    let mut summary = match &job.output {
         Output::Shown => shown(job, input, cache, observer),
         Output::Folder(path) => folder(job, input, cache, observer, path),
         Output::Text(path) => text_file(job, input, cache, observer, path),
         Output::Onnx(path, options) => onnx(job, input, cache, observer, path, *options),
-    }
+    }?;
+    summary.outcome.remarks.splice(0..0, found);
+    Ok(summary)
 }
 
 fn shown(

@@ -167,6 +167,12 @@ pub enum RunError {
         /// The limit, bytes.
         limit: u64,
     },
+    /// No pass found anything to work on.
+    #[error(
+        "the pipeline has passes for matrices, and the model has none that they could work on: \
+         `hlrc-opt inspect` lists them, scopes such as embeddings(…) reach what is left alone by default"
+    )]
+    NothingToDo,
     /// The run was interrupted.
     #[error("interrupted after {done} of {total} tensors")]
     Interrupted {

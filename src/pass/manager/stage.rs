@@ -104,6 +104,9 @@ impl Run<'_> {
         let all = sites(module);
         let mut chosen = choose(module, self.schedule, stage, &all);
         self.remark_unchosen(module, &all, stage);
+        if chosen.is_empty() && self.sources.is_empty() {
+            return Err(RunError::NothingToDo);
+        }
         self.bisect_away(&mut chosen);
         let limits = estimate(module, &chosen, self.options)?;
         let bytes = |c: &Chosen| c.dtype.bytes_for(c.site.rows * c.site.cols).unwrap_or(0);
