@@ -10,7 +10,7 @@ use crate::export::hlrc::partial_path;
 use crate::ir::Module;
 use crate::ir::site::{Site, sites};
 use crate::opt::{self, Job, OnnxOptions, Output, Summary};
-use crate::pass::manager::{PrintIr, RunOptions, Schedule};
+use crate::pass::manager::{self, PrintIr, RunOptions, Schedule};
 use crate::report::progress::{Progress, Style, Summary as Closing};
 use crate::report::{human, resources};
 use crate::store::rebase;
@@ -96,6 +96,8 @@ fn execute(
     let schedule = schedule.map_err(|error| errors::schedule(&error))?;
     let pipeline = prepared.canonical()?;
     let options = run_options(args);
+    let raised = manager::raise(&mut loaded.module, &schedule);
+    let raised = raised.map_err(|error| errors::run(&error))?;
     if args.dry_run {
         opt::raise(&mut loaded.module, &schedule).map_err(|error| errors::job(&error))?;
         return dry_run::run(args, &pipeline, &loaded.module, &schedule, &options);
@@ -128,7 +130,7 @@ fn execute(
     let began = Instant::now();
     let watch = Watch { progress };
     let done = opt::run(&job, input, &FileCache::new(), &watch);
-    let summary = done.map_err(|error| {
+    let mut summary = done.map_err(|error| {
         progress.abandon();
         let failure = errors::job(&error);
         if matches!(error, opt::OptError::Run(_)) && failure.exit != Exit::Interrupted {
@@ -136,6 +138,7 @@ fn execute(
         }
         failure
     })?;
+    summary.outcome.remarks.splice(0..0, raised);
     conclude(args, target, progress, &summary, began)
 }
 

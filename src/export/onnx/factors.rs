@@ -147,12 +147,12 @@ impl Lowerer<'_> {
     }
 }
 
-/// Element type of a factor that isn't coded.
+/// Element type that holds a factor's values without loss.
 pub(super) fn plain_dtype(format: FactorFormat) -> DType {
-    if format == FactorFormat::F32 {
-        DType::F32
-    } else {
-        DType::F16
+    match format {
+        FactorFormat::F16 => DType::F16,
+        // Codes times scales have more digits than f16.
+        FactorFormat::F32 | FactorFormat::Int8 | FactorFormat::Int4 => DType::F32,
     }
 }
 

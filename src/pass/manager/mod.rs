@@ -7,6 +7,7 @@
 
 mod judge;
 mod memory;
+mod raise;
 pub mod schedule;
 mod snapshot;
 mod stage;
@@ -26,6 +27,7 @@ use crate::report::SiteReport;
 use crate::store::{Reader, Sink, SinkError, StoreError};
 
 pub use memory::Estimate;
+pub use raise::raise;
 pub use schedule::{Schedule, ScheduleError, Stage, canonical};
 
 /// How a pipeline is run.
