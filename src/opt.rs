@@ -5,11 +5,10 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::export::hlrc::{self, Contents, FolderError, Partial};
-use crate::ir::patch::normalize;
 use crate::ir::text::{PrintOptions, print, print_with};
-use crate::ir::{Module, OpKind, Storage};
+use crate::ir::{Module, Storage};
+use crate::pass::Remark;
 use crate::pass::manager::{self, Observer, Outcome, RunError, RunOptions, Schedule};
-use crate::pass::{Pass, Remark, registry};
 use crate::report::ModelReport;
 use crate::store::{Reader, Sink, SinkError, rebase};
 use crate::weights::writer::ShardInfo;
@@ -139,33 +138,7 @@ fn fingerprint(job: &Job<'_>, input: &Input<'_>) -> String {
 /// # Errors
 /// The pass fails.
 pub fn raise(module: &mut Module, schedule: &Schedule) -> Result<Vec<Remark>, OptError> {
-    const NAME: &str = "find-linears";
-    let is_onnx = |op: &crate::ir::Op| matches!(op.kind, OpKind::Onnx(_));
-    let wanted = !schedule.steps.is_empty() && schedule.steps.iter().all(|s| s.name != NAME);
-    if !wanted || !module.graphs.iter().any(|g| g.ops.iter().any(is_onnx)) {
-        return Ok(Vec::new());
-    }
-    let failed = |message: String| RunError::Pass {
-        pass: NAME.to_string(),
-        site: module.name.clone(),
-        message,
-    };
-    let entry = registry::find(NAME).ok_or_else(|| failed("is not built in".to_string()))?;
-    let pass = (entry.build)(serde_json::Map::new()).map_err(|e| failed(e.to_string()))?;
-    let Pass::Module(pass) = pass else {
-        return Ok(Vec::new());
-    };
-    let mut remarks = Vec::new();
-    let patch = pass.run(module, &mut remarks);
-    let patch = patch.map_err(|e| failed(e.to_string()))?;
-    for remark in &mut remarks {
-        remark.pass = NAME.to_string();
-    }
-    if !patch.is_empty() {
-        patch.apply(module).map_err(RunError::from)?;
-        *module = normalize(module);
-    }
-    Ok(remarks)
+    Ok(manager::raise(module, schedule)?)
 }
 
 /// Runs a job.
@@ -407,8 +380,17 @@ fn write_onnx(
     options: OnnxOptions,
 ) -> Result<Vec<String>, OptError> {
     use crate::export::onnx::{Options, QuantForm, export};
-    let quant = if options.qdq { QuantForm::Qdq } else { QuantForm::NBits };
-    let options = Options { quant, ..Options::default() };
+    let quant = if options.qdq {
+        QuantForm::Qdq
+    } else {
+        QuantForm::NBits
+    };
+    let options = Options {
+        quant,
+        ..Options::default()
+    };
     let exported = export(module, cache, target, options);
-    exported.map(|done| done.notes).map_err(|error| OptError::Export(error.to_string()))
+    exported
+        .map(|done| done.notes)
+        .map_err(|error| OptError::Export(error.to_string()))
 }

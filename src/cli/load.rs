@@ -1,8 +1,10 @@
 //! From a path to a module: tells formats apart and calls their importers.
 
-use super::{Exit, Failure, argv};
+use super::{Exit, Failure, argv, errors};
 use crate::import;
 use crate::ir::Module;
+use crate::pass::manager::{self, Schedule};
+use crate::pass::pipeline::Pipeline;
 use crate::pass::pipeline::error::nearest;
 use crate::weights::FileCache;
 use std::io::Read;
@@ -144,12 +146,22 @@ impl Loaded {
     }
 }
 
-/// Imports a model; weights' data stay where they are.
+/// Imports a model to be looked at: linears are found, weights' data stay where they are.
 ///
 /// # Errors
 /// A [`Failure`] with the place in the file, exit code 3.
 pub fn model(path: &Path) -> Result<Module, Failure> {
-    Ok(source(&Source::of(path)?)?.module)
+    let mut module = source(&Source::of(path)?)?.module;
+    find_linears(&mut module)?;
+    Ok(module)
+}
+
+/// Sees linears and embeddings in the module's ONNX nodes, as a pipeline would.
+fn find_linears(module: &mut Module) -> Result<(), Failure> {
+    let pipeline = Pipeline::parse("find-linears")?;
+    let schedule = Schedule::new(&pipeline, &[], None).map_err(|error| errors::schedule(&error))?;
+    manager::raise(module, &schedule).map_err(|error| errors::run(&error))?;
+    Ok(())
 }
 
 /// Imports from a source that is known already.

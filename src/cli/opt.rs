@@ -7,10 +7,8 @@ use super::target::Target;
 use super::watch::Watch;
 use super::{Exit, Failure, dry_run, errors, outcome, print, reproducer, signal};
 use crate::export::hlrc::partial_path;
-use crate::ir::Module;
-use crate::ir::site::{Site, sites};
 use crate::opt::{self, Job, OnnxOptions, Output, Summary};
-use crate::pass::manager::{self, PrintIr, RunOptions, Schedule};
+use crate::pass::manager::{PrintIr, RunOptions, Schedule};
 use crate::report::progress::{Progress, Style, Summary as Closing};
 use crate::report::{human, resources};
 use crate::store::rebase;
@@ -96,8 +94,6 @@ fn execute(
     let schedule = schedule.map_err(|error| errors::schedule(&error))?;
     let pipeline = prepared.canonical()?;
     let options = run_options(args);
-    let raised = manager::raise(&mut loaded.module, &schedule);
-    let raised = raised.map_err(|error| errors::run(&error))?;
     if args.dry_run {
         opt::raise(&mut loaded.module, &schedule).map_err(|error| errors::job(&error))?;
         return dry_run::run(args, &pipeline, &loaded.module, &schedule, &options);
@@ -130,7 +126,7 @@ fn execute(
     let began = Instant::now();
     let watch = Watch { progress };
     let done = opt::run(&job, input, &FileCache::new(), &watch);
-    let mut summary = done.map_err(|error| {
+    let summary = done.map_err(|error| {
         progress.abandon();
         let failure = errors::job(&error);
         if matches!(error, opt::OptError::Run(_)) && failure.exit != Exit::Interrupted {
@@ -138,35 +134,7 @@ fn execute(
         }
         failure
     })?;
-    summary.outcome.remarks.splice(0..0, raised);
     conclude(args, target, progress, &summary, began)
-}
-
-/// Refuses a pipeline whose passes would all find nothing to work on: a copy is not what was asked for.
-fn something_to_do(module: &Module, schedule: &Schedule) -> Result<(), Failure> {
-    let sites = sites(module);
-    let selected = |site: &Site| !schedule.steps_for(site).is_empty();
-    if !schedule.has_matrix_passes() || sites.iter().any(selected) {
-        return Ok(());
-    }
-    if !sites.is_empty() {
-        // A scope that selects nothing has a message of its own, with its place.
-        schedule.check_scopes(&sites)?;
-    }
-    let what = match sites.len() {
-        0 => "the model has no linear and no embedding".to_owned(),
-        count => format!(
-            "none of the model's {} is selected",
-            human::plural(count, "site")
-        ),
-    };
-    Err(Failure::new(
-        Exit::Failure,
-        format!("{what}, so no pass would change anything"),
-    )
-    .help(
-        "`hlrc-opt inspect` lists what there is; embeddings and head need a scope that names them",
-    ))
 }
 
 /// Removes what a failed run leaves: it can't be gone on from, since what failed would fail again.

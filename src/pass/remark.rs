@@ -1,9 +1,9 @@
 //! Remarks: what passes have to say about single tensors.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Kind of a remark, as in LLVM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RemarkKind {
     /// A pass did what it was asked.
@@ -17,7 +17,7 @@ pub enum RemarkKind {
 }
 
 /// One remark.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Remark {
     /// Kind.
     pub kind: RemarkKind,

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::pass::Remark;
 use crate::pass::terms::TermSpec;
 use crate::report::SiteReport;
 use crate::weights::writer::Entry;
@@ -49,6 +50,8 @@ pub struct Record {
     pub entries: Vec<Entry>,
     /// What is reported of it.
     pub report: SiteReport,
+    /// What passes said of it.
+    pub remarks: Vec<Remark>,
 }
 
 /// An open journal.

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::{Journal, JournalError, Record};
 use crate::ir::{Attrs, Module, Storage, Term, Weight, WeightId};
+use crate::pass::Remark;
 use crate::pass::terms::{BadSpec, TermData, TermSpec};
 use crate::report::SiteReport;
 use crate::weights::writer::{Entry, Finished};
@@ -122,6 +123,7 @@ impl Sink {
         stem: &str,
         terms: Option<Vec<TermData>>,
         report: &SiteReport,
+        remarks: &[Remark],
     ) -> Result<Option<Vec<Term>>, SinkError> {
         let mut specs: Option<Vec<TermSpec>> = terms.as_ref().map(|_| Vec::new());
         let mut entries = Vec::new();
@@ -155,6 +157,7 @@ impl Sink {
                 terms: specs,
                 entries,
                 report: report.clone(),
+                remarks: remarks.to_vec(),
             })?;
         }
         Ok(keep.then_some(made))

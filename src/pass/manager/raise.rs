@@ -1,11 +1,11 @@
 //! Raising ONNX nodes to linears before a pipeline looks at them.
 
 use super::{RunError, Schedule};
-use crate::ir::Module;
 use crate::ir::patch::normalize;
+use crate::ir::{Module, Op, OpKind};
 use crate::pass::{Pass, PassError, Remark};
 
-/// Raises ONNX nodes to linears, where a pipeline works on matrices.
+/// Raises ONNX nodes to linears, where a pipeline has passes.
 ///
 /// Done before a run or a plan, so that scopes and estimates see the linears;
 /// `find-linears` in the pipeline says with which options. What no pass
@@ -15,7 +15,12 @@ use crate::pass::{Pass, PassError, Remark};
 /// The pass failed, or its patch doesn't fit the module.
 pub fn raise(module: &mut Module, schedule: &Schedule) -> Result<Vec<Remark>, RunError> {
     use crate::passes::find_linears::ENTRY;
-    if !schedule.has_matrix_passes() {
+    let is_onnx = |op: &Op| matches!(op.kind, OpKind::Onnx(_));
+    let has_nodes = module
+        .graphs
+        .iter()
+        .any(|graph| graph.ops.iter().any(is_onnx));
+    if schedule.steps.is_empty() || !has_nodes {
         return Ok(Vec::new());
     }
     let stated = schedule.steps.iter().find(|step| step.name == ENTRY.name);

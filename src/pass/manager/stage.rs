@@ -210,6 +210,7 @@ impl Run<'_> {
         number: usize,
         units: Vec<Ended>,
     ) -> Result<Finished, RunError> {
+        let said = self.outcome.remarks.len();
         let units = self.succeeded(chosen, units)?;
         let mut merged = self.merge(chosen, units)?;
         let site = &chosen.site;
@@ -243,7 +244,8 @@ impl Run<'_> {
             report.bits_per_weight =
                 8.0 * report.bytes_after as f64 / report.params_before.max(1) as f64;
         }
-        let stored = sink.commit(module, number, &stem(site), terms, &merged.report)?;
+        let remarks = self.outcome.remarks.get(said..).unwrap_or_default();
+        let stored = sink.commit(module, number, &stem(site), terms, &merged.report, remarks)?;
         self.observer.site(&merged.report);
         self.outcome.sites.push(merged.report);
         Ok(self.rewrite(module, site, kept, merged.made, stored))
@@ -308,6 +310,7 @@ impl Run<'_> {
         let made = record.report.steps.iter().zip(&chosen.steps);
         let made = made.map(|(r, &s)| (s, !r.term.is_empty())).collect();
         self.outcome.sites.push(record.report.clone());
+        self.outcome.remarks.extend(record.remarks.iter().cloned());
         Ok(self.rewrite(module, &chosen.site, kept, made, terms))
     }
 
