@@ -4,6 +4,7 @@ use super::{Exit, Failure};
 use crate::export::hlrc::FolderError;
 use crate::opt::OptError;
 use crate::pass::manager::{RunError, ScheduleError};
+use crate::report::human;
 use crate::store::{SinkError, StoreError};
 use crate::weights::WeightsError;
 
@@ -39,7 +40,12 @@ pub fn run(error: &RunError) -> Failure {
             .reproducible(),
         RunError::Store(error) => store(error),
         RunError::Sink(error) => sink(error),
-        RunError::Memory { .. } => Failure::new(Exit::Infeasible, text),
+        RunError::Memory { site, need, limit } => {
+            let (need, limit) = (human::size(*need), human::size(*limit));
+            let what = format!("--mem-limit {limit}: {site} alone takes {need} with one thread");
+            let help = format!("allow {need}, or leave the tensor out with -t '{site}=none'");
+            Failure::new(Exit::Infeasible, what).help(help)
+        }
         RunError::Interrupted { .. } => {
             Failure::new(Exit::Interrupted, text).help("the same command with --resume goes on from there")
         }

@@ -6,12 +6,12 @@ use super::prepare::{Prepared, prepare};
 use super::target::Target;
 use super::watch::Watch;
 use super::{Exit, Failure, dry_run, errors, outcome, print, reproducer, signal};
-use crate::export::hlrc::partial_path;
-use crate::opt::{self, Job, OnnxOptions, Output, Summary};
-use crate::pass::manager::{PrintIr, RunOptions, Schedule};
+use crate::export::hlrc::{FolderError, partial_path};
+use crate::opt::{self, Job, OnnxOptions, OptError, Output, Summary};
+use crate::pass::manager::{PrintIr, RunError, RunOptions, Schedule};
 use crate::report::progress::{Progress, Style, Summary as Closing};
 use crate::report::{human, resources};
-use crate::store::rebase;
+use crate::store::{JOURNAL, rebase};
 use crate::weights::FileCache;
 use clap::Parser;
 use std::path::{Path, PathBuf};
@@ -99,7 +99,6 @@ fn execute(
         return dry_run::run(args, &pipeline, &loaded.module, &schedule, &options);
     }
     if matches!(target, Target::Stdout | Target::Device(_)) {
-        something_to_do(&loaded.module, &schedule)?;
         // Text says where weights are as seen from the place that it goes to.
         rebase(&mut loaded.module, Path::new("."));
     }
@@ -128,26 +127,52 @@ fn execute(
     let done = opt::run(&job, input, &FileCache::new(), &watch);
     let summary = done.map_err(|error| {
         progress.abandon();
-        let failure = errors::job(&error);
-        if matches!(error, opt::OptError::Run(_)) && failure.exit != Exit::Interrupted {
-            forget(args, &job.output);
-        }
-        failure
+        after_failure(args, &job.output, &error)
     })?;
     conclude(args, target, progress, &summary, began)
 }
 
-/// Removes what a failed run leaves: it can't be gone on from, since what failed would fail again.
-fn forget(args: &OptArgs, output: &Output) {
+/// Removes what a failed run leaves, unless it can be gone on from: a pass that failed would fail again,
+/// but an interrupt ends and a disk gets space.
+fn after_failure(args: &OptArgs, output: &Output, error: &OptError) -> Failure {
+    let mut failure = errors::job(error);
     let partial = match output {
         Output::Folder(path) | Output::Onnx(path, _) => partial_path(path),
         Output::Text(path) => partial_path(&path.with_extension("weights")),
-        Output::Shown => return,
+        Output::Shown => return failure,
     };
-    if !args.resume {
+    let writing = matches!(
+        error,
+        OptError::Sink(_)
+            | OptError::Run(RunError::Sink(_))
+            | OptError::Folder(FolderError::Io { .. })
+    );
+    // The first line is the run's fingerprint, each further one a finished tensor.
+    let journal = std::fs::read(partial.join(JOURNAL)).unwrap_or_default();
+    let finished = journal
+        .iter()
+        .filter(|&&byte| byte == b'\n')
+        .count()
+        .saturating_sub(1);
+    if writing && finished > 0 {
+        let done = human::plural(finished, "tensor");
+        failure.help = format!(
+            "{done} of it are in {}; --resume goes on from there",
+            partial.display()
+        );
+    } else if failure.exit != Exit::Interrupted && !args.resume && is_own(error) {
         // The failure is what is told; a folder that stays has a name that says what it is.
         let _ = std::fs::remove_dir_all(partial);
     }
+    failure
+}
+
+/// Whether the partial folder is this run's, and not one that it found there and left alone.
+fn is_own(error: &OptError) -> bool {
+    !matches!(
+        error,
+        OptError::Folder(FolderError::Busy(_) | FolderError::NothingToResume(_))
+    )
 }
 
 fn run_options(args: &OptArgs) -> RunOptions<'static> {
