@@ -101,7 +101,8 @@ impl ImportError {
             ImportError::Unrecognised { help, .. } => help,
             ImportError::Text { .. } => "docs/ir.md has the grammar of text IR",
             ImportError::Tensors { .. } => {
-                "config.json and the weights are not of one version; fetch them together"
+                "config.json and the weights are not of one version, or the model is no plain one of \
+                 its class; without config.json its matrices are imported by themselves"
             }
             ImportError::Quantized { .. } => {
                 "start from the original checkpoint in f32, f16 or bf16"

@@ -3,7 +3,7 @@
 use std::path::{Component, Path};
 
 use super::text;
-use super::{Format, ImportError, Imported, Result, sidecars, unrecognised};
+use super::{Format, ImportError, Imported, Result, shown, sidecars, unrecognised};
 use crate::export::hlrc::{FORMAT_VERSION, MANIFEST_FILE, MODULE_FILE, Manifest};
 use crate::ir::{Module, Storage};
 use crate::weights::FileCache;
@@ -60,10 +60,7 @@ fn check_confined(module: &Module, path: &Path) -> Result<()> {
         };
         let inside = |part| matches!(part, Component::Normal(_) | Component::CurDir);
         if name.is_empty() || !Path::new(name.as_ref()).components().all(inside) {
-            let (weight, name): (String, String) = (
-                weight.name.chars().take(120).collect(),
-                name.chars().take(120).collect(),
-            );
+            let (weight, name) = (shown(&weight.name), shown(name));
             let found = format!("weight @{weight} is in `{name}`, outside of the folder");
             return Err(unrecognised(
                 path,

@@ -292,6 +292,12 @@ pub fn sidecars(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(names.into_iter().map(|n| folder.join(n)).collect())
 }
 
+/// A name of the input in a message: not too long, nothing that steers a terminal.
+fn shown(name: &str) -> String {
+    let printable = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    name.chars().take(120).map(printable).collect()
+}
+
 /// The folder of a file; `.` for a bare name.
 fn folder_of(path: &Path) -> PathBuf {
     match path.parent() {

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Format, ImportError, Imported, Result, folder_of, unrecognised};
+use super::{Format, ImportError, Imported, Result, folder_of, shown, unrecognised};
 use crate::ir::text::parse;
 use crate::ir::{Module, Storage};
 use crate::weights::{FileCache, MappedFile};
@@ -74,8 +74,7 @@ pub(super) fn check_files(module: &Module, path: &Path, cache: &FileCache) -> Re
             continue;
         };
         let located = |source: &dyn std::fmt::Display| {
-            let short: String = weight.name.chars().take(120).collect();
-            let found = format!("weight @{short}: {source}");
+            let found = format!("weight @{}: {source}", shown(&weight.name));
             unrecognised(
                 path,
                 found,

@@ -8,11 +8,10 @@
 //!
 //! Stacks may also be stored transposed, `[E, hidden, 2·inner]` and `[E, inner, hidden]`.
 
+use std::collections::BTreeSet;
+
 use super::builder::{Builder, LinearSpec};
 use crate::ir::{Activation, Moe, Native, OpKind, Operand, Role, ValueId, WeightId, WeightView};
-
-/// Most experts of a layer; models have up to some hundred.
-const MAX_EXPERTS: u64 = 4096;
 
 /// The mixture's choices.
 #[derive(Clone, Debug)]
@@ -32,7 +31,7 @@ pub(super) struct Experts {
     /// Every n-th layer is a mixture: (layer + 1) divisible by n.
     pub(super) step: u64,
     /// Layers that are plain all the same.
-    pub(super) plain: Vec<u64>,
+    pub(super) plain: BTreeSet<u64>,
 }
 
 /// Where an expert's matrix is.
@@ -60,17 +59,10 @@ impl Experts {
         let router = LinearSpec::new(&router, self.count, hidden).role(Role::Router);
         let logits = b.linear(x, &router);
         let experts = format!("{home}.experts");
-        let count = self.count.min(MAX_EXPERTS);
-        if self.count > MAX_EXPERTS {
-            let (have, most) = (self.count, MAX_EXPERTS);
-            b.tensors.problem(format!(
-                "{experts}: {have} experts; at most {most} are read"
-            ));
-        }
         let moe = Moe {
             top_k: u32::try_from(self.top_k).unwrap_or(u32::MAX),
             normalize: self.normalize,
-            experts: self.regions(b, &experts, count, (hidden, activation)),
+            experts: self.regions(b, &experts, (hidden, activation)),
         };
         let ty = b.activations(hidden);
         let inputs = vec![Operand::Value(x), Operand::Value(logits)];
@@ -88,7 +80,6 @@ impl Experts {
         &self,
         b: &mut Builder,
         path: &str,
-        count: u64,
         (hidden, activation): (u64, Activation),
     ) -> Vec<crate::ir::Region> {
         let fused = self.stacked(b, path, "gate_up_proj", (2 * self.inner, hidden));
@@ -96,7 +87,7 @@ impl Experts {
         let up = self.stacked(b, path, "up_proj", (self.inner, hidden));
         let down = self.stacked(b, path, "down_proj", (hidden, self.inner));
         let mut regions = Vec::new();
-        for expert in 0..count {
+        for expert in 0..self.count {
             if b.tensors.problems.len() > 100 {
                 break; // A hostile number of experts is not worth a region each.
             }

@@ -1,5 +1,7 @@
 //! Mixtral (`MixtralForCausalLM`): Mistral with a mixture of experts in every layer.
 
+use std::collections::BTreeSet;
+
 use super::Stop;
 use super::config::Fields;
 use super::decoder::{Decoder, Defaults};
@@ -22,7 +24,7 @@ pub(super) fn read(f: &Fields<'_>) -> Result<Decoder, Stop> {
         homes: &["block_sparse_moe", "mlp"],
         names: ["w1", "w3", "w2"],
         step: 1,
-        plain: Vec::new(),
+        plain: BTreeSet::new(),
     };
     Ok(Decoder {
         window: f.nullable("sliding_window", None)?,

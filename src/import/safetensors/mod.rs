@@ -25,7 +25,7 @@ mod unknown;
 
 use std::path::{Path, PathBuf};
 
-use super::{Format, ImportError, Imported, Result, folder_of, sidecars};
+use super::{Format, ImportError, Imported, Result, folder_of, shown, sidecars};
 use crate::ir::site::{Site, sites};
 use crate::ir::{Attr, Attrs, Module};
 use crate::weights::{Checkpoint, DType, FileCache};
@@ -34,8 +34,8 @@ use config::{Config, Fields};
 use decoder::Decoder;
 use tensors::Tensors;
 
-/// Most layers, and most experts of all layers, that a configuration without weights may imply.
-const MAX_IMPLIED: u64 = 1 << 17;
+/// Most layers that a configuration without weights may imply, and most experts of all layers.
+const MAX_IMPLIED: u64 = 1 << 16;
 
 /// Why a family didn't build a graph.
 enum Stop {
@@ -73,7 +73,7 @@ const FAMILIES: [(&str, &str, Build); 11] = [
     ("qwen3", "Qwen3", Build::Decoder(qwen3::read)),
     ("qwen3_moe", "Qwen3Moe", Build::Decoder(qwen3_moe::read)),
     ("gemma2", "Gemma2", Build::Decoder(gemma2::read)),
-    ("gemma3_text", "Gemma3Text", Build::Decoder(gemma3::read)),
+    ("gemma3_text", "Gemma3", Build::Decoder(gemma3::read)),
     ("gemma3", "Gemma3", Build::Decoder(gemma3::read)),
     ("gpt2", "GPT2", Build::Own(gpt2::build)),
     ("bert", "Bert", Build::Own(bert::build)),
@@ -219,8 +219,7 @@ fn graph(
             let named = named
                 .or(fields.text("model_type")?)
                 .unwrap_or("without a name");
-            let short: String = named.chars().take(80).collect();
-            format!("the architecture {short} is not known")
+            format!("the architecture {} is not known", shown(named))
         }
         _ => String::new(),
     };
@@ -299,23 +298,20 @@ impl Family {
             .texts("architectures")?
             .and_then(|a| a.first().copied());
         let model_type = fields.text("model_type")?;
-        let by_type = FAMILIES.iter().find(|(name, ..)| Some(*name) == model_type);
-        let by_class = || {
-            // `Qwen3MoeForCausalLM` is not of `Qwen3`: what follows must be the kind of model.
-            FAMILIES.iter().find(|(_, class, _)| {
-                let rest = architecture.and_then(|a| a.strip_prefix(class));
-                rest.is_some_and(|r| {
-                    r.starts_with("For") || r.starts_with("LMHead") || r == "Model"
-                })
-            })
+        // `Qwen3MoeForCausalLM` is not of `Qwen3`: what follows must be the kind of model.
+        let of_class = |class: &str| match architecture.map(|a| a.strip_prefix(class)) {
+            None => true,
+            Some(None) => false,
+            Some(Some("Model" | "TextModel" | "DoubleHeadsModel")) => true,
+            Some(Some(kind)) => kind.starts_with("For") || kind.starts_with("LMHead"),
         };
-        let found = if model_type.is_some() {
-            by_type
-        } else {
-            by_class()
-        };
+        let by_type = FAMILIES
+            .iter()
+            .find(|(name, class, _)| Some(*name) == model_type && of_class(class));
+        let by_class = || FAMILIES.iter().find(|(_, class, _)| of_class(class));
+        let found = by_type.or_else(|| architecture.and_then(|_| by_class()));
         Ok(found.map(|(name, _, build)| Family {
-            architecture: architecture.unwrap_or(name).chars().take(80).collect(),
+            architecture: shown(architecture.unwrap_or(name)),
             model_type: name,
             build: *build,
         }))
@@ -324,10 +320,9 @@ impl Family {
     /// The fields that describe the text model.
     fn fields<'a>(&self, config: &'a Config) -> Result<Fields<'a>> {
         let fields = config.fields();
-        let nested = if self.model_type == "gemma3" {
-            fields.object("text_config")?
-        } else {
-            None
+        let nested = match self.model_type.starts_with("gemma3") {
+            true => fields.object("text_config")?,
+            false => None,
         };
         Ok(nested.unwrap_or(fields))
     }
@@ -345,11 +340,16 @@ impl Family {
                     decoder.layers,
                     &fields,
                 )?;
-                if let (true, Some(experts)) = (b.tensors.is_implied(), &decoder.experts)
-                    && experts.count.saturating_mul(decoder.layers) > MAX_IMPLIED
-                {
-                    let problem = format!("gives more than {MAX_IMPLIED} experts in all");
-                    return Err(fields.fault("num_experts", problem).into());
+                let experts = decoder.experts.as_ref().map_or(0, |e| e.count);
+                if experts.saturating_mul(decoder.layers) > MAX_IMPLIED {
+                    let local = fields.has("num_local_experts");
+                    let name = if local {
+                        "num_local_experts"
+                    } else {
+                        "num_experts"
+                    };
+                    let problem = format!("is {experts}: more than {MAX_IMPLIED} in all layers");
+                    return Err(fields.fault(name, problem).into());
                 }
                 decoder::build(b, &decoder, &layout);
                 Ok(())

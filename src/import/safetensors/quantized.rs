@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::super::{ImportError, Result};
+use super::super::{ImportError, Result, shown};
 use super::config::Config;
 use crate::weights::{Checkpoint, DType};
 
@@ -29,15 +29,14 @@ pub(super) fn refuse(path: &Path, config: Option<&Config>, checkpoint: &Checkpoi
         for name in ["quantization_config", "compression_config"] {
             if let Some(settings) = config.fields().object(name)? {
                 let method = settings.text("quant_method")?.unwrap_or("unnamed method");
-                let short: String = method.chars().take(60).collect();
-                return quantized(format!("`{name}` of config.json: {short}"));
+                return quantized(format!("`{name}` of config.json: {}", shown(method)));
             }
         }
     }
     for (_, tensor) in checkpoint.tensors() {
         let name = tensor.name.as_str();
         let marked = MARKS.iter().find(|(end, _)| name.ends_with(end));
-        let short = || name.chars().take(120).collect::<String>();
+        let short = || shown(name);
         if let Some((_, method)) = marked {
             return quantized(format!("tensor {}: {method}", short()));
         }

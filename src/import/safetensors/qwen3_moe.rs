@@ -26,7 +26,7 @@ pub(super) fn read(f: &Fields<'_>) -> Result<Decoder, Stop> {
         homes: &["mlp"],
         names: ["gate_proj", "up_proj", "down_proj"],
         step: f.count("decoder_sparse_step")?.unwrap_or(1),
-        plain: f.indices("mlp_only_layers")?,
+        plain: f.indices("mlp_only_layers")?.into_iter().collect(),
     };
     Ok(Decoder {
         qkv_bias: bias,

@@ -148,6 +148,11 @@ fn yarn(
         (None, Some(m), Some(all)) if m != 0.0 && all != 0.0 => magnitude(m) / magnitude(all),
         _ => magnitude(1.0),
     };
+    if !(attention_factor.is_finite() && factor.is_finite()) {
+        return Err(rope
+            .fault("mscale", "gives no finite attention_factor")
+            .into());
+    }
     // `or` of the reference: zero counts as absent.
     let ramp = |name: &str, default: f64| -> Result<f64, Stop> {
         Ok(rope.number(name)?.filter(|x| *x != 0.0).unwrap_or(default))

@@ -1,8 +1,9 @@
 //! Where a family's tensors come from: a checkpoint, or the configuration alone.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+use super::super::shown;
 use crate::ir::{Attrs, Encoding, Storage, Weight, WeightId};
 use crate::weights::{Checkpoint, DType};
 
@@ -162,14 +163,16 @@ impl Tensors {
         }
     }
 
-    /// How many numbers follow `prefix` in names: the greatest of them and one.
+    /// How many different numbers follow `prefix` in names.
+    ///
+    /// Not the greatest of them: one tensor of layer 10^9 doesn't make 10^9 layers.
     pub(super) fn numbered(&self, prefix: &str) -> u64 {
         let number = |name: &String| -> Option<u64> {
             let rest = name.strip_prefix(prefix)?;
-            let digits = rest.split('.').next()?;
-            digits.parse::<u64>().ok()?.checked_add(1)
+            rest.split('.').next()?.parse().ok()
         };
-        self.ids.keys().filter_map(number).max().unwrap_or(0)
+        let numbers: HashSet<u64> = self.ids.keys().filter_map(number).collect();
+        numbers.len() as u64
     }
 
     /// The same tensors as if none had been asked for.
@@ -197,6 +200,5 @@ fn pattern(name: &str) -> String {
     let parts = name
         .split('.')
         .map(|part| if number(part) { "*" } else { part });
-    let joined = parts.collect::<Vec<_>>().join(".");
-    joined.chars().take(120).collect()
+    shown(&parts.collect::<Vec<_>>().join("."))
 }

@@ -10,7 +10,7 @@ use crate::ir::{Dim, Embedding, Matrix, OpKind, Operand, Role, Type, WeightId, W
 use crate::weights::DType;
 
 /// Most matrices that are made of stacks.
-const MAX_MATRICES: u64 = 1 << 20;
+const MAX_MATRICES: u64 = 1 << 18;
 
 /// A tensor that is one matrix or a stack of them.
 struct Candidate {

@@ -1,5 +1,7 @@
 //! Configurations and tensors that don't fit: located messages, no work in vain.
 
+use proptest::prelude::*;
+
 use super::*;
 
 fn error(config: &Value, tensors: &[Tensor]) -> String {
@@ -61,17 +63,108 @@ fn layers_are_believed_as_far_as_tensors_go() {
 }
 
 #[test]
+fn one_tensor_of_a_late_layer_makes_no_layers() {
+    let config = base("LlamaForCausalLM", "llama");
+    let mut tensors = tensors_of(&config);
+    let late = "model.layers.999999999.mlp.up_proj.weight";
+    tensors.push((late.to_string(), DType::BF16, vec![24, 16]));
+    let many = with(&config, json!({"num_hidden_layers": 1_000_000_000}));
+    says(
+        &many,
+        &tensors,
+        &["1000000000 layers, the tensors are of 3"],
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn any_value_of_a_field_is_no_panic(
+        family in 0usize..5,
+        field in 0usize..FIELDS.len(),
+        value in 0usize..VALUES.len(),
+    ) {
+        let (class, name) = [
+            ("LlamaForCausalLM", "llama"),
+            ("Gemma3ForCausalLM", "gemma3_text"),
+            ("Qwen3MoeForCausalLM", "qwen3_moe"),
+            ("BertModel", "bert"),
+            ("Qwen2ForCausalLM", "qwen2"),
+        ][family];
+        let mut config = base(class, name);
+        config["num_experts"] = json!(2);
+        let tensors = tensors_of(&config);
+        config[FIELDS[field]] = serde_json::from_str(VALUES[value]).expect("JSON");
+        let _ = imported(&config, &tensors);
+        let _ = implied(&parsed(&config));
+    }
+}
+
+const FIELDS: [&str; 24] = [
+    "architectures",
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "torch_dtype",
+    "max_position_embeddings",
+    "rope_scaling",
+    "rope_parameters",
+    "rope_theta",
+    "rms_norm_eps",
+    "layer_types",
+    "sliding_window",
+    "tie_word_embeddings",
+    "num_experts",
+    "decoder_sparse_step",
+    "mlp_only_layers",
+    "layer_norm_eps",
+    "text_config",
+    "quantization_config",
+];
+
+const VALUES: [&str; 16] = [
+    "null",
+    "true",
+    "0",
+    "-1",
+    "1",
+    "7",
+    "1e308",
+    "2147483648",
+    "18446744073709551615",
+    "0.5",
+    r#""x""#,
+    "[]",
+    r#"["sliding_attention","full_attention"]"#,
+    "[0,1]",
+    "{}",
+    r#"{"rope_type":"yarn","factor":1e-300,"beta_fast":1e300,"original_max_position_embeddings":1}"#,
+];
+
+#[test]
 fn experts_are_believed_as_far_as_tensors_go() {
     let mut config = base("MixtralForCausalLM", "mixtral");
     config["num_local_experts"] = json!(2);
     let tensors = tensors_of(&config);
     config["num_local_experts"] = json!(2_000_000_000u64);
+    let parts = ["`num_local_experts` is 2000000000: more than 65536 in all layers"];
+    says(&config, &tensors, &parts);
+    assert!(implied(&parsed(&config)).is_err());
+    config["num_local_experts"] = json!(20_000);
     says(
         &config,
         &tensors,
-        &["block_sparse_moe.gate.weight is [2, 16]", "at most 4096"],
+        &[
+            "block_sparse_moe.gate.weight is [2, 16]",
+            "experts.2.w1.weight is missing",
+        ],
     );
-    assert!(implied(&parsed(&config)).is_err());
     config["num_local_experts"] = json!(2);
     config["num_experts_per_tok"] = json!(3);
     says(&config, &tensors, &["sends a token to 3 of 2 experts"]);
