@@ -317,8 +317,9 @@ fn text_file(
 /// Makes the paths of weights that stay where they are absolute, for text that goes elsewhere.
 fn anchor(module: &mut Module) {
     let base = module.base_dir.clone();
-    for weight in &mut module.weights {
-        if let Storage::File { path, .. } = &mut weight.storage {
+    let weights = module.weights.iter_mut();
+    for part in weights.flat_map(|w| w.storage.parts_mut()) {
+        if let Storage::File { path, .. } = part {
             let joined = base.join(path.as_ref());
             if let Ok(absolute) = std::path::absolute(&joined) {
                 *path = absolute.to_string_lossy().into();

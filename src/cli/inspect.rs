@@ -182,6 +182,7 @@ fn tensor_table(module: &Module) -> String {
 fn place(weight: &Weight) -> String {
     match &weight.storage {
         Storage::File { path, offset, .. } => format!("{path}@{offset:#x}"),
+        Storage::Concat(parts) => format!("{} parts", parts.len()),
         Storage::Inline(_) => "inline".into(),
         Storage::Synthetic(_) => "synthetic".into(),
         Storage::Absent => "absent".into(),

@@ -54,8 +54,8 @@ fn manifest(path: &Path) -> Result<Manifest> {
 
 /// A folder may come from anywhere, so its text may name no file outside of it.
 fn check_confined(module: &Module, path: &Path) -> Result<()> {
-    for weight in &module.weights {
-        let Storage::File { path: name, .. } = &weight.storage else {
+    for (weight, part) in module.storage_parts() {
+        let Storage::File { path: name, .. } = part else {
             continue;
         };
         let inside = |part| matches!(part, Component::Normal(_) | Component::CurDir);

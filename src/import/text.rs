@@ -63,13 +63,13 @@ pub(super) fn read(source: impl Read, path: &Path, base_dir: PathBuf) -> Result<
 /// Checks that the files of the weights are there and long enough; touches no data.
 pub(super) fn check_files(module: &Module, path: &Path, cache: &FileCache) -> Result<()> {
     let mut opened: HashMap<&str, Arc<MappedFile>> = HashMap::new();
-    for weight in &module.weights {
+    for (weight, part) in module.storage_parts() {
         let Storage::File {
             path: name,
             offset,
             len,
             ..
-        } = &weight.storage
+        } = part
         else {
             continue;
         };
@@ -98,8 +98,8 @@ pub(super) fn check_files(module: &Module, path: &Path, cache: &FileCache) -> Re
 pub(super) fn files(module: &Module, path: &Path) -> Vec<PathBuf> {
     let mut seen: HashMap<&str, ()> = HashMap::new();
     let mut files = vec![path.to_path_buf()];
-    for weight in &module.weights {
-        if let Storage::File { path: name, .. } = &weight.storage
+    for (_, part) in module.storage_parts() {
+        if let Storage::File { path: name, .. } = part
             && seen.insert(name, ()).is_none()
         {
             files.push(module.base_dir.join(name.as_ref()));

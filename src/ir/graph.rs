@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Attr, Attrs, Op, OpId, Operand, Type, ValueId, Weight, WeightId};
+use super::{Attr, Attrs, Op, OpId, Operand, Storage, Type, ValueId, Weight, WeightId};
 
 /// A model: graphs and the weights that they share.
 #[derive(Clone, Debug, Default)]
@@ -139,6 +139,12 @@ impl Module {
     /// The weight, if the id is of this module.
     pub fn weight(&self, id: WeightId) -> Option<&Weight> {
         self.weights.get(id.index())
+    }
+
+    /// Every weight with every part of its storage.
+    pub fn storage_parts(&self) -> impl Iterator<Item = (&Weight, &Storage)> {
+        let weights = self.weights.iter();
+        weights.flat_map(|w| w.storage.parts().iter().map(move |part| (w, part)))
     }
 
     /// The op that a reference names.

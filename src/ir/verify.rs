@@ -17,9 +17,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 
-use super::{
-    Encoding, Graph, Linear, Module, Moe, Op, OpId, OpKind, Operand, Region, Storage, ValueId,
-};
+use super::{Graph, Linear, Module, Moe, Op, OpId, OpKind, Operand, Region, Storage, ValueId};
 use crate::weights::DType;
 
 mod terms;
@@ -93,14 +91,11 @@ impl Verifier<'_> {
                 self.report(&place, "is declared twice");
             }
             let size = weight.elements().and_then(|n| weight.dtype.bytes_for(n));
-            let have = match &weight.storage {
-                Storage::File {
-                    len,
-                    encoding: Encoding::Raw,
-                    ..
-                } => *len,
-                Storage::Inline(bytes) => bytes.len() as u64,
-                _ => continue,
+            let Some(have) = weight.storage.raw_bytes() else {
+                if matches!(weight.storage, Storage::Concat(_)) {
+                    self.report(&place, "a concatenation is of raw files and inline bytes");
+                }
+                continue;
             };
             if weight.dtype != DType::String && size != Some(have) {
                 let dims = &weight.dims;

@@ -40,8 +40,46 @@ pub enum Storage {
     Inline(Vec<u8>),
     /// `synthetic(seed=7, power=1.0, scale=0.02, outliers=0.0)`: a seeded random matrix for tests.
     Synthetic(Synthetic),
+    /// `concat(file("a", 0x0, 64), file("b", 0x0, 64))`: the bytes of these files' parts or inline
+    /// bytes, one after the other.
+    Concat(Vec<Storage>),
     /// `none`: the bytes were not kept (text printed without its weights).
     Absent,
+}
+
+impl Storage {
+    /// What the bytes are put together from: itself, unless it is a concatenation.
+    pub fn parts(&self) -> &[Storage] {
+        match self {
+            Storage::Concat(parts) => parts,
+            whole => std::slice::from_ref(whole),
+        }
+    }
+
+    /// [`Self::parts`], to be changed.
+    pub fn parts_mut(&mut self) -> &mut [Storage] {
+        match self {
+            Storage::Concat(parts) => parts,
+            whole => std::slice::from_mut(whole),
+        }
+    }
+
+    /// Bytes stored, where they are the elements as they are in memory.
+    pub fn raw_bytes(&self) -> Option<u64> {
+        let of = |part: &Storage| match part {
+            Storage::File {
+                len,
+                encoding: Encoding::Raw,
+                ..
+            } => Some(*len),
+            Storage::Inline(bytes) => Some(bytes.len() as u64),
+            _ => None,
+        };
+        let parts = self.parts().iter().map(of);
+        parts
+            .into_iter()
+            .try_fold(0u64, |sum, n| sum.checked_add(n?))
+    }
 }
 
 /// How a file's bytes encode a tensor's elements.

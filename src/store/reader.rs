@@ -86,7 +86,7 @@ impl<'a> Reader<'a> {
         Self { cache }
     }
 
-    /// Where a weight's bytes are. Varint-coded and synthetic weights are decoded into memory.
+    /// Where a weight's bytes are. Varint-coded, synthetic and concatenated weights are put into memory.
     ///
     /// # Errors
     /// The file is missing or too short, or the weight has no bytes.
@@ -96,6 +96,31 @@ impl<'a> Reader<'a> {
             source,
         };
         match &weight.storage {
+            Storage::Synthetic(recipe) => {
+                let (rows, cols) = synthetic_shape(weight)?;
+                let bytes = synthetic::bytes(recipe, weight.dtype, rows, cols);
+                Ok(in_memory(bytes))
+            }
+            Storage::Concat(parts) => {
+                let mut all = Vec::new();
+                for part in parts {
+                    let located = self.piece(module, weight, part)?;
+                    all.extend_from_slice(located.bytes().map_err(fault)?);
+                    located.source.release(located.offset, located.len);
+                }
+                Ok(in_memory(all))
+            }
+            piece => self.piece(module, weight, piece),
+        }
+    }
+
+    /// Part of a file, or inline bytes.
+    fn piece(&self, module: &Module, weight: &Weight, storage: &Storage) -> Result<Located> {
+        let fault = |source| StoreError::Weights {
+            weight: weight.name.clone(),
+            source,
+        };
+        match storage {
             Storage::File {
                 path,
                 offset,
@@ -118,16 +143,9 @@ impl<'a> Reader<'a> {
                 }
             }
             Storage::Inline(bytes) => Ok(in_memory(bytes.clone())),
-            Storage::Synthetic(recipe) => {
-                let (rows, cols) = synthetic_shape(weight)?;
-                Ok(in_memory(synthetic::bytes(
-                    recipe,
-                    weight.dtype,
-                    rows,
-                    cols,
-                )))
+            Storage::Synthetic(_) | Storage::Concat(_) | Storage::Absent => {
+                Err(StoreError::Absent(weight.name.clone()))
             }
-            Storage::Absent => Err(StoreError::Absent(weight.name.clone())),
         }
     }
 

@@ -25,8 +25,9 @@ pub fn rebase(module: &mut Module, folder: &Path) {
     };
     if to != from {
         let mut known: HashMap<Arc<str>, Arc<str>> = HashMap::new();
-        for weight in &mut module.weights {
-            let Storage::File { path, .. } = &mut weight.storage else {
+        let weights = module.weights.iter_mut();
+        for part in weights.flat_map(|w| w.storage.parts_mut()) {
+            let Storage::File { path, .. } = part else {
                 continue;
             };
             if Path::new(path.as_ref()).is_absolute() {

@@ -489,6 +489,29 @@ fn number(c: &mut Cursor<'_>) -> Result<Attr> {
 }
 
 fn storage(c: &mut Cursor<'_>) -> Result<Storage> {
+    if c.eat("concat") {
+        let mut parts = Vec::new();
+        c.list("(", ")", |c| {
+            let at = c.position();
+            let part = piece(c)?;
+            let part = part.ok_or_else(|| c.error_at(at, "expected file(…) or hex\"…\""))?;
+            parts.push(part);
+            Ok(())
+        })?;
+        return Ok(Storage::Concat(parts));
+    }
+    if let Some(piece) = piece(c)? {
+        return Ok(piece);
+    }
+    if c.eat("synthetic") {
+        return synthetic(c).map(Storage::Synthetic);
+    }
+    c.expect("none")?;
+    Ok(Storage::Absent)
+}
+
+/// A part of a file, or bytes.
+fn piece(c: &mut Cursor<'_>) -> Result<Option<Storage>> {
     for (word, encoding) in [("file", Encoding::Raw), ("varint", Encoding::Varint)] {
         if c.eat(word) {
             c.expect("(")?;
@@ -498,12 +521,12 @@ fn storage(c: &mut Cursor<'_>) -> Result<Storage> {
             c.expect(",")?;
             let len = c.offset()?;
             c.expect(")")?;
-            return Ok(Storage::File {
+            return Ok(Some(Storage::File {
                 path,
                 offset,
                 len,
                 encoding,
-            });
+            }));
         }
     }
     if c.eat("hex") {
@@ -518,13 +541,9 @@ fn storage(c: &mut Cursor<'_>) -> Result<Storage> {
             })
             .collect();
         let bytes = pairs.ok_or_else(|| c.error_at(at, "expected pairs of hex digits"))?;
-        return Ok(Storage::Inline(bytes));
+        return Ok(Some(Storage::Inline(bytes)));
     }
-    if c.eat("synthetic") {
-        return synthetic(c).map(Storage::Synthetic);
-    }
-    c.expect("none")?;
-    Ok(Storage::Absent)
+    Ok(None)
 }
 
 fn synthetic(c: &mut Cursor<'_>) -> Result<Synthetic> {

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::is_bare;
 use crate::ir::{
     Attr, Attrs, Dim, Encoding, Graph, Module, OpRef, Operand, Region, Storage, TensorType, Type,
-    ValueId, Weight, WeightId,
+    ValueId, WeightId,
 };
 
 /// What the printed text shows besides the module itself.
@@ -95,7 +95,7 @@ impl Printer<'_> {
         self.out.push_str("weight ");
         self.weight_name(id);
         let _ = write!(self.out, " : {}[{}] = ", weight.dtype, join(&weight.dims));
-        self.storage(weight);
+        self.storage(&weight.storage);
         if let (Some(hash), false) = (&weight.sha256, self.options.elide_hashes) {
             let _ = write!(self.out, " sha256:{hash}");
         }
@@ -103,8 +103,8 @@ impl Printer<'_> {
         self.out.push('\n');
     }
 
-    fn storage(&mut self, weight: &Weight) {
-        match &weight.storage {
+    fn storage(&mut self, storage: &Storage) {
+        match storage {
             Storage::File {
                 path,
                 offset,
@@ -131,6 +131,14 @@ impl Printer<'_> {
                     "synthetic(seed={}, power={:?}, scale={:?}, outliers={:?})",
                     s.seed, s.power, s.scale, s.outliers
                 );
+            }
+            Storage::Concat(parts) => {
+                self.out.push_str("concat");
+                for (index, part) in parts.iter().enumerate() {
+                    self.out.push_str(if index == 0 { "(" } else { ", " });
+                    self.storage(part);
+                }
+                self.out.push_str(if parts.is_empty() { "()" } else { ")" });
             }
             Storage::Absent => self.out.push_str("none"),
         }

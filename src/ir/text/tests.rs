@@ -10,6 +10,7 @@ const MODULE: &str = r#"hlir 1
 module "tiny \x01\"é" meta{format="on\xffx", opsets=[{domain="", version=17}]} {
   weight @wq : f32[4,8] = file("dir/model.onnx", 0x1a2b40, 128) sha256:7f31
   weight @stack : bf16[2,4,8] = synthetic(seed=7, power=1.2, scale=0.02, outliers=0.001)
+  weight @rows : f32[2,2] = concat(file("a.bin", 0x8, 8), hex"0000803f00000040")
   weight @codes : u8[4,4] = none
   weight @scales : f16[4,1] = hex"003c003c003c003c"
   weight @u : f16[8] = none
