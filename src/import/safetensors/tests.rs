@@ -69,7 +69,7 @@ fn golden(name: &str, config: &Value) -> Imported {
         weight.storage = Storage::Absent;
     }
     let mut mint = goldenfile::Mint::new("tests/golden/import");
-    let mut file = mint.new_goldenfile(format!("{name}.hlir")).expect("golden");
+    let mut file = mint.new_goldenfile(format!("{name}.out")).expect("golden");
     file.write_all(print(&module).as_bytes()).expect("write");
     imported
 }
