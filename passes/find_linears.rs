@@ -61,6 +61,8 @@ struct Constant {
     dtype: DType,
     /// Nodes between weight and user.
     chain: Vec<OpId>,
+    /// The DequantizeLinear that the weight was decoded from.
+    dequantize: Option<Attrs>,
 }
 
 struct Finder<'a> {
@@ -222,6 +224,7 @@ impl Finder<'_> {
             transposed: false,
             dtype: weight.dtype,
             chain: Vec::new(),
+            dequantize: None,
         })
     }
 
@@ -636,6 +639,9 @@ fn spelling(onnx: &OnnxOp, found: &Constant) -> Attrs {
     let mut attrs = Attrs::new();
     attrs.set("op", Attr::str(&onnx.op_type));
     attrs.set("dtype", Attr::str(found.dtype.name()));
+    if let Some(dequantize) = &found.dequantize {
+        attrs.set("dequantize", Attr::Dict(dequantize.clone()));
+    }
     if !onnx.attrs.is_empty() {
         attrs.set("attrs", Attr::Dict(onnx.attrs.clone()));
     }

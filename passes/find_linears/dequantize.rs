@@ -29,7 +29,7 @@ impl Finder<'_> {
             return None;
         }
         let scales = self.values(scale.weight)?;
-        let zeros = match zero {
+        let zeros = match &zero {
             None => Vec::new(),
             Some(zero) => self
                 .values(zero.weight)
@@ -49,6 +49,18 @@ impl Finder<'_> {
         let bytes = encode(scale.dtype, &values)?;
         let mut meta = Attrs::new();
         meta.set("dequantized", Attr::str(&weight.name));
+        let mut spelled = Attrs::new();
+        let parts = [
+            ("codes", Some(&quantized)),
+            ("scales", Some(&scale)),
+            ("zeros", zero.as_ref()),
+        ];
+        for (name, part) in parts {
+            if let Some(part) = part {
+                spelled.set(name, Attr::Weight(part.weight));
+            }
+        }
+        spelled.set("attrs", Attr::Dict(onnx.attrs.clone()));
         let id = self.patch.add_weight(Weight {
             name: format!("{}.dequantized", weight.name),
             dtype: scale.dtype,
@@ -65,6 +77,7 @@ impl Finder<'_> {
             transposed: false,
             dtype: scale.dtype,
             chain,
+            dequantize: Some(spelled),
         };
         self.dequantized.insert(inputs.to_vec(), found.clone());
         Some(found)

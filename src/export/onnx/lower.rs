@@ -29,6 +29,8 @@ pub(super) struct Lowerer<'a> {
     pub(super) graph: Graph,
     pub(super) options: Options,
     names: HashSet<String>,
+    /// Regions by op: tensors aren't shared between them.
+    regions: HashMap<OpId, usize>,
     /// Tensors by what they're made of, so that tied matrices share them.
     made: HashMap<(String, String), WeightId>,
     pub(super) recipes: HashMap<String, Recipe>,
@@ -72,17 +74,18 @@ pub(super) fn lower(module: &Module, options: Options) -> Result<Lowered, Export
             changed,
         });
     };
-    let mut graph = graph.clone();
+    let graph = graph.clone();
     let names = names_of(module, &graph);
     let walk = graph.walk();
-    let old = std::mem::take(&mut graph.ops);
-    graph.ops = old.clone();
+    let old = graph.ops.clone();
+    let regions = prune::regions_of(&graph);
     let mut lowerer = Lowerer {
         source: module,
         out: Module::default(),
         graph,
         options,
         names,
+        regions,
         made: HashMap::new(),
         recipes: HashMap::new(),
         notes: Vec::new(),
@@ -181,10 +184,9 @@ impl Lowerer<'_> {
         let dtype = dtype
             .or_else(|| self.value_dtype(result?))
             .unwrap_or(DType::F32);
-        let key = op
-            .kind
-            .matrix()
-            .map_or_else(String::new, |matrix| format!("{:?}", matrix.terms));
+        let region = self.regions.get(&at.op).copied().unwrap_or(0);
+        let terms = op.kind.matrix().map(|matrix| &matrix.terms);
+        let key = format!("{region} {terms:?}");
         let mut site = Site {
             at,
             name,

@@ -1,8 +1,9 @@
 //! Drops tensors that nothing uses any more, declares those that are new.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
-use crate::ir::{Attr, Graph, Module, Operand, Region, ValueId, WeightId};
+use crate::ir::{Attr, Graph, Module, OpId, Operand, Region, ValueId, WeightId};
+use crate::onnx::mapping::{INITIALIZER, LAYOUT};
 
 /// Leaves exactly the used weights declared in regions of the main graph.
 pub(super) fn prune(module: &mut Module) {
@@ -32,7 +33,8 @@ pub(super) fn prune(module: &mut Module) {
         .collect();
     new.sort_unstable();
     new.dedup();
-    graph.body.weights.extend(new);
+    name_tensors(module, &graph, &new);
+    declare(&mut graph, &new);
     drop_inputs(module, &mut graph);
     if let Some(slot) = module.graphs.first_mut() {
         *slot = graph;
@@ -65,21 +67,75 @@ fn used(graph: &Graph) -> HashSet<WeightId> {
     operands(graph).into_iter().collect()
 }
 
-/// Before IR version 4 initializers are inputs too; without its tensor such an
-/// input would have to be fed.
-fn drop_inputs(module: &Module, graph: &mut Graph) {
-    let kept: HashSet<&str> = graph
-        .body
-        .weights
-        .iter()
-        .filter_map(|&id| Some(module.weight(id)?.name.as_str()))
+/// Declares tensors in the region that reads them, or in the outermost where
+/// several do: ONNX Runtime doesn't fuse across the border of a subgraph.
+fn declare(graph: &mut Graph, new: &[WeightId]) {
+    let regions = regions_of(graph);
+    let mut home: HashMap<WeightId, usize> = HashMap::new();
+    for (index, op) in graph.ops.iter().enumerate() {
+        let Some(&region) = regions.get(&OpId::new(index)) else {
+            continue;
+        };
+        for input in &op.inputs {
+            if let Operand::Weight(id) = input {
+                let home = home.entry(*id).or_insert(region);
+                *home = if *home == region { region } else { 0 };
+            }
+        }
+    }
+    let mut index = 0;
+    let mut take = |region: &mut Region| {
+        let here = |id: &&WeightId| home.get(id).copied().unwrap_or(0) == index;
+        region.weights.extend(new.iter().filter(here));
+        index += 1;
+    };
+    take(&mut graph.body);
+    for op in &mut graph.ops {
+        op.kind.regions_mut().into_iter().for_each(&mut take);
+    }
+}
+
+/// The region of each placed op; 0 is the graph's body.
+pub(super) fn regions_of(graph: &Graph) -> HashMap<OpId, usize> {
+    let inner = graph.ops.iter().flat_map(|op| op.kind.regions());
+    let all = std::iter::once(&graph.body).chain(inner).enumerate();
+    all.flat_map(|(index, region)| region.ops.iter().map(move |&op| (op, index)))
+        .collect()
+}
+
+/// Gives tensors of attributes that became initializers a name of their own.
+fn name_tensors(module: &mut Module, graph: &Graph, new: &[WeightId]) {
+    let made = placed(graph).flat_map(|op| op.results.iter().flatten().copied());
+    let values = made.chain(graph.body.inputs.iter().copied());
+    let taken: HashSet<String> = values
+        .filter_map(|id| Some(graph.value(id)?.name.clone()))
         .collect();
-    let gone: HashSet<&str> = module
-        .weights
-        .iter()
-        .map(|weight| weight.name.as_str())
-        .filter(|name| !kept.contains(name))
-        .collect();
+    for id in new {
+        let Some(weight) = module.weights.get_mut(id.index()) else {
+            continue;
+        };
+        if weight.meta.remove("name").is_some() {
+            weight.meta.remove(LAYOUT);
+        }
+        // Weights have unique names, but share them with values in ONNX.
+        while taken.contains(&weight.name) {
+            weight.name.push_str("_weight");
+        }
+    }
+}
+
+/// Drops inputs that only declare an initializer, as IR versions before 4 ask
+/// for. They must go with their tensor, and the new tensors are none of them.
+fn drop_inputs(module: &mut Module, graph: &mut Graph) {
+    let version = module
+        .meta
+        .get("ir_version")
+        .and_then(Attr::as_int)
+        .unwrap_or(3);
+    if version >= 4 {
+        return;
+    }
+    module.meta.set("ir_version", Attr::Int(4));
     let read: HashSet<ValueId> = placed(graph)
         .flat_map(|op| &op.inputs)
         .chain(&graph.body.outputs)
@@ -90,8 +146,10 @@ fn drop_inputs(module: &Module, graph: &mut Graph) {
         .collect();
     let values = &graph.values;
     let stays = |id: &ValueId| {
-        let name = values.get(id.index()).map_or("", |value| &value.name);
-        read.contains(id) || !gone.contains(name)
+        let declares = values
+            .get(id.index())
+            .is_some_and(|v| v.meta.get(INITIALIZER).is_some());
+        read.contains(id) || !declares
     };
     let inputs = graph.body.inputs.iter().copied().filter(stays).collect();
     graph.body.inputs = inputs;

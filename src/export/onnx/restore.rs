@@ -46,7 +46,10 @@ pub(super) fn restore(
         _ => false,
     };
     let as_stored = op_type == "Conv" || view.transposed == transposed;
-    let weight = operand(lowerer, site, matrix, view, transposed, as_stored);
+    let weight = match spelling.get("dequantize") {
+        Some(Attr::Dict(parts)) => dequantize(lowerer, site, parts, view.transposed != transposed),
+        _ => operand(lowerer, site, matrix, view, transposed, as_stored),
+    };
     let mut inputs = match op_type {
         "Gather" => vec![weight, x],
         _ if left => vec![weight, x],
@@ -97,6 +100,33 @@ fn operand(
     } else {
         lowerer.dense_operand(site, matrix, view, transposed)
     }
+}
+
+/// The weight as the source had it, quantized.
+fn dequantize(
+    lowerer: &mut Lowerer<'_>,
+    site: &mut Site,
+    parts: &Attrs,
+    transpose: bool,
+) -> Operand {
+    let weight = |name: &str| match parts.get(name) {
+        Some(Attr::Weight(id)) => Some(Operand::Weight(*id)),
+        _ => None,
+    };
+    let inputs = ["codes", "scales", "zeros"]
+        .into_iter()
+        .filter_map(weight)
+        .collect();
+    let attrs = match parts.get("attrs") {
+        Some(Attr::Dict(attrs)) => attrs.iter().map(|(k, v)| (k.as_str(), v.clone())).collect(),
+        _ => Vec::new(),
+    };
+    let decoded = lowerer.standard(site, "DequantizeLinear", inputs, attrs);
+    if !transpose {
+        return decoded;
+    }
+    let perm = vec![("perm", Attr::Ints(vec![1, 0]))];
+    lowerer.standard(site, "Transpose", vec![decoded], perm)
 }
 
 /// The value between product and sum, by its old name.

@@ -15,6 +15,9 @@ use crate::onnx::schema::{tensor as tensor_field, value_info};
 /// Nesting of subgraphs that is followed; messages nest less deep anyway.
 const MAX_DEPTH: usize = 48;
 
+/// Marks an input that only declares an initializer.
+pub const INITIALIZER: &str = "initializer";
+
 /// State of one import.
 pub(super) struct Importer<'a> {
     pub(super) origin: Origin<'a>,
@@ -311,7 +314,11 @@ impl<'a> Importer<'a> {
             .copied();
         match known {
             // Before IR version 4 every initializer had to be an input too.
-            Some(Operand::Weight(_)) if self.constant_inputs => {}
+            Some(Operand::Weight(_)) if self.constant_inputs => {
+                if let Some(value) = self.graph.values.get_mut(id.index()) {
+                    value.meta.set(INITIALIZER, Attr::Bool(true));
+                }
+            }
             Some(Operand::Weight(_)) => {
                 let scope = self.scopes.last_mut();
                 scope.map(|scope| scope.insert(name.to_owned(), Operand::Value(id)));

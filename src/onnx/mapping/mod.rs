@@ -25,6 +25,7 @@ pub mod tensor;
 pub mod types;
 
 pub use build::{BuildError, Builder};
+pub use graph::INITIALIZER;
 pub use model::import;
 pub use tensor::Origin;
 
