@@ -7,7 +7,6 @@ use serde::Serialize;
 use crate::export::hlrc::{self, Contents, FolderError, Partial};
 use crate::ir::text::{PrintOptions, print, print_with};
 use crate::ir::{Module, Storage};
-use crate::pass::Remark;
 use crate::pass::manager::{self, Observer, Outcome, RunError, RunOptions, Schedule};
 use crate::report::ModelReport;
 use crate::store::{Reader, Sink, SinkError, rebase};
@@ -132,15 +131,6 @@ fn fingerprint(job: &Job<'_>, input: &Input<'_>) -> String {
     crate::weights::Digest::of(&json).to_hex()
 }
 
-/// Raises an ONNX module's constant-weight nodes to linears, which passes work on: `find-linears` runs
-/// by itself in front of a pipeline that has passes and does not name it.
-///
-/// # Errors
-/// The pass fails.
-pub fn raise(module: &mut Module, schedule: &Schedule) -> Result<Vec<Remark>, OptError> {
-    Ok(manager::raise(module, schedule)?)
-}
-
 /// Runs a job.
 ///
 /// # Errors
@@ -152,16 +142,12 @@ pub fn run(
     cache: &FileCache,
     observer: &dyn Observer,
 ) -> Result<Summary, OptError> {
-    let mut input = input;
-    let found = raise(&mut input.module, job.schedule)?;
-    let mut summary = match &job.output {
+    match &job.output {
         Output::Shown => shown(job, input, cache, observer),
         Output::Folder(path) => folder(job, input, cache, observer, path),
         Output::Text(path) => text_file(job, input, cache, observer, path),
         Output::Onnx(path, options) => onnx(job, input, cache, observer, path, *options),
-    }?;
-    summary.outcome.remarks.splice(0..0, found);
-    Ok(summary)
+    }
 }
 
 fn shown(

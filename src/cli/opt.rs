@@ -95,7 +95,6 @@ fn execute(
     let pipeline = prepared.canonical()?;
     let options = run_options(args);
     if args.dry_run {
-        opt::raise(&mut loaded.module, &schedule).map_err(|error| errors::job(&error))?;
         return dry_run::run(args, &pipeline, &loaded.module, &schedule, &options);
     }
     if matches!(target, Target::Stdout | Target::Device(_)) {

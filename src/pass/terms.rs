@@ -74,8 +74,8 @@ pub struct TensorData {
     pub dtype: DType,
     /// Shape.
     pub shape: Vec<u64>,
-    /// Little-endian bytes.
-    pub bytes: Vec<u8>,
+    /// Little-endian bytes, in pieces: one per row tile.
+    pub pieces: Vec<Vec<u8>>,
 }
 
 impl TensorData {
@@ -84,7 +84,7 @@ impl TensorData {
             suffix,
             dtype,
             shape: shape.iter().map(|&n| n as u64).collect(),
-            bytes,
+            pieces: vec![bytes],
         }
     }
 }
@@ -157,37 +157,32 @@ impl TermData {
         }
     }
 
-    /// Puts row tiles of one term together.
+    /// The structure and the tensors of a term that comes in row tiles, top to bottom.
     ///
     /// # Errors
-    /// Parts that do not belong together.
-    pub fn concat_rows(parts: Vec<TermData>) -> Result<TermData, super::PassError> {
-        let mut quants = Vec::with_capacity(parts.len());
-        let mut dense: Option<TermData> = None;
-        for part in parts {
-            match (part, &mut dense) {
-                (TermData::Quant(q), None) => quants.push(q),
-                (part @ TermData::Dense { .. }, slot @ None) => *slot = Some(part),
-                (
-                    TermData::Dense {
-                        bytes: more,
-                        rows: extra,
-                        ..
-                    },
-                    Some(TermData::Dense { bytes, rows, .. }),
-                ) => {
-                    bytes.extend_from_slice(&more);
-                    *rows += extra;
+    /// Tiles of different terms, or of a kind that has no rows of its own.
+    pub fn tiles_into_parts(
+        tiles: Vec<TermData>,
+    ) -> Result<Option<(TermSpec, Vec<TensorData>)>, super::PassError> {
+        let mut whole: Option<(TermSpec, Vec<TensorData>)> = None;
+        for tile in tiles {
+            let (spec, tensors) = tile.into_parts();
+            let Some((first, merged)) = &mut whole else {
+                whole = Some((spec, tensors));
+                continue;
+            };
+            let by_rows = matches!(spec, TermSpec::Quant { .. } | TermSpec::Dense);
+            if *first != spec || !by_rows {
+                return Err(super::PassError::new("row tiles of different terms"));
+            }
+            for (all, tile) in merged.iter_mut().zip(tensors) {
+                all.pieces.extend(tile.pieces);
+                if let (Some(rows), Some(more)) = (all.shape.first_mut(), tile.shape.first()) {
+                    *rows += more;
                 }
-                _ => return Err(super::PassError::new("row tiles of different terms")),
             }
         }
-        match dense {
-            Some(term) => Ok(term),
-            None => QuantMatrix::concat_rows(quants)
-                .map(TermData::Quant)
-                .map_err(super::PassError::new),
-        }
+        Ok(whole)
     }
 
     /// The structure, and the tensors to store, in the order in which [`TermSpec::term`] takes them.

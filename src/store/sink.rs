@@ -20,6 +20,9 @@ pub enum SinkError {
     /// The journal cannot be written, or belongs to another run.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// Row tiles do not make a term.
+    #[error(transparent)]
+    Tiles(#[from] crate::pass::PassError),
     /// The journal's records make no terms.
     #[error(transparent)]
     Spec(#[from] BadSpec),
@@ -112,7 +115,7 @@ impl Sink {
         }
     }
 
-    /// Stores a site's terms and returns them as the IR has them; their weights are added to the module.
+    /// Stores a site's terms, each in row tiles, and returns them as the IR has them; their weights are added to the module.
     ///
     /// # Errors
     /// The output cannot be written.
@@ -121,15 +124,17 @@ impl Sink {
         module: &mut Module,
         number: usize,
         stem: &str,
-        terms: Option<Vec<TermData>>,
+        terms: Option<Vec<Vec<TermData>>>,
         report: &SiteReport,
         remarks: &[Remark],
     ) -> Result<Option<Vec<Term>>, SinkError> {
         let mut specs: Option<Vec<TermSpec>> = terms.as_ref().map(|_| Vec::new());
         let mut entries = Vec::new();
         let mut made = Vec::new();
-        for (index, term) in terms.into_iter().flatten().enumerate() {
-            let (spec, tensors) = term.into_parts();
+        for (index, tiles) in terms.into_iter().flatten().enumerate() {
+            let Some((spec, tensors)) = TermData::tiles_into_parts(tiles)? else {
+                continue;
+            };
             let mut ids = Vec::with_capacity(tensors.len());
             for tensor in tensors {
                 let name = self.tensor_name(stem, tensor.suffix, index);
@@ -137,9 +142,15 @@ impl Sink {
                 let mut sha256 = None;
                 match &mut self.kind {
                     Kind::Shards { writer, .. } => {
-                        entries.push(writer.tensor(&name, dtype, &shape, &tensor.bytes)?);
+                        writer.begin(&name, dtype, &shape)?;
+                        for piece in tensor.pieces {
+                            writer.write(&piece)?;
+                        }
+                        entries.push(writer.end()?);
                     }
-                    Kind::Hashes => sha256 = Some(Digest::of(&tensor.bytes).to_hex()),
+                    Kind::Hashes => {
+                        sha256 = Some(Digest::of(&tensor.pieces.concat()).to_hex());
+                    }
                 }
                 ids.push(add_weight(module, name, dtype, shape, sha256));
             }

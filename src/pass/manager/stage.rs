@@ -212,7 +212,7 @@ impl Run<'_> {
     ) -> Result<Finished, RunError> {
         let said = self.outcome.remarks.len();
         let units = self.succeeded(chosen, units)?;
-        let mut merged = self.merge(chosen, units)?;
+        let mut merged = self.merge(chosen, units);
         let site = &chosen.site;
         let source = site.matrix(module).map(|m| m.bytes(&module.weights));
         let original = self.source(module, site, source.unwrap_or(0));
@@ -220,7 +220,7 @@ impl Run<'_> {
         let kept_bytes: u64 = site.matrix(module).map_or(0, |m| {
             kept.iter().map(|t| t.bytes(m, &module.weights)).sum()
         });
-        let made: u64 = merged.terms.iter().map(TermData::bytes).sum();
+        let made: u64 = merged.terms.iter().flatten().map(TermData::bytes).sum();
         let reverted = match self.schedule.steps_for(site).last() == chosen.steps.last() {
             true => judge::verdict(self.schedule, chosen, kept_bytes + made, original),
             false => None,
@@ -236,7 +236,8 @@ impl Run<'_> {
             }
         };
         let mut cost = kept.clone();
-        cost.extend(terms.iter().flatten().map(TermData::outline));
+        let outlines = terms.iter().flatten().filter_map(|tiles| tiles.first());
+        cost.extend(outlines.map(TermData::outline));
         if reverted.is_none() {
             let (params, flops, path) = terms_cost(&cost, site.rows, site.cols);
             let report = &mut merged.report;
@@ -345,17 +346,12 @@ impl Run<'_> {
     }
 
     /// Puts the row tiles of a site together.
-    fn merge(&mut self, chosen: &Chosen, units: Vec<UnitResult>) -> Result<Merged, RunError> {
+    fn merge(&mut self, chosen: &Chosen, units: Vec<UnitResult>) -> Merged {
         let weights: f64 = units.iter().map(|u| u.weight_squares).sum();
         let errors: f64 = units.iter().map(|u| u.error_squares).sum();
         let relative = |squares: f64| match weights > 0.0 {
             true => (squares / weights).sqrt(),
             false => 0.0,
-        };
-        let failed = |error: crate::pass::PassError| RunError::Pass {
-            pass: "manager".to_string(),
-            site: chosen.site.name.clone(),
-            message: error.to_string(),
         };
         let mut parts: HashMap<usize, Vec<TermData>> = HashMap::new();
         let mut squares = vec![0f64; chosen.steps.len()];
@@ -382,33 +378,30 @@ impl Run<'_> {
         };
         for (place, &step) in chosen.steps.iter().enumerate() {
             let tiles = parts.remove(&place).unwrap_or_default();
-            let term = match tiles.len() {
-                0 => None,
-                1 => tiles.into_iter().next(),
-                _ => Some(TermData::concat_rows(tiles).map_err(failed)?),
-            };
+            let bytes = tiles.iter().map(TermData::bytes).sum();
             let totals = &mut self.outcome.totals[step];
             totals.sites += 1;
-            totals.terms += u64::from(term.is_some());
-            totals.term_bytes += term.as_ref().map_or(0, TermData::bytes);
-            let label = term.as_ref().map(TermData::label).unwrap_or_default();
+            totals.terms += u64::from(!tiles.is_empty());
+            totals.term_bytes += bytes;
+            let label = tiles.first().map(TermData::label).unwrap_or_default();
             merged.report.steps.push(StepReport {
                 pass: self.schedule.steps[step].name.to_string(),
                 term: match notes[place].is_empty() || label.is_empty() {
                     true => label,
                     false => std::mem::take(&mut notes[place]),
                 },
-                bytes: term.as_ref().map_or(0, TermData::bytes),
+                bytes,
                 rel_error: relative(squares[place]),
             });
-            merged.made.push((step, term.is_some()));
-            merged.terms.extend(term);
+            merged.made.push((step, !tiles.is_empty()));
+            if !tiles.is_empty() {
+                merged.terms.push(tiles);
+            }
         }
         if !residuals.is_empty() {
-            let residual = TermData::concat_rows(residuals).map_err(failed)?;
-            merged.terms.push(residual);
+            merged.terms.push(residuals);
         }
-        Ok(merged)
+        merged
     }
 
     /// Verifies and prints the module behind each pass of the stage.
@@ -442,7 +435,8 @@ impl Run<'_> {
 
 /// A site's units put together.
 struct Merged {
-    terms: Vec<TermData>,
+    /// Row tiles of each term.
+    terms: Vec<Vec<TermData>>,
     /// Each step, and whether it made a term.
     made: Vec<(usize, bool)>,
     report: SiteReport,
