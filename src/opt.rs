@@ -347,7 +347,9 @@ fn onnx(
     )?;
     anchor(&mut module);
     let shards = hlrc::settle(&mut module, &reader, sink, false)?;
-    let scratch = partial.path.to_string_lossy().into_owned();
+    // Relative paths start at the source's folder, and this one is elsewhere.
+    let scratch = std::path::absolute(&partial.path).unwrap_or_else(|_| partial.path.clone());
+    let scratch = scratch.to_string_lossy().into_owned();
     prefix(&mut module, &shards.files, &scratch);
     let report = ModelReport::new(&source, &module, &outcome, &job.pipeline);
     let notes = write_onnx(&module, cache, target, options)?;

@@ -236,3 +236,184 @@ fn text_ir_goes_through_unchanged() {
     assert!(fails(1, &[&model, "-S", "-o", path]).contains("--force"));
     ok(&[&model, "-q", "-S", "-o", path, "--force"]);
 }
+
+/// The main job from another folder, with relative outputs of every kind.
+#[test]
+fn the_main_job_writes_every_kind_of_output() {
+    let (_keep, dir) = scratch();
+    let model = fixture("stories260K.onnx");
+    let run = |args: &[&str]| {
+        let output = run_in(&dir, args);
+        assert!(output.status.success(), "{args:?}: {}", stderr(&output));
+        (stdout(&output), stderr(&output))
+    };
+    let pipeline = "lowrank{rank=4},outlier,int4";
+    let (table, told) = run(&[&model, "-p", pipeline]);
+    assert!(table.contains("35 matrices rewritten"), "{table}");
+    assert!(
+        told.contains("[ 35/ 35]") && told.contains("peak RSS"),
+        "{told}"
+    );
+    for file in ["manifest.json", "module.hlir", "report.json"] {
+        assert!(dir.join("stories260K.hlrc").join(file).is_file(), "{file}");
+    }
+    run(&["verify", "stories260K.hlrc"]);
+    let (told, _) = run(&["diff", &model, "stories260K.hlrc"]);
+    assert!(told.contains("of 37 matrices are equal"), "{told}");
+    // An output is an input: the head follows in a second run, and the manifest names both pipelines.
+    run(&["stories260K.hlrc", "-p", "head(int8)", "-o", "more.hlrc"]);
+    let manifest = std::fs::read_to_string(dir.join("more.hlrc/manifest.json")).expect("written");
+    assert!(
+        manifest.contains("lowrank{rank=4") && manifest.contains("head(int8)"),
+        "{manifest}"
+    );
+
+    run(&[&model, "-p", pipeline, "-o", "small.onnx"]);
+    assert!(dir.join("small.onnx").is_file() && dir.join("small.report.json").is_file());
+    assert!(!dir.join("small.onnx.partial").exists());
+    let before = std::fs::metadata(&model).expect("there").len();
+    assert!(
+        std::fs::metadata(dir.join("small.onnx"))
+            .expect("there")
+            .len()
+            < before
+    );
+
+    run(&[&model, "-p", pipeline, "-S", "-o", "small.hlir"]);
+    run(&["verify", "small.hlir"]);
+    let (told, _) = run(&["diff", "stories260K.hlrc", "small.hlir"]);
+    assert!(told.contains("37 of 37 matrices are equal"), "{told}");
+
+    let (json, _) = run(&[&model, "-p", pipeline, "-o", "json.hlrc", "--json", "-q"]);
+    let json: serde_json::Value = serde_json::from_str(&json).expect("one JSON object");
+    assert_eq!(json["sites"].as_array().map(Vec::len), Some(35));
+    assert_eq!(json["run"]["output"], "json.hlrc");
+}
+
+#[test]
+fn what_is_looked_at_goes_to_stderr() {
+    let model = fixture("stories260K.onnx");
+    let base = [model.as_str(), "-p", "lowrank{rank=4},int4", "-S", "-q"];
+    let run = |extra: &[&str]| {
+        let output = run(&[&base[..], extra].concat());
+        assert!(output.status.success(), "{extra:?}: {}", stderr(&output));
+        (stdout(&output), stderr(&output))
+    };
+    let (plain, quiet) = run(&[]);
+    assert_eq!(quiet, "");
+    for (flags, parts) in [
+        (&["--timing"][..], &["lowrank", "in passes"][..]),
+        (&["--timing=json"], &["\"passes\":"]),
+        (&["-time-passes"], &["in passes"]),
+        (&["--stats"], &["terms made", "int4"]),
+        (&["--stats=json"], &["\"term_bytes\":"]),
+        (&["--remarks"], &["passed: lowrank:", "missed: pipeline:"]),
+        (&["--remarks=missed"], &["missed: pipeline:"]),
+        (
+            &["--remarks", "--remarks-filter", "layers.4.*down_proj"],
+            &["layers.4/mlp/down_proj"],
+        ),
+        (&["--print-ir-after=int4"], &["IR after int4", "quant("]),
+        (
+            &["-print-after-all"],
+            &["IR after lowrank", "IR after int4"],
+        ),
+        (&["--print-ir-before=lowrank"], &["IR before lowrank"]),
+        (&["--mlir-print-ir-after-change"], &["IR after lowrank"]),
+    ] {
+        let (text, told) = run(flags);
+        assert_eq!(text, plain, "{flags:?} changes nothing on stdout");
+        for part in parts {
+            assert!(
+                told.contains(part),
+                "{flags:?} shows {part}: {}",
+                &told[..told.len().min(2000)]
+            );
+        }
+    }
+    let (_, told) = run(&["--remarks=missed"]);
+    assert!(!told.contains("passed:"));
+    let (stopped, _) = run(&["--stop-after", "lowrank"]);
+    assert!(stopped.contains("low_rank(") && !stopped.contains("quant("));
+    let (bisected, told) = run(&["--opt-bisect-limit=3"]);
+    assert!(
+        told.contains("NOT running") && bisected.matches("quant(").count() < 35,
+        "{told}"
+    );
+}
+
+#[test]
+fn dry_runs_read_headers_only_and_write_nothing() {
+    let (_keep, dir) = scratch();
+    let model = fixture("stories260K.onnx");
+    let output = run_in(
+        &dir,
+        &[
+            &model,
+            "-p",
+            "lowrank,int4",
+            "-t",
+            "q_proj=none",
+            "--dry-run",
+        ],
+    );
+    assert!(output.status.success(), "{}", stderr(&output));
+    let told = stdout(&output);
+    for part in [
+        "lowrank,int4",
+        "left as it is",
+        "memory",
+        "time",
+        "bits/weight",
+    ] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    let json = stdout(&run_in(
+        &dir,
+        &[&model, "-p", "int4", "--dry-run", "--json"],
+    ));
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(json["sites"], 35);
+    assert_eq!(std::fs::read_dir(&dir).expect("there").count(), 0);
+}
+
+#[test]
+fn remarks_are_written_as_yaml() {
+    let (_keep, dir) = scratch();
+    let output = run_in(
+        &dir,
+        &[
+            &fixture("stories260K.onnx"),
+            "-p",
+            "int4",
+            "-S",
+            "-q",
+            "--remarks-output",
+            "r.yaml",
+        ],
+    );
+    assert!(output.status.success(), "{}", stderr(&output));
+    let text = std::fs::read_to_string(dir.join("r.yaml")).expect("written");
+    assert!(
+        text.starts_with("--- !") && text.contains("Pass: \"") && text.trim_end().ends_with("..."),
+        "{text}"
+    );
+}
+
+#[test]
+fn diff_can_be_a_gate() {
+    let (_keep, dir) = scratch();
+    let model = fixture("stories260K.onnx");
+    assert!(
+        run_in(&dir, &[&model, "-p", "int8", "-o", "a.hlrc", "-q"])
+            .status
+            .success()
+    );
+    let gate = |limit: &str| {
+        run_in(&dir, &["diff", &model, "a.hlrc", "--max-error", limit])
+            .status
+            .code()
+    };
+    assert_eq!(gate("0.1"), Some(0));
+    assert_eq!(gate("1e-6"), Some(5));
+}
