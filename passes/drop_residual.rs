@@ -37,6 +37,10 @@ impl MatrixPass for DropResidual {
         0
     }
 
+    fn nanos(&self, _rows: u64, _cols: u64) -> f64 {
+        0.0
+    }
+
     fn term_bytes(&self, _rows: u64, _cols: u64) -> u64 {
         0
     }

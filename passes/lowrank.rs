@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::shared::entry::pass_entry;
 use super::shared::factors::{FactorsOption, ResidualOption, percent};
+use crate::numeric::lowrank::svd::EXACT_BELOW;
 use crate::numeric::lowrank::{Decomposition, Method, Options as SvdOptions, Rank, hierarchy};
 use crate::pass::terms::TermData;
 use crate::pass::{
@@ -137,6 +138,15 @@ impl Lowrank {
         }
     }
 
+    /// Whether a leaf of this shorter side is decomposed exactly, by a sketch of this width.
+    fn is_exact(&self, short: u64, width: u64) -> bool {
+        match self.method {
+            MethodOption::Exact => true,
+            MethodOption::Randomized => width >= short,
+            MethodOption::Auto => short < EXACT_BELOW as u64 || width > short / 4 * 3,
+        }
+    }
+
     fn remark(&self, peel: &mut Peel<'_>, done: &Decomposition) {
         let (term, site) = (&done.low_rank, peel.site);
         let (most, short) = (term.max_rank(), peel.rows.min(peel.cols));
@@ -181,11 +191,7 @@ impl MatrixPass for Lowrank {
         let rank = self.rank(rows, cols).max() as u64;
         let width = rank + u64::from(self.oversampling);
         let short = rows.min(cols);
-        let exact = match self.method {
-            MethodOption::Exact => true,
-            MethodOption::Randomized => false,
-            MethodOption::Auto => short < 512 || width > short / 4 * 3,
-        };
+        let exact = self.is_exact(short, width);
         // Randomized: four sketches of each side. Exact: the matrix twice, both factors, the
         // small problem. Then the factors in f32, twice.
         let sides = rows.saturating_add(cols);
@@ -199,6 +205,16 @@ impl MatrixPass for Lowrank {
         let leaves = 1u64 << self.depth.div_ceil(2).min(16);
         let factors = sides.saturating_mul(rank).saturating_mul(2 * leaves);
         svd.saturating_add(factors).saturating_mul(4)
+    }
+
+    fn nanos(&self, rows: u64, cols: u64) -> f64 {
+        let width = self.rank(rows, cols).max() as u64 + u64::from(self.oversampling);
+        let short = rows.min(cols) >> self.depth.div_ceil(2);
+        let per_entry = match self.is_exact(short, width) {
+            true => 0.25 * short as f64,
+            false => 0.05 * (2 + 2 * self.power_iterations) as f64 * width as f64,
+        };
+        per_entry * rows as f64 * cols as f64
     }
 
     fn term_bytes(&self, rows: u64, cols: u64) -> u64 {

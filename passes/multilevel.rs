@@ -138,6 +138,16 @@ impl MatrixPass for Multilevel {
             .saturating_mul(4)
     }
 
+    fn nanos(&self, rows: u64, cols: u64) -> f64 {
+        let (_, most) = self.budget(rows, cols);
+        let per_entry = match rows.min(cols) {
+            short @ ..512 => 0.25 * short as f64,
+            _ => 0.2 * (most + 32) as f64,
+        };
+        // Coarse levels are decomposed once, finer ones again for every level above.
+        per_entry * 4.0 * rows as f64 * cols as f64
+    }
+
     fn term_bytes(&self, rows: u64, cols: u64) -> u64 {
         let sides = rows.saturating_add(cols);
         match self.budget(rows, cols).0 {

@@ -172,6 +172,14 @@ impl MatrixPass for Outlier {
         (entries as f64 * per_entry) as u64
     }
 
+    fn nanos(&self, rows: u64, cols: u64) -> f64 {
+        let per_entry = match (self.by, self.sigma) {
+            (Some(ByOption::Magnitude), _) | (_, Some(_)) => 4.0,
+            _ => 80.0,
+        };
+        per_entry * rows as f64 * cols as f64
+    }
+
     fn term_bytes(&self, rows: u64, cols: u64) -> u64 {
         let of = |n: u64| match self.sigma {
             // By Chebyshev's inequality.

@@ -110,6 +110,14 @@ impl MatrixPass for Quantize {
             .saturating_add(cols.saturating_mul(per_column))
     }
 
+    fn nanos(&self, rows: u64, cols: u64) -> f64 {
+        let per_entry = match self.0.method {
+            ScaleMethod::AbsMax => 1.0,
+            ScaleMethod::Lsq => 10.0,
+        };
+        per_entry * rows as f64 * cols as f64
+    }
+
     fn term_bytes(&self, rows: u64, cols: u64) -> u64 {
         let side = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
         // Per row, so that no product of a file's claims can overflow.
