@@ -91,14 +91,17 @@ pub enum Encoding {
     Varint,
 }
 
-/// A random matrix with a chosen spectrum: Σ_k k^-power · g_k h_kᵀ over 32 Gaussian pairs, plus
-/// Gaussian noise of a tenth of its size, scaled; `outliers` is the share of entries made 20× larger.
+/// A random matrix with a chosen spectrum: Σ_k k^-power · g_k h_kᵀ over `rank` Gaussian pairs, plus
+/// Gaussian noise of a tenth of its size, scaled; of rank 0, Gaussian noise alone, as a model is
+/// initialised. `outliers` is the share of entries made 20× larger.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Synthetic {
     /// Seed of the generator.
     pub seed: u64,
     /// Decay of the singular values.
     pub power: f64,
+    /// Number of pairs; text leaves out the usual 32.
+    pub rank: u32,
     /// Standard deviation of an entry, roughly.
     pub scale: f64,
     /// Share of entries multiplied by 20.

@@ -27,12 +27,11 @@ impl Random {
     }
 }
 
-const COMPONENTS: usize = 32;
-
 /// The matrix `[rows, cols]` of the recipe, row-major.
 pub(super) fn values(recipe: &Synthetic, rows: usize, cols: usize) -> Vec<f32> {
     let mut random = Random(recipe.seed);
-    let components = COMPONENTS.min(rows).min(cols);
+    let components = (recipe.rank as usize).min(rows).min(cols);
+    let noise = if components == 0 { 1.0 } else { 0.1 };
     let mut left = Vec::with_capacity(components * rows);
     let mut right = Vec::with_capacity(components * cols);
     for _ in 0..components * rows {
@@ -50,7 +49,7 @@ pub(super) fn values(recipe: &Synthetic, rows: usize, cols: usize) -> Vec<f32> {
         for c in 0..cols {
             let part = |k: usize| decay[k] * left[k * rows + r] * right[k * cols + c];
             let smooth = (0..components).map(part).sum::<f64>() / norm;
-            let mut x = smooth + 0.1 * random.normal();
+            let mut x = smooth + noise * random.normal();
             if random.unit() <= recipe.outliers {
                 x *= 20.0;
             }

@@ -550,6 +550,7 @@ fn synthetic(c: &mut Cursor<'_>) -> Result<Synthetic> {
     let mut s = Synthetic {
         seed: 0,
         power: 1.0,
+        rank: 32,
         scale: 0.02,
         outliers: 0.0,
     };
@@ -561,13 +562,17 @@ fn synthetic(c: &mut Cursor<'_>) -> Result<Synthetic> {
             s.seed = c.integer()?;
             return Ok(());
         }
+        if key == "rank" {
+            s.rank = c.integer()?;
+            return Ok(());
+        }
         let value = c.number().parse::<f64>().ok().filter(|x| x.is_finite());
         let value = value.ok_or_else(|| c.error_at(at, "expected a number"))?;
         match key.as_str() {
             "power" => s.power = value,
             "scale" => s.scale = value,
             "outliers" => s.outliers = value,
-            _ => return Err(c.error_at(at, "expected seed, power, scale or outliers")),
+            _ => return Err(c.error_at(at, "expected seed, power, rank, scale or outliers")),
         }
         Ok(())
     })?;

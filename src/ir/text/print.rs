@@ -128,9 +128,13 @@ impl Printer<'_> {
             Storage::Synthetic(s) => {
                 let _ = write!(
                     self.out,
-                    "synthetic(seed={}, power={:?}, scale={:?}, outliers={:?})",
+                    "synthetic(seed={}, power={:?}, scale={:?}, outliers={:?}",
                     s.seed, s.power, s.scale, s.outliers
                 );
+                if s.rank != 32 {
+                    let _ = write!(self.out, ", rank={}", s.rank);
+                }
+                self.out.push(')');
             }
             Storage::Concat(parts) => {
                 self.out.push_str("concat");
