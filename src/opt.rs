@@ -142,12 +142,16 @@ pub fn run(
     cache: &FileCache,
     observer: &dyn Observer,
 ) -> Result<Summary, OptError> {
-    match &job.output {
+    let mut input = input;
+    let raised = manager::raise(&mut input.module, job.schedule)?;
+    let mut summary = match &job.output {
         Output::Shown => shown(job, input, cache, observer),
         Output::Folder(path) => folder(job, input, cache, observer, path),
         Output::Text(path) => text_file(job, input, cache, observer, path),
         Output::Onnx(path, options) => onnx(job, input, cache, observer, path, *options),
-    }
+    }?;
+    summary.outcome.remarks.splice(0..0, raised);
+    Ok(summary)
 }
 
 fn shown(

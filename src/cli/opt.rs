@@ -95,6 +95,7 @@ fn execute(
     let pipeline = prepared.canonical()?;
     let options = run_options(args);
     if args.dry_run {
+        manager::raise(&mut loaded.module, &schedule).map_err(|error| errors::run(&error))?;
         return dry_run::run(args, &pipeline, &loaded.module, &schedule, &options);
     }
     if matches!(target, Target::Stdout | Target::Device(_)) {
