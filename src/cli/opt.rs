@@ -8,7 +8,7 @@ use super::watch::Watch;
 use super::{Exit, Failure, dry_run, errors, outcome, print, reproducer, signal};
 use crate::export::hlrc::{FolderError, partial_path};
 use crate::opt::{self, Job, OnnxOptions, OptError, Output, Summary};
-use crate::pass::manager::{PrintIr, RunError, RunOptions, Schedule};
+use crate::pass::manager::{self, PrintIr, RunError, RunOptions, Schedule};
 use crate::report::progress::{Progress, Style, Summary as Closing};
 use crate::report::{human, resources};
 use crate::store::{JOURNAL, rebase};
