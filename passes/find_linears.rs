@@ -28,6 +28,8 @@ use crate::pass::{ModulePass, Pass, PassError, Remark};
 use crate::weights::DType;
 
 mod dequantize;
+mod gemm;
+mod matmul;
 
 /// Options of `find-linears`.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -293,8 +295,16 @@ impl Finder<'_> {
     }
 
     fn replace(&mut self, id: OpId, op: Op, chain: &[OpId]) {
-        self.raised.insert(id, op.inputs.clone());
-        self.patch.replace(OpRef { graph: 0, op: id }, vec![op]);
+        self.replace_all(id, vec![op], chain);
+    }
+
+    fn replace_all(&mut self, id: OpId, ops: Vec<Op>, chain: &[OpId]) {
+        let inputs = ops
+            .iter()
+            .flat_map(|op| op.inputs.iter().copied())
+            .collect();
+        self.raised.insert(id, inputs);
+        self.patch.replace(OpRef { graph: 0, op: id }, ops);
         self.chains.extend(chain);
     }
 
@@ -308,46 +318,6 @@ impl Finder<'_> {
             "Conv" => self.conv(id, op, onnx),
             _ => {}
         }
-    }
-
-    fn matmul(&mut self, id: OpId, op: &Op, onnx: &OnnxOp) {
-        let &[a, b] = op.inputs.as_slice() else {
-            return;
-        };
-        let (left, right) = (self.constant(a), self.constant(b));
-        let (found, activation, layout) = match (left, right) {
-            (Some(_), Some(_)) | (None, None) => return,
-            (None, Some(found)) => (found, a, Layout::Rows),
-            (Some(found), None) => {
-                if self.rank(b).is_none_or(|rank| rank < 2) {
-                    return self.missed(
-                        op,
-                        "the weight is on the left and the rank of the activation is unknown",
-                    );
-                }
-                (found, b, Layout::Columns)
-            }
-        };
-        if found.dims.len() != 2 {
-            return self.missed(op, format!("the constant {:?} is no matrix", found.dims));
-        }
-        // Rows see W as [in, out]; columns as [out, in].
-        let flip = layout == Layout::Rows;
-        let Some(linear) = self.linear_of(op, &found, flip, layout, 1.0) else {
-            return;
-        };
-        let mut raised = op.clone();
-        raised.inputs = vec![activation];
-        let mut spelled = spelling(onnx, &found);
-        if layout == Layout::Rows
-            && let Some(end) = self.bias_behind(op, &linear)
-        {
-            return self.with_bias(id, op, linear, activation, spelled, end, &found.chain);
-        }
-        spelled.set("inputs", Attr::Int(2));
-        raised.kind = OpKind::Linear(linear);
-        raised.meta.set(SPELLING, Attr::Dict(spelled));
-        self.replace(id, raised, &found.chain);
     }
 
     /// The linear over a constant; `flip` says that it is seen as [in, out].
@@ -393,137 +363,6 @@ impl Finder<'_> {
             scale,
             role,
         })
-    }
-
-    /// The Add behind a MatMul that is its only user and adds one value per output.
-    fn bias_behind(&mut self, op: &Op, linear: &Linear) -> Option<(OpId, WeightId, bool)> {
-        let &[Some(result)] = op.results.as_slice() else {
-            return None;
-        };
-        let graph = self.graph;
-        let &[Some(id)] = self.users.get(&result)?.as_slice() else {
-            return None;
-        };
-        let add = graph.op(id)?;
-        if onnx_of(add)?.op_type != "Add" || self.raised.contains_key(&id) {
-            return None;
-        }
-        let &[a, b] = add.inputs.as_slice() else {
-            return None;
-        };
-        let first = a != Operand::Value(result);
-        let other = if first { a } else { b };
-        let bias = match other {
-            Operand::Weight(id) => id,
-            Operand::Value(value) => {
-                let (_, _, onnx) = self
-                    .maker(value)
-                    .filter(|(_, _, o)| o.op_type == "Constant")?;
-                match onnx.attrs.get("value")? {
-                    Attr::Weight(id) => *id,
-                    _ => return None,
-                }
-            }
-            Operand::None => return None,
-        };
-        let weight = self.module.weight(bias)?;
-        // More axes than one could raise the rank of the sum.
-        (weight.dims == [linear.matrix.out_features]).then_some((id, bias, first))
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    fn with_bias(
-        &mut self,
-        id: OpId,
-        op: &Op,
-        mut linear: Linear,
-        activation: Operand,
-        mut spelled: Attrs,
-        (add_id, bias, first): (OpId, WeightId, bool),
-        chain: &[OpId],
-    ) {
-        let graph = self.graph;
-        let Some(add) = graph.op(add_id) else { return };
-        let between = op
-            .results
-            .first()
-            .copied()
-            .flatten()
-            .and_then(|id| graph.value(id));
-        let mut second = Attrs::new();
-        second.set("name", Attr::str(&add.name));
-        second.set("first", Attr::Bool(first));
-        second.set(
-            "between",
-            Attr::str(between.map_or("", |value| &value.name)),
-        );
-        if !add.meta.is_empty() {
-            second.set("meta", Attr::Dict(add.meta.clone()));
-        }
-        spelled.set("add", Attr::Dict(second));
-        linear.bias = Some(bias);
-        let mut raised = op.clone();
-        raised.kind = OpKind::Linear(linear);
-        raised.inputs = vec![activation];
-        raised.results = add.results.clone();
-        raised.meta.set(SPELLING, Attr::Dict(spelled));
-        // The sum stands where the Add stood: its inputs are all made by then.
-        self.replace(add_id, raised, chain);
-        self.patch.replace(OpRef { graph: 0, op: id }, Vec::new());
-        self.raised.insert(id, Vec::new());
-        for input in &add.inputs {
-            if let Operand::Value(value) = input {
-                self.chains.extend(self.makers.get(value));
-            }
-        }
-    }
-
-    fn gemm(&mut self, id: OpId, op: &Op, onnx: &OnnxOp) {
-        let (Some(&a), Some(&b)) = (op.inputs.first(), op.inputs.get(1)) else {
-            return;
-        };
-        let Some(found) = self.constant(b) else {
-            if self.constant(a).is_some() {
-                self.missed(op, "the weight is the first operand of a Gemm");
-            }
-            return;
-        };
-        if self.constant(a).is_some() || found.dims.len() != 2 {
-            return;
-        }
-        if int(onnx, "transA", 0) != 0 {
-            return self.missed(op, "Gemm with transA");
-        }
-        let flip = int(onnx, "transB", 0) == 0;
-        let scale = float(onnx, "alpha", 1.0);
-        let Some(mut linear) = self.linear_of(op, &found, flip, Layout::Rows, scale) else {
-            return;
-        };
-        match op.inputs.get(2).copied().unwrap_or(Operand::None) {
-            Operand::None => {}
-            Operand::Weight(bias) if float(onnx, "beta", 1.0) == 1.0 => {
-                let dims = self.module.weight(bias).map(|weight| weight.dims.clone());
-                let out = linear.matrix.out_features;
-                if dims.as_deref() != Some(&[out]) && dims.as_deref() != Some(&[1, out]) {
-                    return self
-                        .missed(op, format!("Gemm adds {dims:?}, not one value per output"));
-                }
-                linear.bias = Some(bias);
-            }
-            _ => {
-                return self.missed(
-                    op,
-                    "Gemm adds something that is no constant, or scales it by beta",
-                );
-            }
-        }
-        let mut raised = op.clone();
-        raised.kind = OpKind::Linear(linear);
-        raised.inputs = vec![a];
-        raised
-            .meta
-            .set(SPELLING, Attr::Dict(spelling(onnx, &found)));
-        self.replace(id, raised, &found.chain);
     }
 
     fn conv(&mut self, id: OpId, op: &Op, onnx: &OnnxOp) {

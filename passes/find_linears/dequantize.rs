@@ -84,7 +84,7 @@ impl Finder<'_> {
     }
 
     /// All elements of a weight as f32.
-    fn values(&self, id: WeightId) -> Option<Vec<f32>> {
+    pub(super) fn values(&self, id: WeightId) -> Option<Vec<f32>> {
         let weight = self.module.weight(id)?;
         let mut values = vec![0.0; usize::try_from(weight.elements()?).ok()?];
         let decoded = match &weight.storage {
@@ -139,7 +139,8 @@ impl Grid {
     }
 }
 
-fn encode(dtype: DType, values: &[f32]) -> Option<Vec<u8>> {
+/// Values as elements of a float type.
+pub(super) fn encode(dtype: DType, values: &[f32]) -> Option<Vec<u8>> {
     Some(match dtype {
         DType::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
         DType::F16 => values

@@ -52,6 +52,11 @@ def cases():
     for trans, array in ((0, w), (1, wt)):
         for alpha in (1.0, 0.5):
             yield f"gemm_{trans}_{alpha}", model([node("Gemm", ["x", array.name, "b"], ["y"], transB=trans, alpha=alpha)], [array, b], ("B", K))
+    yield "gemm_trans_a", model([node("Gemm", ["x", "w", "b"], ["y"], transA=1)], [w, b], (K, 6))
+    yield "gemm_beta", model([node("Gemm", ["x", "w", "b"], ["y"], beta=0.25)], [w, b], ("B", K))
+    yield "gemm_scalar", model([node("Gemm", ["x", "w", "c"], ["y"], beta=0.25)], [w, tensor("c", np.float32(2))], ("B", K))
+    full = tensor("c", rng.standard_normal((3, N)).astype(np.float32))
+    yield "gemm_matrix", model([node("Gemm", ["x", "w", "c"], ["y"])], [w, full], (3, K))
     yield "gemm_no_bias", model([node("Gemm", ["x", "wt"], ["y"], transB=1)], [wt], ("B", K))
     for axes in (1, 2):
         c = tensor("c", weight(N, K).reshape(N, K, *[1] * axes))

@@ -173,10 +173,7 @@ fn with_zero_rows(mut quant: QuantMatrix, before: usize, after: usize) -> QuantM
     }
     let codes = quant.row_bytes();
     let scales = quant.group.per_row(quant.cols);
-    let pad = |values: &[u8], n: usize| {
-        [vec![0; before * n], values.to_vec(), vec![0; after * n]].concat()
-    };
-    quant.codes = pad(&quant.codes, codes);
+    quant.codes = [vec![0; before * codes], quant.codes, vec![0; after * codes]].concat();
     let zero = |n: usize| vec![f16::ZERO; n * scales];
     quant.scales = [zero(before), quant.scales, zero(after)].concat();
     quant.rows += before + after;
