@@ -77,6 +77,9 @@ struct Kind {
     bias: Option<&'static str>,
 }
 
+/// A linear as its region has it.
+type Found<'a> = (OpId, &'a Op, &'a Linear);
+
 /// A linear that may be fused.
 struct Sibling<'a> {
     id: OpId,
@@ -94,7 +97,7 @@ impl<'a> Fuser<'a> {
         let inner = graph.walk().into_iter().filter_map(|id| graph.op(id));
         let regions: Vec<_> = inner.flat_map(|op| op.kind.regions()).collect();
         for region in std::iter::once(&graph.body).chain(regions) {
-            let mut by_input: Vec<(Operand, Vec<(OpId, &Op, &Linear)>)> = Vec::new();
+            let mut by_input: Vec<(Operand, Vec<Found<'_>>)> = Vec::new();
             for &id in &region.ops {
                 let Some(op) = graph.op(id) else { continue };
                 let (OpKind::Linear(linear), [input]) = (&op.kind, op.inputs.as_slice()) else {
@@ -111,13 +114,7 @@ impl<'a> Fuser<'a> {
         }
     }
 
-    fn siblings(
-        &mut self,
-        index: usize,
-        graph: &Graph,
-        input: Operand,
-        ops: &[(OpId, &'a Op, &'a Linear)],
-    ) {
+    fn siblings(&mut self, index: usize, graph: &Graph, input: Operand, ops: &[Found<'a>]) {
         let mut kinds: BTreeMap<Kind, Vec<Sibling<'a>>> = BTreeMap::new();
         for &(id, op, linear) in ops {
             match self.fusable(linear) {

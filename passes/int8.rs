@@ -29,7 +29,8 @@ pub struct Options {
     pub group: GroupOption,
     /// Whether groups have zero points of their own, 8 bits each; else zero is the middle code.
     pub asymmetric: bool,
-    /// How scales are chosen.
+    /// How scales are chosen: from the largest magnitude (`absmax`), or by least squared error
+    /// (`lsq`), which takes about ten times as long.
     pub scale: ScaleOption,
 }
 

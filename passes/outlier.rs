@@ -44,7 +44,8 @@ pub struct Outlier {
     /// Instead of a density: so many entries (columns).
     #[schemars(range(min = 1))]
     pub count: Option<u64>,
-    /// What is taken first. Default: `saving` where a quantizer follows, else `magnitude`.
+    /// What is taken first: the largest, or what spares the following quantizer most squared error.
+    /// Default: `saving` where a quantizer follows, else `magnitude`.
     pub by: Option<ByOption>,
     /// Take whole columns.
     pub columns: bool,

@@ -2,8 +2,9 @@
 
 use hlrc::numeric::matrix::norm2;
 use hlrc::numeric::{Group, ScaleMethod, Scheme};
+use hlrc::pass::pipeline::Pipeline;
 use hlrc::pass::terms::TermData;
-use hlrc::pass::{Access, MatrixPass, Pass, Peel, Peeled, Quantizer, Remark, Stored, passes};
+use hlrc::pass::{Access, MatrixPass, Pass, Peel, Peeled, Quantizer, Remark, Stored, find, passes};
 use serde_json::Map;
 
 fn matrix_passes() -> Vec<(&'static str, Box<dyn MatrixPass>)> {
@@ -164,5 +165,54 @@ fn stored_rows_give_the_same_term() {
             assert!(close(stored.weight_squares, norm2(&w)), "{name}");
             assert!(close(stored.residual_squares, norm2(&residual)), "{name}");
         }
+    }
+}
+
+#[test]
+fn extreme_options_are_no_panic() {
+    let extremes = [
+        "lowrank{rank=4294967295 oversampling=4096 power_iterations=16}",
+        "lowrank{rank=1 depth=16 factors=int4}",
+        "lowrank{energy=0}",
+        "lowrank{energy=1 depth=3 factors=f32}",
+        "lowrank{energy=1 max_rank=4294967295 method=randomized oversampling=0}",
+        "multilevel{levels=16 rank=4294967295}",
+        "multilevel{bpw=1e300 factors=int4}",
+        "multilevel{bpw=0}",
+        "outlier{density=0}",
+        "outlier{density=1}",
+        "outlier{count=18446744073709551615}",
+        "outlier{columns count=18446744073709551615 by=magnitude}",
+        "outlier{columns density=1}",
+        "outlier{sigma=0}",
+        "outlier{sigma=1e308}",
+        "int8{group=column asymmetric scale=lsq}",
+        "int2{group=row asymmetric=false}",
+    ];
+    let shapes = [(1, 1), (1, 70), (70, 1), (2, 2), (40, 33)];
+    for text in extremes {
+        let pipeline = Pipeline::parse(text).expect("a pipeline");
+        let call = pipeline.calls()[0];
+        let entry = find(&call.name).expect("a pass");
+        let Ok(Pass::Matrix(pass)) = (entry.build)(call.options_json()) else {
+            panic!("{text} is refused");
+        };
+        for (rows, cols) in shapes {
+            for scale in [0.0, 1e-30, 1.0, 1e4] {
+                let mut residual = weights(rows, cols);
+                residual.iter_mut().for_each(|x| *x *= scale);
+                let term = peel(pass.as_ref(), &mut residual, rows, cols).term;
+                assert!(
+                    residual.iter().all(|x| x.is_finite()),
+                    "{text} on {rows}x{cols}"
+                );
+                let bytes = term.map_or(0, |t| t.bytes());
+                let bound = pass.term_bytes(rows as u64, cols as u64);
+                assert!(bytes <= bound, "{text} on {rows}x{cols}: {bytes} > {bound}");
+            }
+        }
+        pass.workspace_bytes(u64::MAX, u64::MAX);
+        pass.term_bytes(u64::MAX, u64::MAX);
+        assert!(pass.nanos(u64::MAX, u64::MAX) >= 0.0);
     }
 }

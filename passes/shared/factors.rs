@@ -50,10 +50,10 @@ impl FactorsOption {
             // Scales: at worst 2 bytes for every row of U, and for the odd end of a group.
             FactorsOption::Int8 => (entries / 32)
                 .saturating_add(entries)
-                .saturating_add(4 * sides),
+                .saturating_add(sides.saturating_mul(4)),
             FactorsOption::Int4 => (entries / 16)
                 .saturating_add(entries / 2)
-                .saturating_add(4 * sides),
+                .saturating_add(sides.saturating_mul(4)),
         }
     }
 }

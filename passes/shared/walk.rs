@@ -68,7 +68,7 @@ impl<'a> Live<'a> {
                     .for_each(|&i| *uses.entry(resolve(i)).or_default() += 1);
             }
             for (id, op) in ops.into_iter().rev() {
-                let unused = |v| !uses.get(&Operand::Value(v)).is_some_and(|&n| n > 0);
+                let unused = |v| uses.get(&Operand::Value(v)).is_none_or(|&n| n == 0);
                 if !has_no_effect(&op.kind) || !op.results.iter().flatten().all(|&v| unused(v)) {
                     continue;
                 }
