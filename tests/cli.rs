@@ -417,3 +417,52 @@ fn diff_can_be_a_gate() {
     assert_eq!(gate("0.1"), Some(0));
     assert_eq!(gate("1e-6"), Some(5));
 }
+
+#[test]
+fn a_reproducer_runs_again() {
+    let (_keep, dir) = scratch();
+    let model = fixture("stories260K.onnx");
+    let text = ok(&[&model, "-q", "-S"]);
+    let head = "// hlrc-opt reproducer 1 (hlrc-opt 0.1.0)\n// failure: it broke\n\
+                // arguments: [\"-p\",\"int4\",\"--seed\",\"0\"]\n";
+    let base = format!("// base: {}\n", env!("CARGO_MANIFEST_DIR"));
+    let path = dir.join("crash.hlir");
+    std::fs::write(&path, format!("{head}{base}{text}")).expect("written");
+    let output = run_in(&dir, &["run-reproducer", "crash.hlir"]);
+    let told = stderr(&output);
+    assert!(output.status.success(), "{told}");
+    assert!(
+        told.contains("it broke") && told.contains("did not happen again"),
+        "{told}"
+    );
+    assert_eq!(std::fs::read_dir(&dir).expect("there").count(), 1);
+    // A pipeline that can't be understood comes back with its own code.
+    std::fs::write(
+        &path,
+        format!("{}{base}{text}", head.replace("int4", "int5")),
+    )
+    .expect("written");
+    assert_eq!(
+        run_in(&dir, &["run-reproducer", "crash.hlir"])
+            .status
+            .code(),
+        Some(2)
+    );
+}
+
+#[test]
+fn text_comes_on_standard_input_too() {
+    let text = ok(&[&fixture("stories260K.onnx"), "-q", "-S"]);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_hlrc-opt"))
+        .args(["-", "-q", "-S", "-p", "int4"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("runs");
+    let mut stdin = child.stdin.take().expect("piped");
+    let writer = std::thread::spawn(move || std::io::Write::write_all(&mut stdin, text.as_bytes()));
+    let output = child.wait_with_output().expect("ends");
+    writer.join().expect("joined").expect("taken");
+    assert_eq!(stdout(&output).matches("quant(").count(), 35);
+}

@@ -41,7 +41,11 @@ pub fn rerun(args: &ReproducerArgs) -> Result<Exit, Failure> {
     let recorded = reproducer::read(&args.file)?;
     let scratch = std::env::temp_dir().join(format!("hlrc-rerun-{}.hlrc", std::process::id()));
     let words = ["hlrc-opt", "opt"].into_iter().map(str::to_owned);
-    let input = recorded.input.to_string_lossy().into_owned();
+    // With a module in the file, the input is only a name.
+    let input = match recorded.input.as_os_str().is_empty() {
+        true => "-".to_owned(),
+        false => recorded.input.to_string_lossy().into_owned(),
+    };
     let words = words
         .chain(recorded.arguments)
         .chain(["--".to_owned(), input]);
@@ -229,9 +233,7 @@ fn conclude(
     summary: &Summary,
     began: Instant,
 ) -> Result<Exit, Failure> {
-    for note in &summary.notes {
-        progress.warn(note);
-    }
+    outcome::notes(&summary.notes, progress);
     outcome::remarks(&args.debug, &summary.outcome.remarks, progress)?;
     let text = summary.text.as_deref().unwrap_or_default();
     match target {

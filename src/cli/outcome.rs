@@ -67,6 +67,32 @@ fn row(name: String, totals: &Totals) -> Vec<String> {
     ]
 }
 
+/// Warns of what the exporter noted. What it says of many matrices alike is said once, unless verbose.
+pub fn notes(notes: &[String], progress: &Progress) {
+    let mut groups: Vec<(&str, &str, usize)> = Vec::new();
+    for note in notes {
+        let (place, what) = note.split_once(": ").unwrap_or(("", note));
+        match groups.iter_mut().find(|(_, known, _)| *known == what) {
+            Some((.., count)) => *count += 1,
+            None => groups.push((place, what, 1)),
+        }
+    }
+    for (place, what, count) in groups {
+        let place = if place.is_empty() {
+            String::new()
+        } else {
+            format!("{place}: ")
+        };
+        match count {
+            1 => progress.warn(&format!("{place}{what}")),
+            _ => progress.warn(&format!("{place}{what} ({count} times; -v lists them)")),
+        }
+    }
+    notes
+        .iter()
+        .for_each(|note| progress.detail(&format!("note: {note}")));
+}
+
 /// Prints the remarks that were asked for, and writes the file of all of them.
 ///
 /// # Errors

@@ -98,9 +98,11 @@ pub fn write(args: &OptArgs, failure: &str) -> io::Result<PathBuf> {
     let input = args.input.clone().unwrap_or_default();
     let absolute = std::path::absolute(&input).unwrap_or_else(|_| input.clone());
     // The import may be what panics; then the file goes without a module.
-    let module = std::panic::catch_unwind(|| load::model(&input).ok())
+    let import = || load::source(&load::Source::of(&input).ok()?).ok();
+    let module = std::panic::catch_unwind(import)
         .ok()
-        .flatten();
+        .flatten()
+        .map(|loaded| loaded.module);
     let mut body = format!(
         "// failure: {}\n// input: {}\n// arguments: {}\n",
         failure.lines().collect::<Vec<_>>().join(" "),
@@ -181,4 +183,80 @@ pub fn read(path: &Path) -> Result<Reproducer, Failure> {
         module,
         input,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::args::Cli;
+    use clap::Parser;
+
+    fn opt_args(words: &[&str]) -> OptArgs {
+        Cli::try_parse_from([&["hlrc-opt"], words].concat())
+            .expect("arguments")
+            .opt
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let input = dir.path().join("m.hlir");
+        let text = "hlir 1\nmodule \"m\" {\n  weight @w : f32[2,2] = hex\"00000000000000000000000000000000\"\n}\n";
+        std::fs::write(&input, text).expect("written");
+        let (input, output) = (
+            input.to_str().expect("utf-8"),
+            dir.path().join("crash.hlir"),
+        );
+        let place = output.to_str().expect("utf-8");
+        let words = [
+            "-p",
+            "a{b=c},x(y)",
+            "-t",
+            "q=none",
+            "--seed",
+            "7",
+            "--crash-reproducer",
+            place,
+            input,
+        ];
+        let args = opt_args(&words);
+        let path = write(&args, "it broke\nbadly").expect("written");
+        assert_eq!(path, output);
+        let read = read(&path).expect("a reproducer");
+        assert_eq!(read.failure, "it broke badly");
+        assert_eq!(read.arguments, arguments(&args));
+        assert_eq!(read.arguments[..4], ["-p", "a{b=c},x(y)", "-t", "q=none"]);
+        assert_eq!(read.input, Path::new(input));
+        let module = read.module.expect("the module is there");
+        assert_eq!(module.weights.len(), 1);
+        assert_eq!(module.base_dir, dir.path());
+    }
+
+    #[test]
+    fn without_a_module_the_input_is_named() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let place = dir.path().join("crash.hlir");
+        let words = [
+            "gone.onnx",
+            "--crash-reproducer",
+            place.to_str().expect("utf-8"),
+        ];
+        let read = read(&write(&opt_args(&words), "no").expect("written")).expect("a reproducer");
+        assert!(read.module.is_none() && read.input.ends_with("gone.onnx"));
+    }
+
+    #[test]
+    fn other_files_are_refused() {
+        let dir = tempfile::tempdir().expect("a folder");
+        for content in [
+            "",
+            "hlir 1",
+            MARK,
+            "// hlrc-opt reproducer 1\n// arguments: {}\n",
+        ] {
+            let path = dir.path().join("x");
+            std::fs::write(&path, content).expect("written");
+            assert_eq!(read(&path).expect_err("refused").exit, Exit::Input);
+        }
+    }
 }

@@ -87,14 +87,10 @@ pub struct Progress {
 impl Progress {
     /// Progress that prints in this style.
     pub fn new(style: Style) -> Self {
-        let target = if style.bar {
-            ProgressDrawTarget::stderr_with_hz(10)
-        } else {
-            ProgressDrawTarget::hidden()
-        };
         Self {
             style,
-            bar: ProgressBar::with_draw_target(Some(0), target),
+            // Shown from `start` on, when there is a length.
+            bar: ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::hidden()),
             total: AtomicU64::new(0),
             done: AtomicU64::new(0),
             bytes_total: AtomicU64::new(0),
@@ -128,6 +124,12 @@ impl Progress {
             self.bar.set_style(style.progress_chars("=> "));
         }
         self.bar.set_length(bytes);
+        self.bar.set_position(0);
+        if self.style.bar {
+            self.bar.set_prefix("Rewriting");
+            self.bar
+                .set_draw_target(ProgressDrawTarget::stderr_with_hz(10));
+        }
         self.bar.reset_eta();
     }
 
@@ -176,14 +178,7 @@ impl Progress {
         usize::try_from(self.warnings.load(Ordering::Relaxed)).unwrap_or(usize::MAX)
     }
 
-    /// What a thread has begun on; shown in the bar.
-    pub fn working_on(&self, name: &str) {
-        if self.style.bar {
-            self.bar.set_message(name.to_owned());
-        }
-    }
-
-    /// A tensor that is done; `source` bytes of input were worked through.
+    /// A tensor that is done.
     pub fn tensor(&self, line: &TensorLine<'_>) {
         let done = self.done.fetch_add(1, Ordering::Relaxed) + 1;
         let bytes = self
@@ -191,6 +186,7 @@ impl Progress {
             .fetch_add(line.before, Ordering::Relaxed)
             .saturating_add(line.before);
         self.bar.set_position(bytes);
+        self.bar.set_message(line.name.to_owned());
         if self.style.quiet {
             return;
         }
