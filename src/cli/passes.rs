@@ -85,12 +85,7 @@ fn one(name: &str, json: bool) -> Result<String, Failure> {
 }
 
 fn describe(pass: &PassEntry) -> String {
-    let mut text = format!(
-        "{} — {}\n\n{}\n",
-        pass.name,
-        pass.summary,
-        pass.doc.trim_end()
-    );
+    let mut text = format!("{}\n\n{}\n", pass.name, pass.doc.trim_end());
     let docs = option_docs(&(pass.schema)());
     if docs.is_empty() {
         text.push_str("\nIt takes no options.\n");
