@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::ir::{Encoding, Module, Storage, WeightId, text};
-use crate::store::{JOURNAL, Reader, Sink, SinkError, StoreError};
+use crate::ir::{Encoding, Module, Storage, Weight, WeightId, text};
+use crate::store::{JOURNAL, Reader, Sink, SinkError, StoreError, TensorOutline};
 use crate::weights::writer::{Finished, ShardInfo};
 use crate::weights::{DType, WeightsError, sha256_file};
 
@@ -229,6 +229,29 @@ pub fn settle(
     Ok(finished)
 }
 
+/// How a weight that no pass touched is stored: name, element type, shape; `None` where it stays in
+/// the text.
+pub fn copied_as(weight: &Weight) -> Option<TensorOutline> {
+    let len = match &weight.storage {
+        storage if is_new(storage) => return None,
+        Storage::Inline(bytes) if bytes.len() <= INLINE_LIMIT => return None,
+        Storage::Inline(bytes) => bytes.len() as u64,
+        Storage::File {
+            len,
+            encoding: Encoding::Raw,
+            ..
+        } => *len,
+        _ => weight.bytes(),
+    };
+    let (dtype, shape) = (weight.dtype, weight.dims.clone());
+    let fits = dtype.safetensors_name().is_some() && dtype.bytes_for_shape(&shape) == Some(len);
+    match fits {
+        true => Some((weight.name.clone(), dtype, shape)),
+        // safetensors has no such type: the bytes as they are, which text and length explain.
+        false => Some((weight.name.clone(), DType::U8, vec![len])),
+    }
+}
+
 fn copy(
     module: &Module,
     reader: &Reader<'_>,
@@ -238,18 +261,10 @@ fn copy(
     let Some(weight) = module.weight(id) else {
         return Ok(());
     };
-    match &weight.storage {
-        storage if is_new(storage) => return Ok(()),
-        Storage::Inline(bytes) if bytes.len() <= INLINE_LIMIT => return Ok(()),
-        _ => {}
-    }
+    let Some((name, dtype, shape)) = copied_as(weight) else {
+        return Ok(());
+    };
     let located = reader.locate(module, weight)?;
-    let (mut dtype, mut shape) = (weight.dtype, weight.dims.clone());
-    let fits =
-        dtype.safetensors_name().is_some() && dtype.bytes_for_shape(&shape) == Some(located.len);
-    if !fits {
-        (dtype, shape) = (DType::U8, vec![located.len]);
-    }
     let starts = (0..located.len).step_by(PIECE as usize);
     let mut pieces = starts.map(|start| {
         let len = PIECE.min(located.len - start);
@@ -260,7 +275,7 @@ fn copy(
         }
         located.source.slice(located.offset + start, len)
     });
-    sink.copy(&weight.name, dtype, &shape, &mut pieces)?;
+    sink.copy(&name, dtype, &shape, &mut pieces)?;
     let last = located.len % PIECE;
     located
         .source

@@ -231,6 +231,28 @@ fn quant_parts(q: QuantMatrix) -> (TermSpec, Vec<TensorData>) {
     (spec, tensors)
 }
 
+/// The tensors that a quantizer will make of `[rows, cols]`: suffix, element type, shape.
+pub fn quant_tensors(q: &super::Quantizer, rows: u64, cols: u64) -> Vec<(String, DType, Vec<u64>)> {
+    use crate::numeric::Group;
+    let packed = |count: u64| (count * u64::from(q.scheme.bits)).div_ceil(8);
+    let (groups, scales, zeros) = match q.group {
+        Group::Column => (cols, vec![cols], vec![packed(cols)]),
+        Group::Row => (1, vec![rows, 1], vec![rows, packed(1)]),
+        Group::Size(size) => {
+            let groups = cols.div_ceil(u64::from(size).max(1));
+            (groups, vec![rows, groups], vec![rows, packed(groups)])
+        }
+    };
+    let mut tensors = vec![
+        ("codes".to_string(), DType::U8, vec![rows, packed(cols)]),
+        ("scales".to_string(), DType::F16, scales),
+    ];
+    if !q.scheme.symmetric && groups > 0 {
+        tensors.push(("zeros".to_string(), DType::U8, zeros));
+    }
+    tensors
+}
+
 fn low_rank_parts(l: LowRank) -> (TermSpec, Vec<TensorData>) {
     let spec = TermSpec::LowRank {
         blocks: l

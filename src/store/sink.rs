@@ -28,6 +28,9 @@ pub enum SinkError {
     Spec(#[from] BadSpec),
 }
 
+/// Name or suffix, element type and shape of a tensor to come.
+pub type TensorOutline = (String, DType, Vec<u64>);
+
 /// File name of the journal in the store's directory.
 pub const JOURNAL: &str = "journal.jsonl";
 
@@ -113,6 +116,19 @@ impl Sink {
             Kind::Shards { done, .. } => std::mem::take(done),
             Kind::Hashes => Vec::new(),
         }
+    }
+
+    /// Says which tensors will come: `(stem, suffix)` of new ones, then names of copies. Used to hash
+    /// while writing; a wrong guess costs nothing but time.
+    pub fn foresee(&mut self, new: Vec<(String, TensorOutline)>, copies: Vec<TensorOutline>) {
+        let Kind::Shards { writer, .. } = &mut self.kind else {
+            return;
+        };
+        let named = |(stem, (suffix, dtype, shape)): (String, TensorOutline)| {
+            (format!("{stem}.{suffix}"), dtype, shape)
+        };
+        let all: Vec<TensorOutline> = new.into_iter().map(named).chain(copies).collect();
+        writer.foresee(&all);
     }
 
     /// Stores a site's terms, each in row tiles, and returns them as the IR has them; their weights are added to the module.

@@ -15,8 +15,10 @@ use serde::{Deserialize, Serialize};
 use super::hash::HashQueue;
 use super::{DType, Digest, Result, WeightsError};
 
+mod follow;
 mod shard;
 
+use follow::Follower;
 use shard::OpenShard;
 
 /// How a [`ShardWriter`] names, splits and prefixes its files.
@@ -135,6 +137,8 @@ pub struct ShardWriter {
     /// Start of data and path of the shards that are complete.
     closed: Vec<(u64, PathBuf)>,
     hashes: HashQueue,
+    /// Hashes the first shard while it grows, where its header could be foreseen.
+    follower: Option<Follower>,
     open: OpenShard,
     growing: Option<Growing>,
 }
@@ -154,6 +158,7 @@ impl ShardWriter {
             names: HashSet::new(),
             closed: Vec::new(),
             hashes,
+            follower: None,
             open,
             growing: None,
         })
@@ -197,9 +202,42 @@ impl ShardWriter {
             entries,
             closed,
             hashes,
+            follower: None,
             open,
             growing: None,
         })
+    }
+
+    /// Says which tensors will come, in which order, before the first begins.
+    ///
+    /// Where they all fit one shard its header is known in advance, and the file can be hashed while
+    /// it grows. A wrong guess costs nothing but the time of the guess.
+    pub fn foresee(&mut self, tensors: &[(String, DType, Vec<u64>)]) {
+        let mut entries = Vec::with_capacity(tensors.len());
+        let mut offset = 0u64;
+        for (name, dtype, shape) in tensors {
+            let Some(bytes) = dtype.bytes_for_shape(shape) else {
+                return;
+            };
+            entries.push(Entry {
+                name: name.clone(),
+                dtype: *dtype,
+                shape: shape.clone(),
+                shard: 0,
+                offset,
+                bytes,
+            });
+            offset = offset.saturating_add(bytes);
+        }
+        if !self.entries.is_empty() || offset > self.options.shard_size {
+            return;
+        }
+        let all: Vec<&Entry> = entries.iter().collect();
+        let start = self.open.data_start;
+        let header = shard::header_bytes(&self.options, &all, start);
+        if header.len() as u64 == start {
+            self.follower = Follower::start(&self.open.path, header);
+        }
     }
 
     /// Tensors written so far.
@@ -215,7 +253,11 @@ impl ShardWriter {
     /// [`WeightsError::Io`], for instance of a full disk.
     pub fn position(&mut self) -> Result<Position> {
         self.open.flush()?;
-        Ok(position_after(&self.entries))
+        let position = position_after(&self.entries);
+        if let Some(follower) = self.follower.as_ref().filter(|_| position.shard == 0) {
+            follower.advance(position.data_len);
+        }
+        Ok(position)
     }
 
     /// Goes back to an earlier [`ShardWriter::position`].
@@ -359,7 +401,13 @@ impl ShardWriter {
             ));
         }
         self.close_open()?;
-        let digests = self.hashes.finish()?;
+        let mut digests = self.hashes.finish()?;
+        if let Some(first) = self.follower.and_then(Follower::finish) {
+            digests.insert(0, first);
+        } else if digests.len() < self.closed.len() {
+            let path = &self.closed[0].1;
+            digests.insert(0, super::sha256_file(path, |_, _| {})?);
+        }
         let count = self.closed.len();
         let mut files = Vec::with_capacity(count + 1);
         for ((number, (_, path)), digest) in self.closed.iter().enumerate().zip(digests) {
@@ -398,7 +446,21 @@ impl ShardWriter {
         let mut of_shard: Vec<&Entry> = of_shard.collect();
         of_shard.reverse();
         let done = self.open.close(&self.options, &of_shard)?;
-        self.hashes.push(&done.1);
+        let start = done.0;
+        let data_len = of_shard.last().map_or(0, |e| e.offset + e.bytes);
+        let is = shard::header_bytes(&self.options, &of_shard, start);
+        match &mut self.follower {
+            Some(follower) if number == 0 && follower.foresaw(&is) => {
+                follower.advance(data_len);
+                follower.end();
+            }
+            slot => {
+                if number == 0 {
+                    *slot = None;
+                }
+                self.hashes.push(&done.1);
+            }
+        }
         self.closed.push(done);
         Ok(())
     }

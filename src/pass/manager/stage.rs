@@ -10,10 +10,10 @@ use crate::ir::patch::without_weights;
 use crate::ir::site::{Site, sites};
 use crate::ir::{Module, OpRef, Term, WeightId, WeightView};
 use crate::pass::manager::schedule::Schedule;
-use crate::pass::terms::TermData;
+use crate::pass::terms::{TermData, quant_tensors};
 use crate::pass::{Pass, RemarkKind};
 use crate::report::{SiteReport, StepReport, terms_cost};
-use crate::store::{Record, Sink, restore};
+use crate::store::{Record, Sink, TensorOutline, restore};
 use crate::weights::DType;
 
 /// A site that passes of this stage run on.
@@ -113,6 +113,9 @@ impl Run<'_> {
         self.observer
             .stage(chosen.len(), chosen.iter().map(bytes).sum());
         sink.reserve_names(module);
+        if let Some((new, copies)) = foreseen(module, self.schedule, &chosen) {
+            sink.foresee(new, copies);
+        }
         let before = module.clone();
         let mut done = sink.take_done().into_iter();
         let mut finished: Vec<Finished> = Vec::with_capacity(chosen.len());
@@ -440,6 +443,34 @@ struct Merged {
     /// Each step, and whether it made a term.
     made: Vec<(usize, bool)>,
     report: SiteReport,
+}
+
+/// The tensors that a stage of single quantizers will store, and after them the weights that it leaves
+/// alone; `None` where sizes are not known in advance.
+fn foreseen(
+    module: &Module,
+    schedule: &Schedule,
+    chosen: &[Chosen],
+) -> Option<(Vec<(String, TensorOutline)>, Vec<TensorOutline>)> {
+    let mut new = Vec::new();
+    let mut gone = vec![false; module.weights.len()];
+    for site in chosen {
+        let [step] = site.steps.as_slice() else {
+            return None;
+        };
+        let quantizer = match &schedule.steps[*step].pass {
+            Pass::Matrix(pass) if site.keep.is_none() => pass.quantizer()?,
+            _ => return None,
+        };
+        let tensors = quant_tensors(&quantizer, site.site.rows, site.site.cols);
+        new.extend(tensors.into_iter().map(|t| (stem(&site.site), t)));
+        if let Some(slot) = gone.get_mut(site.view.weight.index()) {
+            *slot = true;
+        }
+    }
+    let left = module.weights.iter().zip(gone).filter(|(_, gone)| !gone);
+    let copies = left.filter_map(|(weight, _)| crate::export::hlrc::copied_as(weight));
+    Some((new, copies.collect()))
 }
 
 /// Opens a site's matrix for the workers.

@@ -18,8 +18,8 @@ pub(super) struct OpenShard {
     pub(super) number: u32,
     /// Bytes of complete tensors.
     pub(super) data_len: u64,
-    data_start: u64,
-    path: PathBuf,
+    pub(super) data_start: u64,
+    pub(super) path: PathBuf,
     file: BufWriter<File>,
 }
 
@@ -169,7 +169,11 @@ fn reserve(options: &WriterOptions) -> u64 {
 }
 
 /// Length, JSON, and spaces up to the start of data.
-fn header_bytes(options: &WriterOptions, entries: &[&Entry], data_start: u64) -> Vec<u8> {
+pub(super) fn header_bytes(
+    options: &WriterOptions,
+    entries: &[&Entry],
+    data_start: u64,
+) -> Vec<u8> {
     let mut bytes = (data_start - 8).to_le_bytes().to_vec();
     bytes.extend_from_slice(header_json(options, entries).as_bytes());
     bytes.resize(data_start as usize, b' ');
