@@ -279,6 +279,13 @@ fn the_main_job_writes_every_kind_of_output() {
             < before
     );
 
+    let streamed = run_in(&dir, &[&model, "-p", pipeline, "-o", "-"]);
+    assert!(streamed.status.success(), "{}", stderr(&streamed));
+    assert!(
+        streamed.stdout == std::fs::read(dir.join("small.onnx")).expect("written"),
+        "the same bytes"
+    );
+
     run(&[&model, "-p", pipeline, "-S", "-o", "small.hlir"]);
     run(&["verify", "small.hlir"]);
     let (told, _) = run(&["diff", "stories260K.hlrc", "small.hlir"]);

@@ -14,8 +14,12 @@ use crate::report::{human, resources};
 use crate::store::{JOURNAL, rebase};
 use crate::weights::FileCache;
 use clap::Parser;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+
+/// Name of a model on its way to stdout.
+const STREAMED: &str = "model.onnx";
 
 /// Runs a pipeline on a model and writes the result.
 pub fn run(args: &OptArgs) -> Result<Exit, Failure> {
@@ -33,7 +37,30 @@ pub fn run(args: &OptArgs) -> Result<Exit, Failure> {
     let progress = progress(&args.talk);
     progress.stage("Importing", &load::describe(&source));
     let loaded = load::source(&source)?;
-    execute(args, &prepared, &target, &progress, loaded)
+    let Target::OnnxStdout(scratch) = &target else {
+        return execute(args, &prepared, &target, &progress, loaded);
+    };
+    std::fs::create_dir(scratch).map_err(|error| Failure::write(scratch, &error))?;
+    let outcome = execute(args, &prepared, &target, &progress, loaded);
+    let outcome = outcome.and_then(|exit| pour(scratch).map(|()| exit));
+    // A scratch folder that can't be removed is not this command's failure.
+    let _ = std::fs::remove_dir_all(scratch);
+    outcome
+}
+
+/// Sends the model that was written to the scratch folder to stdout.
+fn pour(scratch: &Path) -> Result<(), Failure> {
+    let model = scratch.join(STREAMED);
+    let data = std::fs::read_dir(scratch).map_err(|error| Failure::read(scratch, &error))?;
+    if data.count() > 1 {
+        let what = "the model is above 2 GB, and its weights need files of their own";
+        return Err(Failure::new(Exit::Failure, what).help("name a .onnx file with -o"));
+    }
+    let mut file = std::fs::File::open(&model).map_err(|error| Failure::read(&model, &error))?;
+    let mut stdout = std::io::stdout().lock();
+    std::io::copy(&mut file, &mut stdout)
+        .and_then(|_| stdout.flush())
+        .map_err(|error| Failure::stdout(&error))
 }
 
 /// Runs what a reproducer recorded; what it writes goes to a folder that is removed again.
@@ -212,16 +239,16 @@ fn run_options(args: &OptArgs) -> RunOptions<'static> {
 }
 
 fn output(args: &OptArgs, target: &Target) -> Output {
+    let onnx = |path: PathBuf| {
+        let qdq = args.onnx_quant == OnnxQuant::Qdq;
+        Output::Onnx(path, OnnxOptions { qdq })
+    };
     match target {
         Target::Stdout | Target::Device(_) => Output::Shown,
+        Target::OnnxStdout(scratch) => onnx(scratch.join(STREAMED)),
         Target::Text(path) => Output::Text(path.clone()),
         Target::Folder(path) => Output::Folder(path.clone()),
-        Target::Onnx(path) => Output::Onnx(
-            path.clone(),
-            OnnxOptions {
-                qdq: args.onnx_quant == OnnxQuant::Qdq,
-            },
-        ),
+        Target::Onnx(path) => onnx(path.clone()),
     }
 }
 
@@ -241,7 +268,7 @@ fn conclude(
         Target::Stdout => print(text.as_bytes())?,
         Target::Text(path) | Target::Device(path) => write_text(path, text)?,
         Target::Onnx(path) => write_text(&report_beside(path), &summary.report.to_json())?,
-        Target::Folder(_) => {}
+        Target::Folder(_) | Target::OnnxStdout(_) => {}
     }
     outcome::measurements(
         &args.debug,
@@ -249,9 +276,10 @@ fn conclude(
         began.elapsed(),
         progress,
     );
-    if args.json {
+    let on_stdout = matches!(target, Target::Stdout | Target::OnnxStdout(_));
+    if args.json && !matches!(target, Target::OnnxStdout(_)) {
         print(&as_json(target, progress, summary, began))?;
-    } else if *target != Target::Stdout && !args.talk.quiet && !summary.report.sites.is_empty() {
+    } else if !on_stdout && !args.talk.quiet && !summary.report.sites.is_empty() {
         print(outcome::table(&summary.report).as_bytes())?;
     }
     let place = match target {

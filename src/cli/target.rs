@@ -16,6 +16,8 @@ pub enum Target {
     Onnx(PathBuf),
     /// Text IR into a device or pipe: it is written to, not replaced.
     Device(PathBuf),
+    /// An ONNX model on stdout, by way of this scratch folder.
+    OnnxStdout(PathBuf),
     /// An output folder.
     Folder(PathBuf),
 }
@@ -29,7 +31,7 @@ impl Target {
         let target = match (&args.output, args.text) {
             (None, true) => Self::Stdout,
             (None, false) => Self::Folder(PathBuf::from(format!("{}.hlrc", source.stem()))),
-            (Some(path), text) if path == Path::new("-") => Self::stdout(text)?,
+            (Some(path), text) if path == Path::new("-") => Self::stdout(text, source)?,
             (Some(path), true) if is_device(path) => Self::Device(path.clone()),
             (Some(path), true) => Self::Text(path.clone()),
             (Some(path), false) => Self::by_name(path)?,
@@ -40,19 +42,24 @@ impl Target {
         Ok(target)
     }
 
-    fn stdout(text: bool) -> Result<Self, Failure> {
+    fn stdout(text: bool, source: &load::Source) -> Result<Self, Failure> {
         if text {
             return Ok(Self::Stdout);
         }
-        let what = if std::io::stdout().is_terminal() {
-            "stdout is a terminal"
-        } else {
-            "stdout is a stream"
+        let refused = |what: &str| {
+            Failure::new(Exit::Usage, what)
+                .help("name a folder or a .onnx file with -o, or add -S for text IR")
         };
-        Err(
-            Failure::new(Exit::Usage, format!("{what}, and weights are binary files"))
-                .help("name a folder or a .onnx file with -o, or add -S for text IR"),
-        )
+        if std::io::stdout().is_terminal() {
+            return Err(refused("stdout is a terminal, and weights are binary"));
+        }
+        if !matches!(source, load::Source::Onnx(_)) {
+            return Err(refused(
+                "only ONNX and text go to stdout, and the input is no ONNX model",
+            ));
+        }
+        let name = format!("hlrc-stdout-{}", std::process::id());
+        Ok(Self::OnnxStdout(std::env::temp_dir().join(name)))
     }
 
     fn by_name(path: &Path) -> Result<Self, Failure> {
@@ -76,7 +83,7 @@ impl Target {
     /// The path, where there is one.
     pub fn path(&self) -> Option<&Path> {
         match self {
-            Self::Stdout => None,
+            Self::Stdout | Self::OnnxStdout(_) => None,
             Self::Text(path) | Self::Device(path) | Self::Onnx(path) | Self::Folder(path) => {
                 Some(path)
             }
