@@ -27,8 +27,16 @@ impl Lowerer<'_> {
             };
             match kind {
                 Term::Dense(view) => {
-                    let table = self.dense_operand(site, matrix, view, false);
-                    parts.push(self.gather(site, table, indices));
+                    let stored = self.source.weight(view.weight).map(|weight| weight.dtype);
+                    let plain = !view.transposed && view.index.is_none();
+                    let (Some(dtype), true) = (stored, plain) else {
+                        let table = self.dense_operand(site, matrix, view, false);
+                        parts.push(self.gather(site, table, indices));
+                        continue;
+                    };
+                    // The rows, not the table, are made wider.
+                    let rows = self.gather(site, Operand::Weight(view.weight), indices);
+                    parts.push(self.cast(site, rows, dtype));
                 }
                 Term::Quant(q) => {
                     parts.push(self.coded_rows(site, indices, Coded::of(matrix, q), part, "q")?);

@@ -35,6 +35,8 @@ pub(super) struct Lowerer<'a> {
     made: HashMap<(String, String), WeightId>,
     pub(super) recipes: HashMap<String, Recipe>,
     pub(super) notes: Vec<String>,
+    /// Values that several ops need: masks, angles.
+    pub(super) shared: HashMap<String, Vec<Operand>>,
     /// Opset that the forms used so far need.
     pub(super) opset: i64,
     contrib: bool,
@@ -60,7 +62,7 @@ pub(super) struct Site {
 /// # Errors
 /// A term without a form; ops that an opset upgrade doesn't cover.
 pub(super) fn lower(module: &Module, options: Options) -> Result<Lowered, ExportError> {
-    let raised = |op: &Op| matches!(op.kind, OpKind::Linear(_) | OpKind::Embedding(_));
+    let raised = |op: &Op| !matches!(op.kind, OpKind::Onnx(_));
     let changed = module
         .graphs
         .iter()
@@ -89,23 +91,25 @@ pub(super) fn lower(module: &Module, options: Options) -> Result<Lowered, Export
         made: HashMap::new(),
         recipes: HashMap::new(),
         notes: Vec::new(),
+        shared: HashMap::new(),
         opset: 0,
         contrib: false,
     };
     out.graphs.swap_remove(0);
     out.graphs.insert(0, Graph::default());
     std::mem::swap(&mut lowerer.out, &mut out);
+    lowerer.complete();
     let mut replaced: HashMap<OpId, Vec<OpId>> = HashMap::new();
     for id in walk {
         let Some(op) = old.get(id.index()).filter(|op| raised(op)) else {
             continue;
         };
-        let nodes = lowerer.op(OpRef { graph: 0, op: id }, op)?;
-        let ids = nodes
-            .into_iter()
-            .map(|node| lowerer.graph.add_op(node))
-            .collect();
-        replaced.insert(id, ids);
+        let items = lowerer.op(OpRef { graph: 0, op: id }, op)?;
+        let place = |item| match item {
+            Item::New(node) => lowerer.graph.add_op(node),
+            Item::Old(id) => id,
+        };
+        replaced.insert(id, items.into_iter().map(place).collect());
     }
     lowerer.finish(&replaced)
 }
@@ -118,11 +122,20 @@ fn names_of(module: &Module, graph: &Graph) -> HashSet<String> {
         .collect()
 }
 
+/// An op of the lowered graph.
+pub(super) enum Item {
+    /// One that was made.
+    New(Op),
+    /// One of the source, which has been or will be lowered itself.
+    Old(OpId),
+}
+
 fn place(region: &mut Region, replaced: &HashMap<OpId, Vec<OpId>>) {
-    let ops = std::mem::take(&mut region.ops);
-    for id in ops {
+    let mut waiting: Vec<OpId> = std::mem::take(&mut region.ops);
+    waiting.reverse();
+    while let Some(id) = waiting.pop() {
         match replaced.get(&id) {
-            Some(ids) => region.ops.extend(ids),
+            Some(ids) => waiting.extend(ids.iter().rev()),
             None => region.ops.push(id),
         }
     }
@@ -161,7 +174,7 @@ impl Lowerer<'_> {
         })
     }
 
-    fn op(&mut self, at: OpRef, op: &Op) -> Result<Vec<Op>, ExportError> {
+    fn op(&mut self, at: OpRef, op: &Op) -> Result<Vec<Item>, ExportError> {
         let mut meta = op.meta.clone();
         let spelling = match meta.remove(restore::SPELLING) {
             Some(Attr::Dict(dict)) => Some(dict),
@@ -181,9 +194,9 @@ impl Lowerer<'_> {
             .and_then(|dict| dict.get("dtype"))
             .and_then(Attr::as_str);
         let dtype = stated.and_then(|name| name.parse().ok());
-        let dtype = dtype
-            .or_else(|| self.value_dtype(result?))
-            .unwrap_or(DType::F32);
+        // Modules that aren't from ONNX compute in f32, whatever is stored.
+        let typed = op.results.iter().flatten().find_map(|&id| self.value_dtype(id));
+        let dtype = dtype.or(typed).unwrap_or(DType::F32);
         let region = self.regions.get(&at.op).copied().unwrap_or(0);
         let terms = op.kind.matrix().map(|matrix| &matrix.terms);
         let key = format!("{region} {terms:?}");
@@ -198,32 +211,34 @@ impl Lowerer<'_> {
         if let Some(spelling) = &spelling
             && restore::restore(self, &mut site, op, spelling, &meta)
         {
-            return Ok(site.nodes);
+            return Ok(site.nodes.into_iter().map(Item::New).collect());
         }
         meta.remove(crate::onnx::mapping::LAYOUT);
         site.meta = meta;
         let last = match &op.kind {
             OpKind::Linear(linear) => self.linear(&mut site, op, linear)?,
             OpKind::Embedding(embedding) => self.embedding(&mut site, op, embedding)?,
-            _ => Operand::None,
-        };
-        self.rename_result(&mut site, last, result);
-        Ok(site.nodes)
-    }
-
-    /// Lets the last node make the op's own result.
-    fn rename_result(&mut self, site: &mut Site, last: Operand, result: Option<ValueId>) {
-        let Operand::Value(made) = last else { return };
-        for node in &mut site.nodes {
-            for slot in &mut node.results {
-                if *slot == Some(made) {
-                    *slot = result;
+            OpKind::Native(native) => self.native(&mut site, op, native)?,
+            OpKind::Moe(moe) => {
+                let (mut items, last) = self.moe(&mut site, op, moe)?;
+                for item in &mut items {
+                    if let Item::New(node) = item {
+                        rename(node, last, result);
+                    }
                 }
+                return Ok(items);
             }
-        }
+            OpKind::Onnx(_) => Operand::None,
+        };
+        site.nodes
+            .iter_mut()
+            .for_each(|node| rename(node, last, result));
+        Ok(site.nodes.into_iter().map(Item::New).collect())
     }
 
+    /// The stated type of an ONNX value.
     fn value_dtype(&self, id: ValueId) -> Option<DType> {
+        self.source.meta.get("opset_import")?;
         Some(self.graph.value(id)?.ty.as_ref()?.as_tensor()?.dtype)
     }
 
@@ -422,6 +437,15 @@ impl Lowerer<'_> {
         }
         let to = Attr::Int(i64::from(site.dtype.onnx_number()));
         self.standard(site, "Cast", vec![operand], vec![("to", to)])
+    }
+}
+
+/// Lets the last node make the op's own result.
+fn rename(node: &mut Op, last: Operand, result: Option<ValueId>) {
+    for slot in &mut node.results {
+        if slot.map(Operand::Value) == Some(last) {
+            *slot = result;
+        }
     }
 }
 

@@ -14,14 +14,18 @@ use crate::onnx::mapping::BuildError;
 use crate::store::StoreError;
 use crate::weights::{FileCache, WeightsError};
 
+mod attention;
 mod embed;
 mod external;
 mod factors;
 mod lower;
+mod moe;
+mod native;
 mod opset;
 mod prune;
 mod recipe;
 mod restore;
+mod shapes;
 mod terms;
 mod write;
 

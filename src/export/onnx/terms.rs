@@ -131,7 +131,10 @@ impl Lowerer<'_> {
         let mut weight = Operand::Weight(view.weight);
         let stored = self.source.weight(view.weight);
         let dtype = stored.map_or(site.dtype, |weight| weight.dtype);
-        if stored.is_some_and(|weight| weight.dims.len() > 2) {
+        if let Some(index) = view.index {
+            let index = self.inline(site, "index", DType::I64, &[], index.to_le_bytes().to_vec());
+            weight = self.standard(site, "Gather", vec![weight, index], Vec::new());
+        } else if stored.is_some_and(|weight| weight.dims.len() > 2) {
             let (rows, cols) = (matrix.out_features as i64, matrix.in_features as i64);
             let dims = if view.transposed {
                 [cols, rows]
