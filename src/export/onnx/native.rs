@@ -256,6 +256,13 @@ impl Lowerer<'_> {
         self.out.meta.set("producer_name", Attr::str("hlrc-opt"));
         super::opset::import(&mut self.out, "", 17);
         let ranks = super::shapes::last_dims(&self.graph);
+        // Inner types are those of the source's precision and of single tokens.
+        let inputs = self.graph.body.inputs.clone();
+        for (index, value) in self.graph.values.iter_mut().enumerate() {
+            if !inputs.iter().any(|input| input.index() == index) {
+                value.ty = None;
+            }
+        }
         let outputs = self.graph.body.outputs.clone();
         for output in outputs {
             let Operand::Value(id) = output else { continue };
@@ -263,11 +270,7 @@ impl Lowerer<'_> {
                 continue;
             };
             let shape = ranks.get(&id).cloned();
-            let known = matches!(&value.ty, Some(Type::Tensor(t)) if t.shape.is_some());
-            let shape = match (&value.ty, shape) {
-                (Some(Type::Tensor(tensor)), _) if known => tensor.shape.clone(),
-                (_, shape) => shape.or_else(|| Some(vec![Dim::Unknown; 3])),
-            };
+            let shape = shape.or_else(|| Some(vec![Dim::Unknown; 3]));
             value.ty = Some(Type::Tensor(TensorType {
                 dtype: DType::F32,
                 shape,

@@ -23,8 +23,9 @@ pub(super) fn prune(module: &mut Module) {
             }
         }
     };
+    let live = live(&graph);
     keep(&mut graph.body);
-    for op in &mut graph.ops {
+    for (op, _) in graph.ops.iter_mut().zip(&live).filter(|(_, live)| **live) {
         op.kind.regions_mut().into_iter().for_each(&mut keep);
     }
     let mut new: Vec<WeightId> = operands(&graph)
@@ -83,6 +84,7 @@ fn declare(graph: &mut Graph, new: &[WeightId]) {
             }
         }
     }
+    let live = live(graph);
     let mut index = 0;
     let mut take = |region: &mut Region| {
         let here = |id: &&WeightId| home.get(id).copied().unwrap_or(0) == index;
@@ -90,17 +92,30 @@ fn declare(graph: &mut Graph, new: &[WeightId]) {
         index += 1;
     };
     take(&mut graph.body);
-    for op in &mut graph.ops {
+    for (op, _) in graph.ops.iter_mut().zip(&live).filter(|(_, live)| **live) {
         op.kind.regions_mut().into_iter().for_each(&mut take);
     }
 }
 
 /// The region of each placed op; 0 is the graph's body.
 pub(super) fn regions_of(graph: &Graph) -> HashMap<OpId, usize> {
-    let inner = graph.ops.iter().flat_map(|op| op.kind.regions());
+    let live = live(graph);
+    let ops = graph.ops.iter().zip(&live).filter(|(_, live)| **live);
+    let inner = ops.flat_map(|(op, _)| op.kind.regions());
     let all = std::iter::once(&graph.body).chain(inner).enumerate();
     all.flat_map(|(index, region)| region.ops.iter().map(move |&op| (op, index)))
         .collect()
+}
+
+/// Which ops of the arena stand in a region; those that were replaced don't.
+fn live(graph: &Graph) -> Vec<bool> {
+    let mut live = vec![false; graph.ops.len()];
+    for id in graph.walk() {
+        if let Some(slot) = live.get_mut(id.index()) {
+            *slot = true;
+        }
+    }
+    live
 }
 
 /// Gives tensors of attributes that became initializers a name of their own.
