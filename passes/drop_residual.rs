@@ -53,6 +53,6 @@ impl MatrixPass for DropResidual {
     }
 }
 
-pass_entry!("drop-residual", Options, |_: Options| Ok(Pass::Matrix(
+pass_entry!("drop-residual" in "drop_residual.rs", Options, |_: Options| Ok(Pass::Matrix(
     Box::new(DropResidual)
 )));

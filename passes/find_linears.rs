@@ -487,6 +487,6 @@ fn spelling(onnx: &OnnxOp, found: &Constant) -> Attrs {
     attrs
 }
 
-pass_entry!("find-linears", Options, |options: Options| Ok(
+pass_entry!("find-linears" in "find_linears.rs", Options, |options: Options| Ok(
     Pass::Module(Box::new(FindLinears(options)))
 ));

@@ -311,6 +311,6 @@ fn users(module: &Module) -> HashMap<WeightId, usize> {
     users
 }
 
-pass_entry!("fuse-siblings", Options, |_: Options| Ok(Pass::Module(
+pass_entry!("fuse-siblings" in "fuse_siblings.rs", Options, |_: Options| Ok(Pass::Module(
     Box::new(FuseSiblings)
 )));

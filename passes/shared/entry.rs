@@ -3,13 +3,21 @@
 /// Makes a pass file's `ENTRY` from its header, its options and its constructor.
 ///
 /// The header's first line is the summary that lists show; the whole header is what
-/// `hlrc-opt passes NAME` prints above the options.
+/// `hlrc-opt passes NAME` prints above the options. A name with hyphens needs its file stated:
+/// `pass_entry!("two-words" in "two_words.rs", …)`. (`file!()` won't do: where this crate is a
+/// dependency it is absolute, and `include_str!` starts at the folder of the pass.)
 macro_rules! pass_entry {
     ($name:literal, $options:ty, $build:expr) => {
+        $crate::passes::shared::entry::pass_entry!(@ $name, concat!($name, ".rs"), $options, $build);
+    };
+    ($name:literal in $file:literal, $options:ty, $build:expr) => {
+        $crate::passes::shared::entry::pass_entry!(@ $name, $file, $options, $build);
+    };
+    (@ $name:literal, $file:expr, $options:ty, $build:expr) => {
         /// This pass in the registry.
         pub const ENTRY: $crate::pass::PassEntry = {
             use $crate::passes::shared::entry;
-            const SOURCE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/", file!()));
+            const SOURCE: &str = include_str!($file);
             const LEN: usize = entry::header::<0>(SOURCE).1;
             const BYTES: &[u8; LEN] = &entry::header::<LEN>(SOURCE).0;
             const DOC: &str = entry::text(BYTES);

@@ -135,6 +135,7 @@ impl Name {
 
     fn fill(&self, template: &str) -> String {
         template
+            .replace("template.rs", &format!("{}.rs", self.module))
             .replace("template", &self.pass)
             .replace("Template", &self.kind)
     }

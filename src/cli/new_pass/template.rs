@@ -70,6 +70,6 @@ impl MatrixPass for Template {
     }
 }
 
-pass_entry!("template", Template, |options: Template| Ok(Pass::Matrix(
+pass_entry!("template" in "template.rs", Template, |options: Template| Ok(Pass::Matrix(
     Box::new(options)
 )));

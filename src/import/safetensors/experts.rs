@@ -11,6 +11,8 @@
 use std::collections::BTreeSet;
 
 use super::builder::{Builder, LinearSpec};
+use super::config::Fields;
+use crate::import::Result;
 use crate::ir::{Activation, Moe, Native, OpKind, Operand, Role, ValueId, WeightId, WeightView};
 
 /// The mixture's choices.
@@ -41,6 +43,18 @@ struct Stack {
 }
 
 impl Experts {
+    /// Refuses to send a token to more experts than there are.
+    ///
+    /// # Errors
+    /// `ImportError::Config` at `num_experts_per_tok`.
+    pub(super) fn checked(self, fields: &Fields<'_>) -> Result<Self> {
+        if self.top_k > self.count {
+            let problem = format!("is {}, but there are {} experts", self.top_k, self.count);
+            return Err(fields.fault("num_experts_per_tok", problem));
+        }
+        Ok(self)
+    }
+
     /// Whether a layer is a mixture.
     pub(super) fn in_layer(&self, layer: u64) -> bool {
         (layer + 1).is_multiple_of(self.step) && !self.plain.contains(&layer)

@@ -28,7 +28,7 @@ pub(super) fn read(f: &Fields<'_>) -> Result<Decoder, Stop> {
     };
     Ok(Decoder {
         window: f.nullable("sliding_window", None)?,
-        experts: Some(experts),
+        experts: Some(experts.checked(f)?),
         ..decoder
     })
 }

@@ -28,6 +28,10 @@ pub(super) fn read(f: &Fields<'_>) -> Result<Decoder, Stop> {
         step: f.count("decoder_sparse_step")?.unwrap_or(1),
         plain: f.indices("mlp_only_layers")?.into_iter().collect(),
     };
+    let experts = match count {
+        0 => None,
+        _ => Some(experts.checked(f)?),
+    };
     Ok(Decoder {
         qkv_bias: bias,
         out_bias: bias,
@@ -35,7 +39,7 @@ pub(super) fn read(f: &Fields<'_>) -> Result<Decoder, Stop> {
         // Here the window is every layer's; max_window_layers has no say.
         window: qwen2::window(f)?,
         sliding: Sliding::All,
-        experts: (count > 0).then_some(experts),
+        experts,
         ..Decoder::read(f, &DEFAULTS)?
     })
 }

@@ -39,6 +39,25 @@ fn all_tensors_at_fault_are_listed() {
 }
 
 #[test]
+fn tokens_go_to_no_more_experts_than_there_are() {
+    for (architecture, kind, key) in [
+        ("MixtralForCausalLM", "mixtral", "num_local_experts"),
+        ("Qwen3MoeForCausalLM", "qwen3_moe", "num_experts"),
+    ] {
+        let config = with(
+            &base(architecture, kind),
+            json!({key: 3, "num_experts_per_tok": 4}),
+        );
+        let error = implied(&parsed(&config)).expect_err("must be refused");
+        let error = error.to_string();
+        assert!(
+            error.contains("num_experts_per_tok") && error.contains("there are 3 experts"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn layers_are_believed_as_far_as_tensors_go() {
     let config = base("LlamaForCausalLM", "llama");
     let tensors = tensors_of(&config);
@@ -94,6 +113,7 @@ proptest! {
         ][family];
         let mut config = base(class, name);
         config["num_experts"] = json!(2);
+        config["num_experts_per_tok"] = json!(1);
         let tensors = tensors_of(&config);
         config[FIELDS[field]] = serde_json::from_str(VALUES[value]).expect("JSON");
         let _ = imported(&config, &tensors);
@@ -167,7 +187,11 @@ fn experts_are_believed_as_far_as_tensors_go() {
     );
     config["num_local_experts"] = json!(2);
     config["num_experts_per_tok"] = json!(3);
-    says(&config, &tensors, &["sends a token to 3 of 2 experts"]);
+    says(
+        &config,
+        &tensors,
+        &["`num_experts_per_tok` is 3, but there are 2 experts"],
+    );
 }
 
 #[test]
