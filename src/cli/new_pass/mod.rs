@@ -173,41 +173,41 @@ fn insert_sorted(text: &str, new: &str, same_kind: impl Fn(&str) -> bool) -> Opt
     Some(all.join("\n") + "\n")
 }
 
-/// Adds the pass to the README's table, where there is one; returns the README's path then.
+/// Adds the pass to the README's table of passes, where there is one; returns the README's path then.
 fn list_in_readme(root: &Path, name: &Name) -> Result<Option<PathBuf>, Failure> {
     let path = root.join("README.md");
-    let Ok(text) = std::fs::read_to_string(&path) else {
+    let Some(text) = std::fs::read_to_string(&path)
+        .ok()
+        .and_then(|text| add_row(&text, name))
+    else {
         return Ok(None);
     };
-    let Some((head, rest)) = text.split_once("\n## Passes") else {
-        return Ok(None);
-    };
-    let (section, tail) = match rest.split_once("\n## ") {
-        Some((section, tail)) => (section, format!("\n## {tail}")),
-        None => (rest, String::new()),
-    };
-    let is_row = |line: &str| line.starts_with("| `");
-    let Some(example) = section.lines().find(|line| is_row(line)) else {
-        return Ok(None);
-    };
-    let summary = TEMPLATE
-        .lines()
-        .next()
-        .unwrap_or_default()
-        .trim_start_matches("//! ");
-    let blanks = " |".repeat(example.matches('|').count().saturating_sub(3));
-    let row = format!("| `{}` | {summary} |{blanks}", name.pass);
-    let Some(section) = insert_sorted(section, &row, is_row) else {
-        return Ok(None);
-    };
-    write_text(
-        &path,
-        &format!(
-            "{head}\n## Passes{}{tail}",
-            section.trim_end_matches('\n').to_owned() + "\n"
-        ),
-    )?;
+    write_text(&path, &text)?;
     Ok(Some(path))
+}
+
+/// The text with a row for the pass in the table that has one for `lowrank`, kept sorted.
+fn add_row(text: &str, name: &Name) -> Option<String> {
+    let is_row = |line: &str| line.starts_with("| `");
+    let lines: Vec<&str> = text.lines().collect();
+    let known = lines
+        .iter()
+        .position(|line| line.starts_with("| `lowrank` |"))?;
+    let (before, after) = lines.split_at(known);
+    let first = known - before.iter().rev().take_while(|line| is_row(line)).count();
+    let last = known + after.iter().take_while(|line| is_row(line)).count();
+    let summary = TEMPLATE.lines().next()?.trim_start_matches("//! ");
+    let row = format!("| `{}` | {summary} |", name.pass);
+    let rows = lines.get(first..last)?;
+    let place = first + rows.iter().take_while(|line| **line < row.as_str()).count();
+    let (head, tail) = lines.split_at(place);
+    let all: Vec<&str> = head
+        .iter()
+        .copied()
+        .chain([row.as_str()])
+        .chain(tail.iter().copied())
+        .collect();
+    Some(all.join("\n") + "\n")
 }
 
 #[cfg(test)]
@@ -245,6 +245,19 @@ mod tests {
                 && last.contains("    c::ENTRY,\n    d::ENTRY,\n];")
         );
         assert!(register("nothing", &name("d")).is_none());
+    }
+
+    #[test]
+    fn the_readme_gets_a_row() {
+        let text = "# x\n\n| pass | what |\n|---|---|\n| `int4` | a |\n| `lowrank` | b |\n| `outlier` | c |\n\nend\n";
+        let with = |pass: &str| add_row(text, &Name::new(pass).expect("a name")).expect("a table");
+        let row = "| `demo` | Takes the columns of largest norm out of what is left. |\n";
+        assert_eq!(
+            with("demo"),
+            text.replace("| `int4`", &format!("{row}| `int4`"))
+        );
+        assert!(with("zip").contains("| c |\n| `zip` | Takes"));
+        assert!(add_row("# x\n", &Name::new("demo").expect("a name")).is_none());
     }
 
     #[test]
