@@ -195,7 +195,11 @@ impl Lowerer<'_> {
             .and_then(Attr::as_str);
         let dtype = stated.and_then(|name| name.parse().ok());
         // Modules that aren't from ONNX compute in f32, whatever is stored.
-        let typed = op.results.iter().flatten().find_map(|&id| self.value_dtype(id));
+        let typed = op
+            .results
+            .iter()
+            .flatten()
+            .find_map(|&id| self.value_dtype(id));
         let dtype = dtype.or(typed).unwrap_or(DType::F32);
         let region = self.regions.get(&at.op).copied().unwrap_or(0);
         let terms = op.kind.matrix().map(|matrix| &matrix.terms);
