@@ -124,7 +124,7 @@ pub struct OptArgs {
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = PIPELINE)]
     pub seed: u64,
 
-    /// Where to write: a directory (default ./<stem>.hlrc), a .onnx or .hlir file, or - for stdout
+    /// Where to write: a directory (default ./STEM.hlrc), a .onnx or .hlir file, or - for stdout
     #[arg(short = 'o', long, value_name = "OUT", value_hint = ValueHint::AnyPath, help_heading = OUTPUT)]
     pub output: Option<PathBuf>,
     /// Write text IR (to stdout unless -o says where)
@@ -215,7 +215,7 @@ pub struct DebugArgs {
     #[arg(long, alias = "pass-remarks-output", value_name = "FILE", value_hint = ValueHint::FilePath,
           help_heading = DEBUG)]
     pub remarks_output: Option<PathBuf>,
-    /// Where a failure leaves what reproduces it (default ./hlrc-crash-<hash>.hlir)
+    /// Where a failure leaves what reproduces it (default ./hlrc-crash-HASH.hlir)
     #[arg(long, alias = "mlir-pass-pipeline-crash-reproducer", value_name = "FILE",
           value_hint = ValueHint::FilePath, help_heading = DEBUG)]
     pub crash_reproducer: Option<PathBuf>,

@@ -12,4 +12,4 @@ mod synthetic;
 pub use journal::{Journal, JournalError, Record};
 pub use reader::{Located, Reader, StoreError, file_path};
 pub use rebase::rebase;
-pub use sink::{JOURNAL, Sink, SinkError, TensorOutline, restore};
+pub use sink::{JOURNAL, NewTensor, Sink, SinkError, TensorOutline, restore};

@@ -31,6 +31,9 @@ pub enum SinkError {
 /// Name or suffix, element type and shape of a tensor to come.
 pub type TensorOutline = (String, DType, Vec<u64>);
 
+/// The stem of a new tensor's name, and the rest of it.
+pub type NewTensor = (String, TensorOutline);
+
 /// File name of the journal in the store's directory.
 pub const JOURNAL: &str = "journal.jsonl";
 
@@ -120,13 +123,12 @@ impl Sink {
 
     /// Says which tensors will come: `(stem, suffix)` of new ones, then names of copies. Used to hash
     /// while writing; a wrong guess costs nothing but time.
-    pub fn foresee(&mut self, new: Vec<(String, TensorOutline)>, copies: Vec<TensorOutline>) {
+    pub fn foresee(&mut self, new: Vec<NewTensor>, copies: Vec<TensorOutline>) {
         let Kind::Shards { writer, .. } = &mut self.kind else {
             return;
         };
-        let named = |(stem, (suffix, dtype, shape)): (String, TensorOutline)| {
-            (format!("{stem}.{suffix}"), dtype, shape)
-        };
+        let named =
+            |(stem, (suffix, dtype, shape)): NewTensor| (format!("{stem}.{suffix}"), dtype, shape);
         let all: Vec<TensorOutline> = new.into_iter().map(named).chain(copies).collect();
         writer.foresee(&all);
     }

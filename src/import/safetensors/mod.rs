@@ -1,6 +1,6 @@
 //! safetensors checkpoints: `config.json` chooses the family, the family builds the graph.
 //!
-//! A family is a small file that says which choices of the shared [decoder](decoder) it makes, or that
+//! A family is a small file that says which choices of the shared `decoder` it makes, or that
 //! builds its own graph. Every tensor that a graph needs is asked for by name and shape, so that one
 //! message lists all that don't fit. Structure and defaults follow the classes of `transformers`.
 

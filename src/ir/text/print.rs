@@ -170,7 +170,7 @@ impl Printer<'_> {
         }
         self.out.push_str(") -> (");
         let mark = self.out.len();
-        self.out.push_str(")");
+        self.out.push(')');
         self.meta(&region.meta, 0);
         self.out.push_str(" {\n");
         self.indent += 1;

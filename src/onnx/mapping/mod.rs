@@ -2,7 +2,7 @@
 //!
 //! Importing keeps what the IR can say in the IR and the rest as metadata by
 //! field name; then each entity is turned back into its message, and where
-//! that differs from the source, a [`Layout`](crate::onnx::Layout) in the
+//! that differs from the source, a [`Layout`] in the
 //! entity's metadata makes up for it. So every entity that no pass touches is
 //! exported as it came, whatever becomes of its neighbours.
 

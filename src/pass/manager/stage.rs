@@ -13,7 +13,7 @@ use crate::pass::manager::schedule::Schedule;
 use crate::pass::terms::{TermData, quant_tensors};
 use crate::pass::{Pass, RemarkKind};
 use crate::report::{SiteReport, StepReport, terms_cost};
-use crate::store::{Record, Sink, TensorOutline, restore};
+use crate::store::{NewTensor, Record, Sink, TensorOutline, restore};
 use crate::weights::DType;
 
 /// A site that passes of this stage run on.
@@ -451,7 +451,7 @@ fn foreseen(
     module: &Module,
     schedule: &Schedule,
     chosen: &[Chosen],
-) -> Option<(Vec<(String, TensorOutline)>, Vec<TensorOutline>)> {
+) -> Option<(Vec<NewTensor>, Vec<TensorOutline>)> {
     let mut new = Vec::new();
     let mut gone = vec![false; module.weights.len()];
     for site in chosen {
