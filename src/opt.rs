@@ -61,6 +61,18 @@ pub struct Job<'a> {
     pub run: RunOptions<'a>,
 }
 
+impl Job<'_> {
+    fn run_passes(
+        &self,
+        module: &mut Module,
+        reader: &Reader<'_>,
+        sink: &mut Sink,
+        observer: &dyn Observer,
+    ) -> Result<Outcome, RunError> {
+        manager::run(module, self.schedule, reader, sink, &self.run, observer)
+    }
+}
+
 /// What a job has done.
 pub struct Summary {
     /// The report.
@@ -164,14 +176,7 @@ fn shown(
     let source = module.clone();
     let reader = Reader::new(cache);
     let mut sink = Sink::hashes();
-    let outcome = manager::run(
-        &mut module,
-        job.schedule,
-        &reader,
-        &mut sink,
-        &job.run,
-        observer,
-    )?;
+    let outcome = job.run_passes(&mut module, &reader, &mut sink, observer)?;
     let report = ModelReport::new(&source, &module, &outcome, &job.pipeline);
     let annotate = |at| report.annotation(&module, at);
     let options = PrintOptions {
@@ -223,14 +228,7 @@ fn folder(
     let mut module = input.module;
     let source = module.clone();
     let reader = Reader::new(cache);
-    let outcome = manager::run(
-        &mut module,
-        job.schedule,
-        &reader,
-        &mut sink,
-        &job.run,
-        observer,
-    )?;
+    let outcome = job.run_passes(&mut module, &reader, &mut sink, observer)?;
     let shards = hlrc::settle(&mut module, &reader, sink, true)?;
     module.base_dir = target.to_path_buf();
     let report = ModelReport::new(&source, &module, &outcome, &job.pipeline);
@@ -278,14 +276,7 @@ fn text_file(
     rebase(&mut module, target.parent().unwrap_or(Path::new(".")));
     let source = module.clone();
     let reader = Reader::new(cache);
-    let outcome = manager::run(
-        &mut module,
-        job.schedule,
-        &reader,
-        &mut sink,
-        &job.run,
-        observer,
-    )?;
+    let outcome = job.run_passes(&mut module, &reader, &mut sink, observer)?;
     let shards = hlrc::settle(&mut module, &reader, sink, false)?;
     let folder = weights
         .file_name()
@@ -341,14 +332,7 @@ fn onnx(
     let mut module = input.module;
     let source = module.clone();
     let reader = Reader::new(cache);
-    let outcome = manager::run(
-        &mut module,
-        job.schedule,
-        &reader,
-        &mut sink,
-        &job.run,
-        observer,
-    )?;
+    let outcome = job.run_passes(&mut module, &reader, &mut sink, observer)?;
     anchor(&mut module);
     let shards = hlrc::settle(&mut module, &reader, sink, false)?;
     // Relative paths start at the source's folder, and this one is elsewhere.
