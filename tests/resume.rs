@@ -25,10 +25,10 @@ fn module(dir: &Path) {
 
 fn command(dir: &Path, extra: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hlrc-opt"));
-    command
-        .current_dir(dir)
-        .args(["m.hlir", "-p", "lowrank{rank=48},outlier,int4"])
-        .args(extra);
+    command.current_dir(dir).arg("m.hlir").args(extra);
+    if !extra.contains(&"-p") {
+        command.args(["-p", "lowrank{rank=48},outlier,int4"]);
+    }
     command
 }
 
@@ -104,6 +104,47 @@ fn threads_and_interruptions_change_nothing() {
             assert_eq!(whole, files(&dir.join("cut.hlrc")), "cut after {tensors}");
             std::fs::remove_dir_all(dir.join("cut.hlrc")).expect("removed");
         }
+    }
+}
+
+/// A module pass between matrix passes: the residual waits in a file that is no part of the output.
+#[test]
+fn stages_pass_residuals_on_and_resume() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let dir = dir.path();
+    module(dir);
+    let staged = ["-p", "lowrank{rank=48},canonicalize,int4"];
+    let with = |extra: &[&'static str]| [&staged[..], extra].concat();
+    assert!(run(dir, &with(&["-o", "whole.hlrc"])).status.success());
+    let fused = ["-p", "lowrank{rank=48},int4", "-o", "fused.hlrc"];
+    assert!(run(dir, &fused).status.success());
+    let whole = files(&dir.join("whole.hlrc"));
+    let names: Vec<_> = whole.keys().map(String::as_str).collect();
+    let expected = [
+        "manifest.json",
+        "model.safetensors",
+        "module.hlir",
+        "report.json",
+    ];
+    assert_eq!(names, expected);
+    let sum = |name: &str| {
+        let report = std::fs::read(dir.join(name).join("report.json")).expect("a report");
+        let json: serde_json::Value = serde_json::from_slice(&report).expect("JSON");
+        let all = ["params_before", "bytes_before", "bytes_after"];
+        all.map(|key| json["rewritten_totals"][key].as_u64())
+    };
+    assert_eq!(sum("whole.hlrc"), sum("fused.hlrc"));
+    for tensors in [3, 12, 17] {
+        let mut child = start(dir, &with(&["-o", "cut.hlrc", "--threads", "1"]), tensors);
+        child.kill().expect("killed");
+        child.wait().expect("ended");
+        if dir.join("cut.hlrc.partial/journal.jsonl").is_file() {
+            let again = run(dir, &with(&["-o", "cut.hlrc", "--resume"]));
+            let told = String::from_utf8_lossy(&again.stderr).into_owned();
+            assert!(again.status.success(), "{told}");
+        }
+        assert_eq!(whole, files(&dir.join("cut.hlrc")), "cut after {tensors}");
+        std::fs::remove_dir_all(dir.join("cut.hlrc")).expect("removed");
     }
 }
 

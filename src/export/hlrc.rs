@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::ir::{Encoding, Module, Storage, Weight, WeightId, text};
-use crate::store::{JOURNAL, Reader, Sink, SinkError, StoreError, TensorOutline};
+use crate::store::{JOURNAL, Reader, Sink, SinkError, StoreError, TensorOutline, is_scratch};
 use crate::weights::writer::{Finished, ShardInfo};
 use crate::weights::{DType, WeightsError, sha256_file};
 
@@ -143,9 +143,9 @@ impl Partial {
     /// # Errors
     /// The folder cannot be renamed.
     pub fn publish(self) -> Result<(), FolderError> {
-        for name in [JOURNAL, "lock"] {
-            let path = self.path.join(name);
-            if path.exists() {
+        for entry in std::fs::read_dir(&self.path).map_err(io(&self.path))? {
+            let path = entry.map_err(io(&self.path))?.path();
+            if is_scratch(&path) {
                 std::fs::remove_file(&path).map_err(io(&path))?;
             }
         }
@@ -162,6 +162,13 @@ impl Partial {
                 let _ = std::fs::rename(&old, &self.target);
             }
             return Err(io(&self.target)(error));
+        }
+        // Only now: a run that is killed before can still be resumed.
+        for name in [JOURNAL, "lock"] {
+            let path = self.target.join(name);
+            if path.exists() {
+                std::fs::remove_file(&path).map_err(io(&path))?;
+            }
         }
         if !replaces {
             return Ok(());
@@ -197,9 +204,15 @@ pub fn settle(
     mut sink: Sink,
     copy_untouched: bool,
 ) -> Result<Finished, FolderError> {
-    if copy_untouched {
-        for index in 0..module.weights.len() {
-            copy(module, reader, &mut sink, WeightId::new(index))?;
+    for index in 0..module.weights.len() {
+        let id = WeightId::new(index);
+        // A residual that no later pass took up after all is in a file that goes.
+        let fleeting = module.weight(id).is_some_and(|w| match &w.storage {
+            Storage::File { path, .. } => is_scratch(Path::new(path.as_ref())),
+            _ => false,
+        });
+        if copy_untouched || fleeting {
+            copy(module, reader, &mut sink, id)?;
         }
     }
     let finished = sink.finish()?;

@@ -42,12 +42,18 @@ pub enum JournalError {
 /// A finished site.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
-    /// Number of the site in the run.
+    /// Number of the stage of matrix passes.
+    pub stage: usize,
+    /// Number of the site in the stage.
     pub site: usize,
     /// Structure of its terms; `None` where the site was left as it was.
     pub terms: Option<Vec<TermSpec>>,
     /// Tensors written, in the order of the terms.
     pub entries: Vec<Entry>,
+    /// The residual that a later stage takes up, the last of the terms: its place in the scratch file.
+    pub passed: Option<Entry>,
+    /// Σ w² of the matrix that the stage began with.
+    pub weight_squares: f64,
     /// What is reported of it.
     pub report: SiteReport,
     /// What passes said of it.

@@ -6,10 +6,12 @@
 mod journal;
 mod reader;
 mod rebase;
+mod scratch;
 mod sink;
 mod synthetic;
 
 pub use journal::{Journal, JournalError, Record};
 pub use reader::{Located, Reader, StoreError, file_path};
 pub use rebase::rebase;
-pub use sink::{JOURNAL, NewTensor, Sink, SinkError, TensorOutline, restore};
+pub use scratch::is_scratch;
+pub use sink::{Done, JOURNAL, NewTensor, Sink, SinkError, TensorOutline};

@@ -1,12 +1,13 @@
 //! Where the terms that passes make go.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use super::scratch::{self, Scratch};
 use super::{Journal, JournalError, Record};
 use crate::ir::{Attrs, Module, Storage, Term, Weight, WeightId};
 use crate::pass::Remark;
-use crate::pass::terms::{BadSpec, TermData, TermSpec};
+use crate::pass::terms::{BadSpec, TensorData, TermData, TermSpec};
 use crate::report::SiteReport;
 use crate::weights::writer::{Entry, Finished};
 use crate::weights::{DType, Digest, ShardWriter, WeightsError, WriterOptions};
@@ -26,6 +27,12 @@ pub enum SinkError {
     /// The journal's records make no terms.
     #[error(transparent)]
     Spec(#[from] BadSpec),
+    /// The journal counts residuals that are not there.
+    #[error(
+        "{}: shorter than the journal says; start the run anew without --resume",
+        .0.display()
+    )]
+    Scratch(PathBuf),
 }
 
 /// Name or suffix, element type and shape of a tensor to come.
@@ -52,9 +59,33 @@ enum Kind {
         journal: Journal,
         /// Records of the interrupted run that this one goes on from.
         done: Vec<Record>,
+        /// Where all of this is.
+        directory: PathBuf,
+        /// Residuals that a later stage takes up.
+        scratch: Option<Scratch>,
     },
     /// Keeps nothing but content hashes: for text that shows structure.
     Hashes,
+}
+
+/// What has become of a site.
+pub struct Done<'a> {
+    /// Number of the stage.
+    pub stage: usize,
+    /// Number of the site in the stage.
+    pub number: usize,
+    /// What the names of its tensors start with.
+    pub stem: &'a str,
+    /// Its terms in row tiles; `None` where it stays as it was.
+    pub terms: Option<Vec<Vec<TermData>>>,
+    /// Whether the last term is a residual that a later stage takes up, and no part of the output.
+    pub passes_on: bool,
+    /// Σ w² of the matrix that the stage began with.
+    pub weight_squares: f64,
+    /// What is reported of it.
+    pub report: &'a SiteReport,
+    /// What passes said of it.
+    pub remarks: &'a [Remark],
 }
 
 impl Sink {
@@ -87,6 +118,8 @@ impl Sink {
                 writer: Box::new(ShardWriter::create(directory, options)?),
                 journal: Journal::create(&directory.join(JOURNAL), fingerprint)?,
                 done: Vec::new(),
+                directory: directory.to_path_buf(),
+                scratch: None,
             },
         })
     }
@@ -102,23 +135,48 @@ impl Sink {
     ) -> Result<Self, SinkError> {
         let path = directory.join(JOURNAL);
         let (journal, done) = Journal::resume(&path, fingerprint)?;
-        let entries = done.iter().flat_map(|r| r.entries.clone()).collect();
+        let entries: Vec<Entry> = done.iter().flat_map(|r| r.entries.clone()).collect();
+        let passed = done.iter().flat_map(|r| &r.passed);
         Ok(Self {
-            names: HashSet::new(),
+            names: entries
+                .iter()
+                .chain(passed)
+                .map(|e| e.name.clone())
+                .collect(),
             kind: Kind::Shards {
                 writer: Box::new(ShardWriter::resume(directory, options, entries)?),
                 journal,
                 done,
+                directory: directory.to_path_buf(),
+                scratch: None,
             },
         })
     }
 
-    /// Records of finished sites that a resumed run need not do again.
-    pub fn take_done(&mut self) -> Vec<Record> {
-        match &mut self.kind {
-            Kind::Shards { done, .. } => std::mem::take(done),
-            Kind::Hashes => Vec::new(),
+    /// Records of a stage's finished sites that a resumed run need not do again.
+    ///
+    /// # Errors
+    /// The residuals that they speak of are not there.
+    pub fn take_done(&mut self, stage: usize) -> Result<Vec<Record>, SinkError> {
+        let Kind::Shards {
+            done,
+            directory,
+            scratch,
+            ..
+        } = &mut self.kind
+        else {
+            return Ok(Vec::new());
+        };
+        let (mine, later) = std::mem::take(done)
+            .into_iter()
+            .partition(|r| r.stage == stage);
+        *done = later;
+        let mine: Vec<Record> = mine;
+        let passed: u64 = mine.iter().flat_map(|r| &r.passed).map(|e| e.bytes).sum();
+        if passed > 0 {
+            *scratch = Some(Scratch::open(directory, stage, passed)?);
         }
+        Ok(mine)
     }
 
     /// Says which tensors will come: `(stem, suffix)` of new ones, then names of copies. Used to hash
@@ -133,44 +191,37 @@ impl Sink {
         writer.foresee(&all);
     }
 
-    /// Stores a site's terms, each in row tiles, and returns them as the IR has them; their weights are added to the module.
+    /// Stores a site's terms and returns them as the IR has them; their weights are added to the module.
     ///
     /// # Errors
     /// The output cannot be written.
     pub fn commit(
         &mut self,
         module: &mut Module,
-        number: usize,
-        stem: &str,
-        terms: Option<Vec<Vec<TermData>>>,
-        report: &SiteReport,
-        remarks: &[Remark],
+        done: Done<'_>,
     ) -> Result<Option<Vec<Term>>, SinkError> {
-        let mut specs: Option<Vec<TermSpec>> = terms.as_ref().map(|_| Vec::new());
+        let mut specs: Option<Vec<TermSpec>> = done.terms.as_ref().map(|_| Vec::new());
         let mut entries = Vec::new();
+        let mut passed = None;
         let mut made = Vec::new();
-        for (index, tiles) in terms.into_iter().flatten().enumerate() {
+        let count = done.terms.as_ref().map_or(0, Vec::len);
+        for (index, tiles) in done.terms.into_iter().flatten().enumerate() {
             let Some((spec, tensors)) = TermData::tiles_into_parts(tiles)? else {
                 continue;
             };
+            let passes_on = done.passes_on && index + 1 == count;
             let mut ids = Vec::with_capacity(tensors.len());
             for tensor in tensors {
-                let name = self.tensor_name(stem, tensor.suffix, index);
-                let (dtype, shape) = (tensor.dtype, tensor.shape);
-                let mut sha256 = None;
-                match &mut self.kind {
-                    Kind::Shards { writer, .. } => {
-                        writer.begin(&name, dtype, &shape)?;
-                        for piece in tensor.pieces {
-                            writer.write(&piece)?;
-                        }
-                        entries.push(writer.end()?);
-                    }
-                    Kind::Hashes => {
-                        sha256 = Some(Digest::of(&tensor.pieces.concat()).to_hex());
-                    }
+                let name = self.tensor_name(done.stem, tensor.suffix, index);
+                if passes_on {
+                    let (entry, storage) = self.pass_on(done.stage, name, tensor)?;
+                    ids.push(add_weight(module, &entry, storage, None));
+                    passed = Some(entry);
+                } else {
+                    let (entry, sha256) = self.store(name, tensor)?;
+                    ids.push(add_weight(module, &entry, Storage::Absent, sha256));
+                    entries.push(entry);
                 }
-                ids.push(add_weight(module, name, dtype, shape, sha256));
             }
             made.push(spec.term(&ids)?);
             specs.get_or_insert_default().push(spec);
@@ -182,14 +233,96 @@ impl Sink {
         {
             writer.position()?;
             journal.add(&Record {
-                site: number,
+                stage: done.stage,
+                site: done.number,
                 terms: specs,
                 entries,
-                report: report.clone(),
-                remarks: remarks.to_vec(),
+                passed,
+                weight_squares: done.weight_squares,
+                report: done.report.clone(),
+                remarks: done.remarks.to_vec(),
             })?;
         }
         Ok(keep.then_some(made))
+    }
+
+    /// Stores a tensor; gives its hash where that is all that is kept of it.
+    fn store(
+        &mut self,
+        name: String,
+        tensor: TensorData,
+    ) -> Result<(Entry, Option<String>), SinkError> {
+        match &mut self.kind {
+            Kind::Shards { writer, .. } => {
+                writer.begin(&name, tensor.dtype, &tensor.shape)?;
+                for piece in tensor.pieces {
+                    writer.write(&piece)?;
+                }
+                Ok((writer.end()?, None))
+            }
+            Kind::Hashes => {
+                let hash = Digest::of_pieces(&tensor.pieces).to_hex();
+                Ok((entry(name, &tensor, 0, 0), Some(hash)))
+            }
+        }
+    }
+
+    /// Keeps a residual where a later stage finds it.
+    fn pass_on(
+        &mut self,
+        stage: usize,
+        name: String,
+        tensor: TensorData,
+    ) -> Result<(Entry, Storage), SinkError> {
+        match &mut self.kind {
+            Kind::Shards {
+                directory, scratch, ..
+            } => {
+                let file = match scratch.take() {
+                    Some(open) if open.stage == stage => open,
+                    _ => Scratch::open(directory, stage, 0)?,
+                };
+                let file = scratch.insert(file);
+                let offset = file.add(&tensor.pieces)?;
+                let entry = entry(name, &tensor, stage, offset);
+                let storage = scratch::storage(directory, stage, offset, entry.bytes);
+                Ok((entry, storage))
+            }
+            Kind::Hashes => {
+                let entry = entry(name, &tensor, stage, 0);
+                Ok((entry, Storage::Inline(tensor.pieces.concat())))
+            }
+        }
+    }
+
+    /// The terms of a recorded site; their weights are added to the module.
+    ///
+    /// # Errors
+    /// The record is damaged.
+    pub fn restore(
+        &self,
+        module: &mut Module,
+        record: &Record,
+    ) -> Result<Option<Vec<Term>>, SinkError> {
+        let (Some(specs), Kind::Shards { directory, .. }) = (&record.terms, &self.kind) else {
+            return Ok(None);
+        };
+        let stored = record.entries.iter().map(|e| (e, Storage::Absent));
+        let passed = record.passed.iter().map(|e| {
+            let place = scratch::storage(directory, record.stage, e.offset, e.bytes);
+            (e, place)
+        });
+        let mut entries = stored.chain(passed);
+        let mut terms = Vec::with_capacity(specs.len());
+        for spec in specs {
+            let ids: Vec<WeightId> = entries
+                .by_ref()
+                .take(spec.tensors())
+                .map(|(e, storage)| add_weight(module, e, storage, None))
+                .collect();
+            terms.push(spec.term(&ids)?);
+        }
+        Ok(Some(terms))
     }
 
     /// Copies a weight that no pass touched, tile by tile.
@@ -235,39 +368,28 @@ impl Sink {
     }
 }
 
-/// The terms of a recorded site; their weights are added to the module.
-///
-/// # Errors
-/// The record is damaged.
-pub fn restore(module: &mut Module, record: &Record) -> Result<Option<Vec<Term>>, SinkError> {
-    let Some(specs) = &record.terms else {
-        return Ok(None);
-    };
-    let mut entries = record.entries.iter();
-    let mut terms = Vec::with_capacity(specs.len());
-    for spec in specs {
-        let ids: Vec<WeightId> = entries
-            .by_ref()
-            .take(spec.tensors())
-            .map(|e: &Entry| add_weight(module, e.name.clone(), e.dtype, e.shape.clone(), None))
-            .collect();
-        terms.push(spec.term(&ids)?);
+fn entry(name: String, tensor: &TensorData, stage: usize, offset: u64) -> Entry {
+    Entry {
+        name,
+        dtype: tensor.dtype,
+        shape: tensor.shape.clone(),
+        shard: u32::try_from(stage).unwrap_or(u32::MAX),
+        offset,
+        bytes: tensor.pieces.iter().map(|p| p.len() as u64).sum(),
     }
-    Ok(Some(terms))
 }
 
 fn add_weight(
     module: &mut Module,
-    name: String,
-    dtype: DType,
-    dims: Vec<u64>,
+    entry: &Entry,
+    storage: Storage,
     sha256: Option<String>,
 ) -> WeightId {
     module.add_weight(Weight {
-        name,
-        dtype,
-        dims,
-        storage: Storage::Absent,
+        name: entry.name.clone(),
+        dtype: entry.dtype,
+        dims: entry.shape.clone(),
+        storage,
         sha256,
         meta: Attrs::new(),
     })

@@ -25,6 +25,13 @@ impl Digest {
         Digest(Sha256::digest(bytes).into())
     }
 
+    /// Digest of bytes that come in pieces.
+    pub fn of_pieces(pieces: &[Vec<u8>]) -> Digest {
+        let mut hasher = Sha256::new();
+        pieces.iter().for_each(|piece| hasher.update(piece));
+        Digest(hasher.finalize().into())
+    }
+
     /// Lower-case hexadecimal, 64 digits.
     pub fn to_hex(self) -> String {
         to_hex(&self.0)

@@ -31,6 +31,16 @@ pub struct Shape {
     pub term_bytes: u64,
 }
 
+impl Shape {
+    /// The same where what is left goes to a later stage, as f32.
+    pub(super) fn passing_on(mut self) -> Self {
+        let bytes = |rows: u64| rows.saturating_mul(self.cols).saturating_mul(4);
+        self.term_bytes = self.term_bytes.saturating_add(bytes(self.rows));
+        self.unit_bytes = self.unit_bytes.saturating_add(bytes(self.unit_rows));
+        self
+    }
+}
+
 /// What a run will take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Estimate {

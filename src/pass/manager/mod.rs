@@ -7,6 +7,7 @@
 
 mod judge;
 mod memory;
+mod origin;
 mod raise;
 pub mod schedule;
 mod snapshot;
@@ -17,10 +18,10 @@ mod workers;
 use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
 
+use crate::ir::Module;
 use crate::ir::patch::PatchError;
 use crate::ir::site::{Site, sites};
 use crate::ir::verify::{Violations, verify};
-use crate::ir::{Matrix, Module};
 use crate::pass::pipeline::SyntaxError;
 use crate::pass::{Pass, Remark, RemarkKind};
 use crate::report::SiteReport;
@@ -229,6 +230,7 @@ pub fn run(
         outcome: Outcome::default(),
         bisect: options.bisect_limit.map(|limit| (0, limit)),
         sources: HashMap::new(),
+        spent: Vec::new(),
     };
     run.outcome.totals = schedule
         .steps
@@ -239,13 +241,19 @@ pub fn run(
         })
         .collect();
     schedule.check_scopes(&sites(module))?;
-    for stage in &schedule.stages {
+    for (number, stage) in schedule.stages.iter().enumerate() {
         match stage {
             Stage::Module(step) => run.module_pass(module, *step)?,
-            Stage::Matrices(steps) => run.matrices(module, sink, steps)?,
+            Stage::Matrices(steps) => run.matrices(module, sink, number, steps)?,
         }
     }
     Ok(run.outcome)
+}
+
+/// A site in one of the stages that work on it.
+struct StoredSite<'a> {
+    stage: usize,
+    site: &'a Site,
 }
 
 struct Run<'a> {
@@ -256,8 +264,11 @@ struct Run<'a> {
     outcome: Outcome,
     /// Applications so far, and the limit.
     bisect: Option<(u64, u64)>,
-    /// Matrices as they were before any pass, for the judgement at the end.
-    sources: HashMap<String, (Matrix, u64)>,
+    /// Matrices as they were before any pass, by site, for the judgement at the end.
+    sources: HashMap<String, origin::Origin>,
+    /// Weights that matrices had and no longer have, by name: they go behind the last stage, so that
+    /// until then a matrix can be put back.
+    spent: Vec<String>,
 }
 
 impl Run<'_> {

@@ -1,19 +1,19 @@
 //! One stage of matrix passes: jobs, their results in order, and what becomes of them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::memory::{self, Estimate, Shape};
 use super::unit::{Job, UnitError, UnitResult, residual_dtype};
 use super::workers::{self, Ended};
-use super::{Run, RunError, RunOptions, judge, seed_of, snapshot};
+use super::{Run, RunError, RunOptions, StoredSite, judge, seed_of, snapshot};
 use crate::ir::patch::without_weights;
 use crate::ir::site::{Site, sites};
 use crate::ir::{Module, OpRef, Term, WeightId, WeightView};
-use crate::pass::manager::schedule::Schedule;
+use crate::pass::manager::schedule::{Schedule, Stage};
 use crate::pass::terms::{TermData, quant_tensors};
 use crate::pass::{Pass, RemarkKind};
 use crate::report::{SiteReport, StepReport, terms_cost};
-use crate::store::{NewTensor, Record, Sink, TensorOutline, restore};
+use crate::store::{Done, NewTensor, Record, Sink, TensorOutline};
 use crate::weights::DType;
 
 /// A site that passes of this stage run on.
@@ -25,6 +25,8 @@ pub(super) struct Chosen {
     dtype: DType,
     shape: Shape,
     pub(super) keep: Option<DType>,
+    /// Whether what is left is taken up by a later stage, and no part of the output.
+    passes_on: bool,
 }
 
 /// What a finished site has become.
@@ -61,8 +63,12 @@ pub(super) fn choose(
         let dtype = weight.dtype;
         // A later stage takes the residual up: it is stored in between.
         let ends = all.last() == Some(&last);
-        let keep = (!ends || schedule.keeps_residual(last)).then(|| residual_dtype(dtype));
-        let shape = memory::shape_of(schedule, &steps, site, dtype, view.transposed);
+        let kept = schedule.keeps_residual(last).then(|| residual_dtype(dtype));
+        let keep = if ends { kept } else { Some(DType::F32) };
+        let mut shape = memory::shape_of(schedule, &steps, site, dtype, view.transposed);
+        if !ends {
+            shape = shape.passing_on();
+        }
         chosen.push(Chosen {
             site: site.clone(),
             steps,
@@ -70,6 +76,7 @@ pub(super) fn choose(
             dtype,
             shape,
             keep,
+            passes_on: !ends,
         });
     }
     chosen
@@ -99,12 +106,13 @@ impl Run<'_> {
         &mut self,
         module: &mut Module,
         sink: &mut Sink,
+        number: usize,
         stage: &[usize],
     ) -> Result<(), RunError> {
         let all = sites(module);
         let mut chosen = choose(module, self.schedule, stage, &all);
         self.remark_unchosen(module, &all, stage);
-        if chosen.is_empty() && self.sources.is_empty() {
+        if chosen.is_empty() && self.outcome.sites.is_empty() {
             return Err(RunError::NothingToDo);
         }
         self.bisect_away(&mut chosen);
@@ -117,11 +125,11 @@ impl Run<'_> {
             sink.foresee(new, copies);
         }
         let before = module.clone();
-        let mut done = sink.take_done().into_iter();
+        let mut done = sink.take_done(number)?.into_iter();
         let mut finished: Vec<Finished> = Vec::with_capacity(chosen.len());
         let mut first = 0;
         while let (Some(record), Some(site)) = (done.next(), chosen.get(first)) {
-            finished.push(self.restored(module, site, &record)?);
+            finished.push(self.restored(module, sink, (number, site), &record)?);
             first += 1;
         }
         let rest = chosen.get(first..).unwrap_or(&[]);
@@ -134,9 +142,9 @@ impl Run<'_> {
             &open,
             limits.workers,
             options.interrupt,
-            |number, units| {
-                let done = first + number;
-                match self.finish(module, sink, &rest[number], done, units) {
+            |at, units| {
+                let done = first + at;
+                match self.finish(module, sink, (number, &rest[at]), done, units) {
                     Ok(site) => finished.push(site),
                     Err(RunError::Interrupted { .. }) => {
                         let total = chosen.len();
@@ -151,9 +159,27 @@ impl Run<'_> {
             return Err(error);
         }
         self.inspect(&before, module, &finished, stage)?;
-        let used: Vec<WeightId> = chosen.iter().map(|c| c.view.weight).collect();
-        without_weights(module, &used);
+        self.drop_spent(module, number, &chosen);
         Ok(())
+    }
+
+    /// Takes weights that matrices no longer have out of the module, behind the last stage.
+    fn drop_spent(&mut self, module: &mut Module, number: usize, chosen: &[Chosen]) {
+        let mut used: Vec<WeightId> = chosen.iter().map(|c| c.view.weight).collect();
+        let later = self.schedule.stages.iter().skip(number + 1);
+        let mut later = later.filter(|s| matches!(s, Stage::Matrices(_)));
+        if later.next().is_some() {
+            let names = used.iter().filter_map(|&id| module.weight(id));
+            self.spent.extend(names.map(|w| w.name.clone()));
+            return;
+        }
+        let spent: HashSet<String> = self.spent.drain(..).collect();
+        let named = module.weights.iter().enumerate();
+        let named = named.filter(|(_, w)| spent.contains(&w.name));
+        used.extend(named.map(|(index, _)| WeightId::new(index)));
+        used.sort_unstable();
+        used.dedup();
+        without_weights(module, &used);
     }
 
     /// Says why sites that a pass might have taken were not.
@@ -209,16 +235,18 @@ impl Run<'_> {
         &mut self,
         module: &mut Module,
         sink: &mut Sink,
-        chosen: &Chosen,
+        (stage, chosen): (usize, &Chosen),
         number: usize,
         units: Vec<Ended>,
     ) -> Result<Finished, RunError> {
         let said = self.outcome.remarks.len();
         let units = self.succeeded(chosen, units)?;
-        let mut merged = self.merge(chosen, units);
         let site = &chosen.site;
+        let at = StoredSite { stage, site };
+        let origin = self.origin(&at).map(|o| (o.bytes, o.squares));
+        let mut merged = self.merge(chosen, units, origin.map(|o| o.1));
         let source = site.matrix(module).map(|m| m.bytes(&module.weights));
-        let original = self.source(module, site, source.unwrap_or(0));
+        let original = origin.map_or(source.unwrap_or(0), |o| o.0);
         let kept = kept_terms(module, site);
         let kept_bytes: u64 = site.matrix(module).map_or(0, |m| {
             kept.iter().map(|t| t.bytes(m, &module.weights)).sum()
@@ -249,33 +277,33 @@ impl Run<'_> {
                 8.0 * report.bytes_after as f64 / report.params_before.max(1) as f64;
         }
         let remarks = self.outcome.remarks.get(said..).unwrap_or_default();
-        let stored = sink.commit(module, number, &stem(site), terms, &merged.report, remarks)?;
+        let done = Done {
+            stage,
+            number,
+            stem: &stem(site),
+            terms,
+            passes_on: chosen.passes_on,
+            weight_squares: merged.weight_squares,
+            report: &merged.report,
+            remarks,
+        };
+        let stored = sink.commit(module, done)?;
         self.observer.site(&merged.report);
-        self.outcome.sites.push(merged.report);
-        Ok(self.rewrite(module, site, kept, merged.made, stored))
-    }
-
-    /// Bytes of the matrix before any pass ran on it.
-    fn source(&mut self, module: &Module, site: &Site, bytes: u64) -> u64 {
-        if let Some((_, bytes)) = self.sources.get(&site.name) {
-            return *bytes;
-        }
-        if let Some(matrix) = site.matrix(module) {
-            let entry = (matrix.clone(), bytes);
-            self.sources.insert(site.name.clone(), entry);
-        }
-        bytes
+        let squares = merged.weight_squares;
+        self.add_report(module, &at, squares, merged.report);
+        Ok(self.rewrite(module, &at, kept, merged.made, stored))
     }
 
     /// Puts a site's stored terms into every op that uses it.
     fn rewrite(
         &mut self,
         module: &mut Module,
-        site: &Site,
+        at: &StoredSite<'_>,
         kept: Vec<Term>,
         made: Vec<(usize, bool)>,
         stored: Option<Vec<Term>>,
     ) -> Finished {
+        let site = at.site;
         let mut finished = Finished {
             users: site.users.clone(),
             stem: stem(site),
@@ -286,6 +314,7 @@ impl Run<'_> {
             residual: None,
         };
         let Some(stored) = stored else {
+            self.put_back(module, at);
             return finished;
         };
         for at in &site.users {
@@ -306,16 +335,20 @@ impl Run<'_> {
     fn restored(
         &mut self,
         module: &mut Module,
-        chosen: &Chosen,
+        sink: &Sink,
+        (stage, chosen): (usize, &Chosen),
         record: &Record,
     ) -> Result<Finished, RunError> {
-        let kept = kept_terms(module, &chosen.site);
-        let terms = restore(module, record)?;
+        let site = &chosen.site;
+        let at = StoredSite { stage, site };
+        let kept = kept_terms(module, site);
+        let terms = sink.restore(module, record)?;
         let made = record.report.steps.iter().zip(&chosen.steps);
         let made = made.map(|(r, &s)| (s, !r.term.is_empty())).collect();
-        self.outcome.sites.push(record.report.clone());
+        let report = record.report.clone();
+        self.add_report(module, &at, record.weight_squares, report);
         self.outcome.remarks.extend(record.remarks.iter().cloned());
-        Ok(self.rewrite(module, &chosen.site, kept, made, terms))
+        Ok(self.rewrite(module, &at, kept, made, terms))
     }
 
     fn succeeded(&self, chosen: &Chosen, units: Vec<Ended>) -> Result<Vec<UnitResult>, RunError> {
@@ -349,11 +382,14 @@ impl Run<'_> {
     }
 
     /// Puts the row tiles of a site together.
-    fn merge(&mut self, chosen: &Chosen, units: Vec<UnitResult>) -> Merged {
+    ///
+    /// `origin` is Σ w² of the source where an earlier stage has taken terms from it.
+    fn merge(&mut self, chosen: &Chosen, units: Vec<UnitResult>, origin: Option<f64>) -> Merged {
         let weights: f64 = units.iter().map(|u| u.weight_squares).sum();
         let errors: f64 = units.iter().map(|u| u.error_squares).sum();
-        let relative = |squares: f64| match weights > 0.0 {
-            true => (squares / weights).sqrt(),
+        let source = origin.unwrap_or(weights);
+        let relative = |squares: f64| match source > 0.0 {
+            true => (squares / source).sqrt(),
             false => 0.0,
         };
         let mut parts: HashMap<usize, Vec<TermData>> = HashMap::new();
@@ -377,6 +413,7 @@ impl Run<'_> {
         let mut merged = Merged {
             terms: Vec::new(),
             made: Vec::new(),
+            weight_squares: weights,
             report: SiteReport::begin(&chosen.site, chosen.dtype, relative(errors)),
         };
         for (place, &step) in chosen.steps.iter().enumerate() {
@@ -442,6 +479,8 @@ struct Merged {
     terms: Vec<Vec<TermData>>,
     /// Each step, and whether it made a term.
     made: Vec<(usize, bool)>,
+    /// Σ w² of what the stage began with.
+    weight_squares: f64,
     report: SiteReport,
 }
 
