@@ -261,6 +261,10 @@ impl Lowerer<'_> {
         for (index, value) in self.graph.values.iter_mut().enumerate() {
             if !inputs.iter().any(|input| input.index() == index) {
                 value.ty = None;
+            } else if let Some(Type::Tensor(tensor)) = &mut value.ty
+                && tensor.dtype.is_float()
+            {
+                tensor.dtype = DType::F32;
             }
         }
         let outputs = self.graph.body.outputs.clone();

@@ -343,10 +343,16 @@ proptest! {
     }
 
     #[test]
-    fn damaged_models_never_panic(at in 0usize..4000, byte in any::<u8>()) {
+    fn damaged_models_never_panic(
+        damage in proptest::collection::vec((any::<u16>(), any::<u8>()), 1..8),
+        cut in proptest::option::weighted(0.1, any::<u16>()),
+    ) {
         let mut bytes = encode_to_vec(&everything(), &[]).unwrap();
-        let at = at % bytes.len();
-        bytes[at] = byte;
+        for (at, byte) in damage {
+            let at = usize::from(at) % bytes.len();
+            bytes[at] = byte;
+        }
+        bytes.truncate(cut.map_or(bytes.len(), |cut| usize::from(cut) % bytes.len()));
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("damaged.onnx");
         std::fs::write(&path, &bytes).unwrap();
