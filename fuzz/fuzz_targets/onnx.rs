@@ -24,7 +24,7 @@ fuzz_target!(|data: &[u8]| {
     };
     let back = encode::encode_to_vec(&message, data).expect("payloads inside the file");
     assert_eq!(encoded_len(&message), back.len() as u64);
-    assert!(back == data, "decode and encode must give the same bytes");
+    same(&back, data, "decode and encode");
 
     let path = file("model.onnx", data);
     let mut module = match import(&path) {
@@ -39,7 +39,7 @@ fuzz_target!(|data: &[u8]| {
     let name: Arc<str> = "model.onnx".into();
     let built = Builder::model(&parsed, &mut Sources::new(name)).expect("a module from ONNX");
     let back = encode::encode_to_vec(&built, data).expect("payloads inside the file");
-    assert!(back == data, "import and export must give the same bytes");
+    same(&back, data, "import and export");
 
     let plan = Pipeline::parse("int8").expect("a pipeline");
     let schedule = Schedule::new(&plan, &[], None).expect("a schedule");
@@ -52,3 +52,11 @@ fuzz_target!(|data: &[u8]| {
         Err(error) => assert!(!error.to_string().is_empty()),
     }
 });
+
+fn same(back: &[u8], data: &[u8], what: &str) {
+    if back != data {
+        let at = back.iter().zip(data).take_while(|(a, b)| a == b).count();
+        let (ours, theirs) = (back.escape_ascii(), data.escape_ascii());
+        panic!("{what} must give the same bytes; they differ at {at}\n{ours}\n{theirs}");
+    }
+}

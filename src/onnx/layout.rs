@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::message::{Blob, Field, Message, Value, elements_of, elements_value};
 use super::schema::{Kind, Schema};
-use super::wire::{Cursor, Width};
+use super::wire::{Cursor, Width, WireType};
 
 mod text;
 pub use text::LayoutParseError;
@@ -389,6 +389,7 @@ impl Applier {
                     self.put_elements(*number, packed, &bits);
                 }
             }
+            Item::Extra { number, bytes } if self.is_outdated(*number, bytes) => {}
             Item::Extra { number, bytes } => {
                 let blob = Blob::Owned(bytes.clone());
                 self.out.push(Field::new(*number, Value::Unknown(blob)));
@@ -397,6 +398,16 @@ impl Applier {
                 self.queues.remove(number);
             }
         }
+    }
+
+    /// Has an edit given the message a singular message where `bytes` hold one?
+    fn is_outdated(&self, number: u32, bytes: &[u8]) -> bool {
+        let spec = self.schema.field(number);
+        let single = spec.is_some_and(|s| matches!(s.kind, Kind::Message(_)) && !s.repeated);
+        let tag = Cursor::new(bytes).tag();
+        single
+            && self.queues.contains_key(&number)
+            && tag.is_ok_and(|tag| tag.wire == WireType::Len)
     }
 
     /// Do `bytes`, tags included, hold just the elements `bits`?

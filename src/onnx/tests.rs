@@ -272,6 +272,31 @@ fn external_locations_stay_below_the_model() {
     assert!(far.check(2, 16).is_err());
 }
 
+#[test]
+fn a_new_type_replaces_one_that_was_kept_as_bytes() {
+    use schema::{tensor_type, type_proto, value_info};
+    let info = |number: Option<i64>| {
+        let mut info = Message::new(&schema::VALUE_INFO);
+        info.put_text(value_info::NAME, "y");
+        if let Some(number) = number {
+            let mut tensor = Message::new(&schema::TENSOR_TYPE);
+            tensor.put_int(tensor_type::ELEM_TYPE, number);
+            let mut ty = Message::new(&schema::TYPE);
+            ty.put_message(type_proto::TENSOR_TYPE, tensor);
+            info.put_message(value_info::TYPE, ty);
+        }
+        info
+    };
+    let (source, rebuilt) = (info(Some(999)), info(None));
+    let layout = Layout::between(&source, &rebuilt, &[], &[]).unwrap();
+    assert_eq!(
+        bytes_of(&layout.apply(rebuilt), &[]),
+        bytes_of(&source, &[])
+    );
+    let edited = bytes_of(&layout.apply(info(Some(1))), &[]);
+    assert_eq!(edited, bytes_of(&info(Some(1)), &[]));
+}
+
 fn take(seed: &mut impl Iterator<Item = u8>) -> u8 {
     seed.next().unwrap_or(0)
 }

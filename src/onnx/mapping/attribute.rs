@@ -121,7 +121,17 @@ impl Importer<'_> {
 
     fn other(&self, message: &Message) -> Attr {
         let mut dict = Attrs::new();
-        let proto = generic::to_attrs(message, &[field::NAME], self.origin.file);
+        // Tensors and graphs that the type doesn't name stay bytes of the node's layout.
+        let skipped = [
+            field::NAME,
+            field::T,
+            field::G,
+            field::TENSORS,
+            field::GRAPHS,
+            field::SPARSE_TENSOR,
+            field::SPARSE_TENSORS,
+        ];
+        let proto = generic::to_attrs(message, &skipped, self.origin.file);
         dict.set("proto", Attr::Dict(proto));
         Attr::Dict(dict)
     }

@@ -203,6 +203,8 @@ fn everything() -> Message {
         attribute("no_tensors", 9, |_| ()),
         attribute("ref", 2, |m| done(m.put_text(a::REF_ATTR_NAME, "outer"))),
         attribute("odd", 77, |m| done(m.put_int(a::I, 1).put_float(a::F, 2.0))),
+        // The type names another field than the one that is there.
+        attribute("mistyped", 4, |m| done(m.put_message(a::G, inner.clone()))),
     ];
     let mut graph = Message::new(&schema::GRAPH);
     graph.put_message(
