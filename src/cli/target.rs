@@ -141,6 +141,34 @@ impl Target {
             )
             .help("choose another place with -o"));
         }
+        self.check_replaced(args, source)
+    }
+
+    /// What a run replaces must be what a run wrote: `--force` is no way to lose other files.
+    fn check_replaced(&self, args: &OptArgs, source: &load::Source) -> Result<(), Failure> {
+        let folder = match self {
+            Self::Folder(path) => path.clone(),
+            Self::Text(path) => path.with_extension("weights"),
+            _ => return Ok(()),
+        };
+        if folder.symlink_metadata().is_err() {
+            return Ok(());
+        }
+        let shown = folder.display();
+        if !args.force && !args.resume {
+            let what = format!("{shown}: is there already");
+            let failure = Failure::new(Exit::Failure, what);
+            return Err(failure.help("--force replaces it, -o chooses another place"));
+        }
+        if holds(&folder, source) {
+            let what = format!("{shown}: holds the input, and would be replaced");
+            return Err(Failure::new(Exit::Failure, what).help("choose another place with -o"));
+        }
+        if !is_output(&folder) {
+            let what = format!("{shown}: is no output of hlrc-opt, and is not replaced");
+            let failure = Failure::new(Exit::Failure, what);
+            return Err(failure.help("choose another place with -o, or remove it yourself"));
+        }
         Ok(())
     }
 }
@@ -150,13 +178,53 @@ fn is_device(path: &Path) -> bool {
         .is_ok_and(|meta| !meta.is_file() && !meta.is_dir())
 }
 
-fn is_same(path: &Path, source: &load::Source) -> bool {
-    let input = match source {
-        load::Source::Stdin => return false,
+/// Whether a folder is one that a run has written, or empty.
+fn is_output(folder: &Path) -> bool {
+    let Ok(entries) = folder.read_dir() else {
+        return false;
+    };
+    let names: Vec<String> = entries
+        .map(|e| {
+            e.map_or_else(
+                |_| String::new(),
+                |e| e.file_name().to_string_lossy().into(),
+            )
+        })
+        .collect();
+    let has = |name: &str| names.iter().any(|n| n == name);
+    // The weights beside text are shards alone.
+    let is_shard = |name: &String| {
+        name.starts_with("model")
+            && (name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json"))
+    };
+    let is_text = folder.extension().is_some_and(|e| e == "weights");
+    (has(load::MODULE_FILE) && has("manifest.json"))
+        || names.is_empty()
+        || (is_text && names.iter().all(is_shard))
+}
+
+/// Whether the input lies in the folder.
+fn holds(folder: &Path, source: &load::Source) -> bool {
+    let inner = input(source).and_then(|path| path.canonicalize().ok());
+    match (inner, folder.canonicalize()) {
+        (Some(inner), Ok(folder)) => inner.starts_with(folder),
+        _ => false,
+    }
+}
+
+fn input(source: &load::Source) -> Option<&Path> {
+    match source {
+        load::Source::Stdin => None,
         load::Source::Text(p)
         | load::Source::Onnx(p)
         | load::Source::Output(p)
-        | load::Source::Checkpoint(p) => p,
+        | load::Source::Checkpoint(p) => Some(p),
+    }
+}
+
+fn is_same(path: &Path, source: &load::Source) -> bool {
+    let Some(input) = input(source) else {
+        return false;
     };
     match (path.canonicalize(), input.canonicalize()) {
         (Ok(a), Ok(b)) => a == b,

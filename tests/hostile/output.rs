@@ -19,6 +19,25 @@ fn occupied(dir: &Path) -> Vec<String> {
     to("there.hlrc")
 }
 
+fn forced(dir: &Path) -> Vec<String> {
+    let mut line = occupied(dir);
+    line.push("--force".into());
+    line
+}
+
+/// `-o` names the folder that the input lies in.
+fn around_input(dir: &Path) -> Vec<String> {
+    let bytes = std::fs::read(fixture("stories260K.onnx")).expect("fixture");
+    let model = write(dir, "model/m.onnx", &bytes);
+    args(&[model.as_str(), "-p", "int4", "-o", "model", "--force"])
+}
+
+fn beside_text(dir: &Path) -> Vec<String> {
+    write(dir, "x.weights", b"mine");
+    let model = text(fixture("stories260K.onnx"));
+    args(&[model.as_str(), "-p", "int4", "-S", "-o", "x.hlir"])
+}
+
 macro_rules! cases {
     ($($name:literal $make:expr, $exit:literal $says:expr;)*) => {
         &[$(Case { name: $name, make: $make, exit: $exit, says: &$says }),*]
@@ -27,6 +46,9 @@ macro_rules! cases {
 
 pub const CASES: &[Case] = cases! {
     "write: folder is occupied" occupied, 1 ["there.hlrc", "--force"];
+    "write: --force and a folder of other files" forced, 1 ["there.hlrc", "no output of hlrc-opt"];
+    "write: --force and the input's folder" around_input, 1 ["model", "holds the input"];
+    "write: weights of text over another file" beside_text, 1 ["x.weights", "is there already"];
     "write: file is occupied" |d| { write(d, "there.onnx", b"mine"); to("there.onnx") }, 1 ["there.onnx", "--force"];
     "write: parent missing" |_| to("no/such/folder/x.hlrc"), 1 ["no/such/folder"];
     "write: parent is a file" |d| { write(d, "file", b""); to("file/x.hlrc") }, 1 ["file"];
