@@ -231,6 +231,8 @@ pub fn run(
         bisect: options.bisect_limit.map(|limit| (0, limit)),
         sources: HashMap::new(),
         spent: Vec::new(),
+        stages: 0,
+        reached: false,
     };
     run.outcome.totals = schedule
         .steps
@@ -246,6 +248,9 @@ pub fn run(
             Stage::Module(step) => run.module_pass(module, *step)?,
             Stage::Matrices(steps) => run.matrices(module, sink, number, steps)?,
         }
+    }
+    if run.stages > 0 && !run.reached {
+        return Err(RunError::NothingToDo);
     }
     Ok(run.outcome)
 }
@@ -269,6 +274,10 @@ struct Run<'a> {
     /// Weights that matrices had and no longer have, by name: they go behind the last stage, so that
     /// until then a matrix can be put back.
     spent: Vec<String>,
+    /// Stages of matrix passes begun.
+    stages: usize,
+    /// Whether one of them had a matrix to work on.
+    reached: bool,
 }
 
 impl Run<'_> {

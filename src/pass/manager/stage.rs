@@ -8,7 +8,7 @@ use super::workers::{self, Ended};
 use super::{Run, RunError, RunOptions, StoredSite, judge, seed_of, snapshot};
 use crate::ir::patch::without_weights;
 use crate::ir::site::{Site, sites};
-use crate::ir::{Module, OpRef, Term, WeightId, WeightView};
+use crate::ir::{Module, OpRef, Storage, Term, WeightId, WeightView};
 use crate::pass::manager::schedule::{Schedule, Stage};
 use crate::pass::terms::{TermData, quant_tensors};
 use crate::pass::{Pass, RemarkKind};
@@ -69,6 +69,9 @@ pub(super) fn choose(
         if !ends {
             shape = shape.passing_on();
         }
+        if matches!(weight.storage, Storage::Concat(_) | Storage::Synthetic(_)) {
+            shape.unit_bytes = shape.unit_bytes.saturating_add(weight.bytes());
+        }
         chosen.push(Chosen {
             site: site.clone(),
             steps,
@@ -112,9 +115,8 @@ impl Run<'_> {
         let all = sites(module);
         let mut chosen = choose(module, self.schedule, stage, &all);
         self.remark_unchosen(module, &all, stage);
-        if chosen.is_empty() && self.outcome.sites.is_empty() {
-            return Err(RunError::NothingToDo);
-        }
+        self.stages += 1;
+        self.reached |= !chosen.is_empty();
         self.bisect_away(&mut chosen);
         let limits = estimate(module, &chosen, self.options)?;
         let bytes = |c: &Chosen| c.dtype.bytes_for(c.site.rows * c.site.cols).unwrap_or(0);
@@ -196,7 +198,7 @@ impl Run<'_> {
                     let why = "no dense term is left to take from".to_string();
                     self.remark(RemarkKind::Missed, name, &site.name, why);
                 }
-                None if !site.is_body() && steps.is_empty() => {
+                None if self.stages == 0 && !site.is_body() && steps.is_empty() => {
                     let roles: Vec<_> = site.roles.iter().map(|r| r.name()).collect();
                     let why = format!(
                         "left as it is: passes leave {} alone unless a scope names them",
