@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::SiteReport;
 use crate::ir::site::sites;
-use crate::ir::{Module, OpRef, Role, Weight};
+use crate::ir::{Module, OpRef, Role, Term, Weight};
 use crate::pass::Remark;
 use crate::pass::manager::Outcome;
 
@@ -80,8 +80,7 @@ impl ModelReport {
             rewritten.flops_after += site.flops_after;
         }
         let stored = |m: &Module| m.weights.iter().map(Weight::bytes).sum::<u64>();
-        let elements = |w: &Weight| w.elements().unwrap_or(0);
-        let params_before = before.weights.iter().map(elements).sum::<u64>();
+        let params_before = parameters(before);
         let (flops_before, flops_after) = flops(before, outcome);
         let model = Totals {
             params_before,
@@ -139,6 +138,30 @@ impl ModelReport {
     pub fn to_json(&self) -> String {
         serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
     }
+}
+
+/// Parameters of a module: of a matrix out × in, however it is stored, of other weights their elements.
+fn parameters(module: &Module) -> u64 {
+    let mut counted = vec![false; module.weights.len()];
+    let mut sum = 0u64;
+    for site in sites(module) {
+        let Some(matrix) = site.matrix(module) else {
+            continue;
+        };
+        // A dense weight alone counts by itself: once, however many views it has.
+        if matches!(matrix.terms.as_slice(), [Term::Dense(_)]) {
+            continue;
+        }
+        sum = sum.saturating_add(site.rows.saturating_mul(site.cols));
+        for id in matrix.terms.iter().flat_map(Term::weights) {
+            if let Some(slot) = counted.get_mut(id.index()) {
+                *slot = true;
+            }
+        }
+    }
+    let rest = module.weights.iter().zip(counted).filter(|(_, done)| !done);
+    rest.map(|(weight, _)| weight.elements().unwrap_or(0))
+        .fold(sum, u64::saturating_add)
 }
 
 /// FLOPs per token of all linears: a mixture's experts count as often as they are chosen.
