@@ -1,7 +1,7 @@
 //! ONNX in, ONNX out: identity without passes, and what exports must keep.
 //!
-//! That ONNX Runtime computes the same is checked by `tests/tools/*.py`, which
-//! need its Python package.
+//! That ONNX Runtime computes the same is checked by `tests/onnxruntime.rs`, which
+//! needs its Python package.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -148,3 +148,11 @@ fn every_spelling_of_a_linear_is_found() {
         succeed(check.arg(env!("CARGO_BIN_EXE_hlrc-opt")).arg(form));
     }
 }
+
+#[test]
+fn native_ops_equal_numpy() {
+    let Some(python) = python() else { return };
+    let mut check = Command::new(python);
+    check.arg("tests/peers/native_onnx.py");
+    succeed(check.arg(env!("CARGO_BIN_EXE_hlrc-opt")));
+}

@@ -1,11 +1,11 @@
 //! Modules as ONNX files.
 //!
 //! A module that no pass touched is written back byte for byte. Linears and
-//! embeddings become what ONNX Runtime runs ([`lower`]): `quant` MatMulNBits
+//! embeddings become what ONNX Runtime runs: `quant` MatMulNBits
 //! or, with [`QuantForm::Qdq`], standard DequantizeLinear; `low_rank` two
 //! MatMuls; `sparse` a Constant with `sparse_value`; columns Gather and
 //! MatMul. Bytes of new tensors are made while they are written, one at a
-//! time ([`recipe`]); everything else is copied from where it lies.
+//! time; everything else is copied from where it lies.
 
 use std::path::{Path, PathBuf};
 

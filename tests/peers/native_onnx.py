@@ -4,14 +4,13 @@
 usage: native_onnx.py HLRC_OPT
 
 Covers RMS norm, rotary embedding, grouped queries, a sliding window and a
-mixture of experts. Needs numpy, safetensors, onnx and onnxruntime.
+mixture of experts. Needs numpy, onnx and onnxruntime.
 """
-import json, math, os, subprocess, sys, tempfile
+import json, math, os, struct, subprocess, sys, tempfile
 
 import numpy as np
 import onnx
 import onnxruntime as ort
-from safetensors.numpy import save_file
 
 H, I, E, V, HEADS, KV, D, WINDOW, LAYERS = 32, 48, 4, 100, 4, 2, 8, 4, 2
 CONFIG = dict(architectures=["MixtralForCausalLM"], model_type="mixtral", hidden_size=H,
@@ -34,6 +33,17 @@ def weights(rng):
             shapes |= {q + "w1": (I, H), q + "w2": (H, I), q + "w3": (I, H)}
     scale = lambda s: 0.3 if len(s) > 1 else 1.0
     return {k: (rng.standard_normal(s) * scale(s)).astype(np.float32) for k, s in shapes.items()}
+
+
+def save_file(tensors, path):
+    header, data = {}, b""
+    for name, array in tensors.items():
+        end = len(data) + array.nbytes
+        header[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": [len(data), end]}
+        data += array.tobytes()
+    header = json.dumps(header).encode()
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header + data)
 
 
 def softmax(x):
