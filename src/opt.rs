@@ -229,7 +229,7 @@ fn folder(
     let source = module.clone();
     let reader = Reader::new(cache);
     let outcome = job.run_passes(&mut module, &reader, &mut sink, observer)?;
-    let shards = hlrc::settle(&mut module, &reader, sink, true)?;
+    let shards = hlrc::settle(&mut module, &reader, sink, true, job.run.interrupt)?;
     module.base_dir = target.to_path_buf();
     let report = ModelReport::new(&source, &module, &outcome, &job.pipeline);
     let mut pipelines = input.pipelines;
@@ -277,7 +277,7 @@ fn text_file(
     let source = module.clone();
     let reader = Reader::new(cache);
     let outcome = job.run_passes(&mut module, &reader, &mut sink, observer)?;
-    let shards = hlrc::settle(&mut module, &reader, sink, false)?;
+    let shards = hlrc::settle(&mut module, &reader, sink, false, job.run.interrupt)?;
     let folder = weights
         .file_name()
         .map(|n| n.to_string_lossy().into_owned());
@@ -334,7 +334,7 @@ fn onnx(
     let reader = Reader::new(cache);
     let outcome = job.run_passes(&mut module, &reader, &mut sink, observer)?;
     anchor(&mut module);
-    let shards = hlrc::settle(&mut module, &reader, sink, false)?;
+    let shards = hlrc::settle(&mut module, &reader, sink, false, job.run.interrupt)?;
     // Relative paths start at the source's folder, and this one is elsewhere.
     let scratch = std::path::absolute(&partial.path).unwrap_or_else(|_| partial.path.clone());
     let scratch = scratch.to_string_lossy().into_owned();

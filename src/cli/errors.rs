@@ -22,6 +22,8 @@ pub fn job(error: &OptError) -> Failure {
         OptError::Folder(FolderError::Io { path, source }) => Failure::write(path, source),
         OptError::Folder(FolderError::Weights(error)) | OptError::Weights(error) => weights(error),
         OptError::Folder(FolderError::Sink(error)) | OptError::Sink(error) => sink(error),
+        OptError::Folder(FolderError::Interrupted) => Failure::new(Exit::Interrupted, text)
+            .help("the same command with --resume goes on from there"),
         OptError::Folder(_) | OptError::Export(_) => Failure::new(Exit::Failure, text),
     }
 }

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +46,9 @@ pub enum FolderError {
     /// `--resume` without anything to resume.
     #[error("{}: there is no interrupted run to go on from; run without --resume", .0.display())]
     NothingToResume(PathBuf),
+    /// The run was interrupted while it copied weights.
+    #[error("interrupted while weights were copied")]
+    Interrupted,
     /// A weight cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -197,12 +201,13 @@ fn is_new(storage: &Storage) -> bool {
 /// Copies every weight that is not in the sink yet, then completes it and tells each weight where it is.
 ///
 /// # Errors
-/// A weight cannot be read, the shards cannot be written.
+/// A weight cannot be read, the shards cannot be written, `interrupt` was set.
 pub fn settle(
     module: &mut Module,
     reader: &Reader<'_>,
     mut sink: Sink,
     copy_untouched: bool,
+    interrupt: &AtomicBool,
 ) -> Result<Finished, FolderError> {
     for index in 0..module.weights.len() {
         let id = WeightId::new(index);
@@ -212,6 +217,9 @@ pub fn settle(
             _ => false,
         });
         if copy_untouched || fleeting {
+            if interrupt.load(Ordering::Relaxed) {
+                return Err(FolderError::Interrupted);
+            }
             copy(module, reader, &mut sink, id)?;
         }
     }
