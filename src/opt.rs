@@ -43,6 +43,8 @@ pub enum Output {
 pub struct OnnxOptions {
     /// Standard blocked `DequantizeLinear` instead of `MatMulNBits`.
     pub qdq: bool,
+    /// Replace files of external data that are there already.
+    pub replace: bool,
 }
 
 /// A run of the main job.
@@ -208,7 +210,7 @@ fn open_store(
     }
     .reserve_for(tensors + 4 * sites.min(tensors), 200);
     let print = fingerprint(job, input);
-    let sink = match job.resume {
+    let sink = match partial.resumed {
         true => Sink::resume(&partial.path, options, &print)?,
         false => Sink::create(&partial.path, options, &print)?,
     };
@@ -364,6 +366,7 @@ fn write_onnx(
     };
     let options = Options {
         quant,
+        replace: options.replace,
         ..Options::default()
     };
     let exported = export(module, cache, target, options);

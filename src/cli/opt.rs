@@ -241,7 +241,13 @@ fn run_options(args: &OptArgs) -> RunOptions<'static> {
 fn output(args: &OptArgs, target: &Target) -> Output {
     let onnx = |path: PathBuf| {
         let qdq = args.onnx_quant == OnnxQuant::Qdq;
-        Output::Onnx(path, OnnxOptions { qdq })
+        Output::Onnx(
+                path,
+                OnnxOptions {
+                    qdq,
+                    replace: args.force || args.resume,
+                },
+            )
     };
     match target {
         Target::Stdout | Target::Device(_) => Output::Shown,

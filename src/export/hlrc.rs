@@ -90,6 +90,8 @@ pub struct Manifest {
 pub struct Partial {
     /// Where the files grow.
     pub path: PathBuf,
+    /// Whether an interrupted run is gone on from.
+    pub resumed: bool,
     target: PathBuf,
     _lock: File,
 }
@@ -111,6 +113,8 @@ impl Partial {
         if resume && !path.join(JOURNAL).is_file() {
             return Err(FolderError::NothingToResume(path));
         }
+        // Interrupted before its journal's first line: there is nothing to go on from but the name.
+        let resume = resume && std::fs::read(path.join(JOURNAL)).is_ok_and(|j| j.contains(&b'\n'));
         std::fs::create_dir_all(&path).map_err(io(&path))?;
         let lock_path = path.join("lock");
         let lock = File::create(&lock_path).map_err(io(&lock_path))?;
@@ -127,6 +131,7 @@ impl Partial {
         }
         Ok(Self {
             path,
+            resumed: resume,
             target: target.to_path_buf(),
             _lock: lock,
         })

@@ -46,6 +46,8 @@ pub struct Options {
     pub quant: QuantForm,
     /// Put tensors beside the model even where they would fit into it.
     pub external: bool,
+    /// Replace files of external data that are there already.
+    pub replace: bool,
 }
 
 /// What an export wrote.
@@ -86,6 +88,12 @@ pub enum ExportError {
         /// The ops, by name.
         ops: String,
     },
+    /// A file of external data would replace one that is there.
+    #[error("{}: is there already, and the model's data would go there; --force replaces it, -o chooses another place", .0.display())]
+    Exists(PathBuf),
+    /// A file of external data would replace the input's.
+    #[error("{}: holds weights of the input, and the output's data would go there; choose another name with -o", .0.display())]
+    InUse(PathBuf),
     /// A weight can't be read.
     #[error(transparent)]
     Store(#[from] StoreError),

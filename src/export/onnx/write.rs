@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::lower::Lowered;
 use super::{ExportError, Exported, Options, external};
-use crate::ir::Module;
+use crate::ir::{Module, Storage};
 use crate::onnx::mapping::{Builder, SourceKind, Sources};
 use crate::onnx::message::Blob;
 use crate::onnx::{Payloads, encode, encoded_len};
@@ -61,13 +61,14 @@ pub(super) fn write(
         let location = format!("{name}.data");
         let (data, _) = external::move_out(&mut message, &location);
         if !data.is_empty() {
+            may_replace(&folder.join(&location), module, options)?;
             files.write(&folder.join(&location), |out| {
                 write_data(&data, &payloads, out)
             })?;
         }
     }
     if !changed && was_external {
-        copy_data(module, cache, folder, &mut files)?;
+        copy_data(module, cache, folder, options, &mut files)?;
     }
     files.write(path, |out| encode(&message, &payloads, out))?;
     exported.files = files.commit()?;
@@ -98,11 +99,30 @@ fn write_data(data: &[(u64, Blob)], payloads: &Bytes<'_>, out: &mut dyn Write) -
     Ok(())
 }
 
+/// Whether a file of external data may be written there: never over the input's own.
+fn may_replace(target: &Path, module: &Module, options: Options) -> Result<(), ExportError> {
+    if target.symlink_metadata().is_err() {
+        return Ok(());
+    }
+    let mut inputs = module.weights.iter().filter_map(|w| match &w.storage {
+        Storage::File { path, .. } => Some(file_path(module, path)),
+        _ => None,
+    });
+    if inputs.any(|path| external::same_file(&path, target)) {
+        return Err(ExportError::InUse(target.to_path_buf()));
+    }
+    match options.replace {
+        true => Ok(()),
+        false => Err(ExportError::Exists(target.to_path_buf())),
+    }
+}
+
 /// Copies the files of external data beside a model that is written elsewhere.
 fn copy_data(
     module: &Module,
     cache: &FileCache,
     folder: &Path,
+    options: Options,
     files: &mut Staged,
 ) -> Result<(), ExportError> {
     for (location, path) in external::locations(module) {
@@ -110,6 +130,7 @@ fn copy_data(
         if external::same_file(&path, &target) {
             continue;
         }
+        may_replace(&target, module, options)?;
         let file = cache.open(&path)?;
         if let Some(parent) = target
             .parent()

@@ -530,6 +530,18 @@ fn open<'a>(
     let matrix = matrix.ok_or_else(|| fault("the site is gone".to_string()))?;
     let view = reader.view(module, matrix, &chosen.view);
     let view = view.map_err(|e| fault(e.to_string()))?;
+    // Terms of an earlier stage of this run cannot be read yet; their source's norm is on record.
+    let readable = |id: WeightId| {
+        let weight = module.weight(id);
+        weight.is_some_and(|w| !matches!(w.storage, Storage::Absent))
+    };
+    let mut kept = kept_terms(module, &chosen.site);
+    if !kept.iter().flat_map(Term::weights).all(readable) {
+        kept.clear();
+    }
+    let kept = kept.iter().map(|term| reader.term(module, matrix, term));
+    let kept = kept.collect::<Result<Vec<_>, _>>();
+    let kept = kept.map_err(|e| fault(e.to_string()))?;
     let passes = chosen
         .steps
         .iter()
@@ -542,6 +554,7 @@ fn open<'a>(
         view,
         passes: passes.collect(),
         keep: chosen.keep,
+        kept,
         seed: seed_of(seed, &chosen.site),
     })
 }

@@ -18,6 +18,8 @@ pub(super) struct Job<'a> {
     pub(super) passes: Vec<(usize, &'a dyn MatrixPass)>,
     /// Whether what is left behind the last pass is stored, and as what.
     pub(super) keep: Option<DType>,
+    /// Terms that earlier runs made: with the dense term, the matrix that errors are relative to.
+    pub(super) kept: Vec<TermData>,
     /// Seed of the site.
     pub(super) seed: u64,
 }
@@ -70,9 +72,16 @@ pub(super) fn run(job: &Job<'_>, rows: Range<usize>) -> Result<UnitResult, UnitE
         .read_rows_f32(rows.clone(), &mut residual)
         .map_err(UnitError::reading)?;
     job.view.release_rows(rows.clone());
-    let weight_squares = matrix::norm2(&residual);
+    let mut weight_squares = matrix::norm2(&residual);
     if !weight_squares.is_finite() {
         return Err(not_finite(&residual, rows.start, cols));
+    }
+    if !job.kept.is_empty() {
+        let mut whole = residual.clone();
+        for term in &job.kept {
+            term.add_rows(rows.clone(), &mut whole);
+        }
+        weight_squares = matrix::norm2(&whole);
     }
     // What `DropNow` passes have dropped: an error that no later pass can mend.
     let mut dropped = 0f64;
@@ -144,7 +153,7 @@ fn stored(job: &Job<'_>, rows: &Range<usize>) -> Option<Result<UnitResult, UnitE
     let [(step, pass)] = job.passes.as_slice() else {
         return None;
     };
-    if job.keep.is_some() {
+    if job.keep.is_some() || !job.kept.is_empty() {
         return None;
     }
     let bytes = job.view.raw_rows(rows.clone())?;
