@@ -242,12 +242,12 @@ fn output(args: &OptArgs, target: &Target) -> Output {
     let onnx = |path: PathBuf| {
         let qdq = args.onnx_quant == OnnxQuant::Qdq;
         Output::Onnx(
-                path,
-                OnnxOptions {
-                    qdq,
-                    replace: args.force || args.resume,
-                },
-            )
+            path,
+            OnnxOptions {
+                qdq,
+                replace: args.force || args.resume,
+            },
+        )
     };
     match target {
         Target::Stdout | Target::Device(_) => Output::Shown,

@@ -8,7 +8,7 @@ use super::workers::{self, Ended};
 use super::{Run, RunError, RunOptions, StoredSite, judge, seed_of, snapshot};
 use crate::ir::patch::without_weights;
 use crate::ir::site::{Site, sites};
-use crate::ir::{Module, OpRef, Storage, Term, WeightId, WeightView};
+use crate::ir::{Encoding, Module, OpRef, Storage, Term, WeightId, WeightView};
 use crate::pass::manager::schedule::{Schedule, Stage};
 use crate::pass::terms::{TermData, quant_tensors};
 use crate::pass::{Pass, RemarkKind};
@@ -232,6 +232,22 @@ impl Run<'_> {
         chosen.retain(|c| !c.steps.is_empty());
     }
 
+    /// Gives back every mapped page of the file that a finished site's matrix is in. Tiles give back
+    /// theirs, but the kernel maps neighbours along, and over many matrices those add up; pages that
+    /// are still being read are mapped again.
+    fn release_source(&self, module: &Module, chosen: &Chosen) {
+        let Some(weight) = module.weight(chosen.view.weight) else {
+            return;
+        };
+        let raw = Encoding::Raw;
+        if !matches!(&weight.storage, Storage::File { encoding, .. } if *encoding == raw) {
+            return;
+        }
+        if let Ok(located) = self.reader.locate(module, weight) {
+            located.source.release(0, u64::MAX);
+        }
+    }
+
     /// Takes the units of a site, judges the result, stores it and rewrites the site's users.
     fn finish(
         &mut self,
@@ -242,6 +258,7 @@ impl Run<'_> {
         units: Vec<Ended>,
     ) -> Result<Finished, RunError> {
         let said = self.outcome.remarks.len();
+        self.release_source(module, chosen);
         let units = self.succeeded(chosen, units)?;
         let site = &chosen.site;
         let at = StoredSite { stage, site };
