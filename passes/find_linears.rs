@@ -51,6 +51,11 @@ pub struct FindLinears(Options);
 /// Key in an op's metadata: how the source spelled it.
 pub const SPELLING: &str = "spelling";
 
+/// Whether the op makes one value: what malformed nodes make besides has nothing to come from.
+fn has_one_result(op: &Op) -> bool {
+    matches!(op.results.as_slice(), [Some(_)])
+}
+
 /// A constant matrix as a node sees it.
 #[derive(Clone)]
 struct Constant {
@@ -251,7 +256,9 @@ impl Finder<'_> {
 
     fn embedding(&mut self, id: OpId) {
         let graph = self.graph;
-        let Some(op) = graph.op(id) else { return };
+        let Some(op) = graph.op(id).filter(|op| has_one_result(op)) else {
+            return;
+        };
         let Some(onnx) = onnx_of(op).filter(|onnx| onnx.op_type == "Gather") else {
             return;
         };
@@ -310,7 +317,9 @@ impl Finder<'_> {
 
     fn linear(&mut self, id: OpId) {
         let graph = self.graph;
-        let Some(op) = graph.op(id) else { return };
+        let Some(op) = graph.op(id).filter(|op| has_one_result(op)) else {
+            return;
+        };
         let Some(onnx) = onnx_of(op) else { return };
         match onnx.op_type.as_str() {
             "MatMul" => self.matmul(id, op, onnx),

@@ -53,7 +53,8 @@ impl Finder<'_> {
             return None;
         };
         let add = graph.op(id)?;
-        if onnx_of(add)?.op_type != "Add" || self.raised.contains_key(&id) {
+        let one = super::has_one_result(add);
+        if onnx_of(add)?.op_type != "Add" || self.raised.contains_key(&id) || !one {
             return None;
         }
         let &[a, b] = add.inputs.as_slice() else {
