@@ -406,7 +406,16 @@ impl Finder<'_> {
         };
         match op.inputs.get(2).copied().unwrap_or(Operand::None) {
             Operand::None => {}
-            Operand::Weight(bias) => linear.bias = Some(bias),
+            Operand::Weight(bias) => {
+                let dims = self
+                    .module
+                    .weight(bias)
+                    .map(|weight| weight.dims.as_slice());
+                if dims != Some(&[linear.matrix.out_features]) {
+                    return self.missed(op, "the bias is not one value per output");
+                }
+                linear.bias = Some(bias);
+            }
             Operand::Value(_) => return self.missed(op, "the bias is no constant"),
         }
         let mut raised = op.clone();
