@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use crate::ir::{Encoding, Module, Storage, Weight, WeightId, text};
-use crate::store::{JOURNAL, Reader, Sink, SinkError, StoreError, TensorOutline, is_scratch};
+use crate::ir::{Encoding, Module, Storage, WeightId, text};
+use crate::store::{JOURNAL, Reader, Sink, SinkError, StoreError, copied_as, is_scratch};
 use crate::weights::writer::{Finished, ShardInfo};
-use crate::weights::{DType, WeightsError, sha256_file};
+use crate::weights::{WeightsError, sha256_file};
 
 /// Version of the folder's layout.
 pub const FORMAT_VERSION: u32 = 1;
@@ -26,8 +26,6 @@ pub const MANIFEST_FILE: &str = "manifest.json";
 pub const REPORT_FILE: &str = "report.json";
 /// Weights are copied in pieces of so many bytes.
 const PIECE: u64 = 4 << 20;
-/// Inline weights up to this many bytes stay in the text.
-const INLINE_LIMIT: usize = 64;
 
 /// Why a folder cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -198,11 +196,6 @@ impl Partial {
     }
 }
 
-/// Weights whose bytes are in the sink already: those that passes made.
-fn is_new(storage: &Storage) -> bool {
-    matches!(storage, Storage::Absent)
-}
-
 /// Copies every weight that is not in the sink yet, then completes it and tells each weight where it is.
 ///
 /// # Errors
@@ -253,29 +246,6 @@ pub fn settle(
         };
     }
     Ok(finished)
-}
-
-/// How a weight that no pass touched is stored: name, element type, shape; `None` where it stays in
-/// the text.
-pub fn copied_as(weight: &Weight) -> Option<TensorOutline> {
-    let len = match &weight.storage {
-        storage if is_new(storage) => return None,
-        Storage::Inline(bytes) if bytes.len() <= INLINE_LIMIT => return None,
-        Storage::Inline(bytes) => bytes.len() as u64,
-        Storage::File {
-            len,
-            encoding: Encoding::Raw,
-            ..
-        } => *len,
-        _ => weight.bytes(),
-    };
-    let (dtype, shape) = (weight.dtype, weight.dims.clone());
-    let fits = dtype.safetensors_name().is_some() && dtype.bytes_for_shape(&shape) == Some(len);
-    match fits {
-        true => Some((weight.name.clone(), dtype, shape)),
-        // safetensors has no such type: the bytes as they are, which text and length explain.
-        false => Some((weight.name.clone(), DType::U8, vec![len])),
-    }
 }
 
 fn copy(

@@ -10,115 +10,18 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-
 use super::hash::HashQueue;
-use super::{DType, Digest, Result, WeightsError};
+use super::{DType, Result, WeightsError};
 
+mod finish;
 mod follow;
+mod layout;
 mod shard;
+
+pub use layout::{Entry, Finished, Placed, Position, ShardInfo, WriterOptions};
 
 use follow::Follower;
 use shard::OpenShard;
-
-/// How a [`ShardWriter`] names, splits and prefixes its files.
-///
-/// A resumed run must use the options of the interrupted one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WriterOptions {
-    /// First part of every file name.
-    pub stem: String,
-    /// Most bytes of data in a shard; one larger tensor gets its own shard.
-    pub shard_size: u64,
-    /// Bytes kept free for each header, rounded up to 8. A header that needs
-    /// more costs one rewrite of its shard.
-    pub header_reserve: u64,
-    /// Entries of `__metadata__` in each shard.
-    pub metadata: Vec<(String, String)>,
-}
-
-impl Default for WriterOptions {
-    fn default() -> WriterOptions {
-        WriterOptions {
-            stem: "model".to_owned(),
-            shard_size: 5_000_000_000,
-            header_reserve: 64 * 1024,
-            metadata: Vec::new(),
-        }
-    }
-}
-
-impl WriterOptions {
-    /// Reserves room for the headers of about this many tensors per shard.
-    ///
-    /// `bytes_each` is the length of a name plus some 90 bytes for dtype, shape
-    /// and offsets.
-    pub fn reserve_for(mut self, tensors: u64, bytes_each: u64) -> WriterOptions {
-        self.header_reserve = tensors.saturating_mul(bytes_each).saturating_add(256);
-        self
-    }
-}
-
-/// A tensor that has been written completely; what a journal records.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry {
-    /// Name, unique in the output.
-    pub name: String,
-    /// Element type.
-    pub dtype: DType,
-    /// Dimensions, outermost first.
-    pub shape: Vec<u64>,
-    /// Number of the shard, from 0.
-    pub shard: u32,
-    /// First byte, from the start of the shard's data.
-    pub offset: u64,
-    /// Bytes of data.
-    pub bytes: u64,
-}
-
-/// A point between two tensors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Position {
-    /// Number of the shard, from 0.
-    pub shard: u32,
-    /// Bytes of data in that shard.
-    pub data_len: u64,
-    /// Tensors written in all.
-    pub entries: usize,
-}
-
-/// A finished file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ShardInfo {
-    /// Name within the output directory.
-    pub file: String,
-    /// Bytes of the file.
-    pub bytes: u64,
-    /// SHA-256 of the file in hexadecimal.
-    pub sha256: String,
-}
-
-/// A tensor's final place.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Placed {
-    /// Name of the tensor.
-    pub name: String,
-    /// Index of its file in [`Finished::files`].
-    pub file: usize,
-    /// First byte, from the start of the file.
-    pub offset: u64,
-    /// Bytes of data.
-    pub bytes: u64,
-}
-
-/// What [`ShardWriter::finish`] leaves behind.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finished {
-    /// The shards in order, and after them the index where there are several.
-    pub files: Vec<ShardInfo>,
-    /// All tensors in the order of writing.
-    pub tensors: Vec<Placed>,
-}
 
 /// The tensor between `begin` and `end`.
 #[derive(Debug)]
@@ -387,51 +290,6 @@ impl ShardWriter {
         self.end()
     }
 
-    /// Completes the last shard, waits for hashes, gives final names.
-    ///
-    /// # Errors
-    /// [`WeightsError::Io`]; [`WeightsError::Writer`] with a tensor still open.
-    pub fn finish(mut self) -> Result<Finished> {
-        if let Some(growing) = &self.growing {
-            let problem = "not ended at the end of the output".to_owned();
-            return Err(writer_error(
-                &self.directory,
-                Some(&growing.entry.name),
-                problem,
-            ));
-        }
-        self.close_open()?;
-        let mut digests = self.hashes.finish()?;
-        if let Some(first) = self.follower.and_then(Follower::finish) {
-            digests.insert(0, first);
-        } else if digests.len() < self.closed.len() {
-            let path = &self.closed[0].1;
-            digests.insert(0, super::sha256_file(path, |_, _| {})?);
-        }
-        let count = self.closed.len();
-        let mut files = Vec::with_capacity(count + 1);
-        for ((number, (_, path)), digest) in self.closed.iter().enumerate().zip(digests) {
-            let file = shard::final_name(&self.options.stem, number, count);
-            files.push(finish_file(&self.directory, path, file, digest)?);
-        }
-        let tensors = self.entries.iter().map(|entry| Placed {
-            name: entry.name.clone(),
-            file: entry.shard as usize,
-            offset: self.closed.get(entry.shard as usize).map_or(0, |c| c.0) + entry.offset,
-            bytes: entry.bytes,
-        });
-        let tensors = tensors.collect();
-        if count > 1 {
-            files.push(write_index(
-                &self.directory,
-                &self.options,
-                &self.entries,
-                &files,
-            )?);
-        }
-        Ok(Finished { files, tensors })
-    }
-
     fn next_shard(&mut self) -> Result<()> {
         self.close_open()?;
         let number = self.open.number + 1;
@@ -489,47 +347,6 @@ fn check_entries(directory: &Path, entries: &[Entry]) -> Result<()> {
         (shard, offset) = (entry.shard, end);
     }
     Ok(())
-}
-
-fn finish_file(directory: &Path, from: &Path, file: String, digest: Digest) -> Result<ShardInfo> {
-    let to = directory.join(&file);
-    std::fs::rename(from, &to).map_err(|e| WeightsError::io("rename", from, e))?;
-    let meta = to
-        .metadata()
-        .map_err(|e| WeightsError::io("inspect", &to, e))?;
-    Ok(ShardInfo {
-        file,
-        bytes: meta.len(),
-        sha256: digest.to_hex(),
-    })
-}
-
-fn write_index(
-    directory: &Path,
-    options: &WriterOptions,
-    entries: &[Entry],
-    files: &[ShardInfo],
-) -> Result<ShardInfo> {
-    let file_of = |entry: &Entry| {
-        files
-            .get(entry.shard as usize)
-            .map_or("", |f| f.file.as_str())
-    };
-    let pair = |entry: &Entry| (entry.name.clone(), file_of(entry).into());
-    let map: serde_json::Map<String, serde_json::Value> = entries.iter().map(pair).collect();
-    let total: u64 = entries.iter().map(|e| e.bytes).sum();
-    let index = serde_json::json!({"metadata": {"total_size": total}, "weight_map": map});
-    let text = format!("{index:#}\n");
-    let file = format!("{}.safetensors.index.json", options.stem);
-    let path = directory.join(&file);
-    let partial = directory.join(format!("{file}.tmp"));
-    std::fs::write(&partial, &text).map_err(|e| WeightsError::io("write", &partial, e))?;
-    std::fs::rename(&partial, &path).map_err(|e| WeightsError::io("rename", &partial, e))?;
-    Ok(ShardInfo {
-        file,
-        bytes: text.len() as u64,
-        sha256: Digest::of(text.as_bytes()).to_hex(),
-    })
 }
 
 fn writer_error(path: &Path, tensor: Option<&str>, problem: String) -> WeightsError {

@@ -17,7 +17,9 @@
 mod cursor;
 mod parse;
 mod parse_op;
+mod parse_storage;
 mod parse_term;
+mod parse_value;
 mod print;
 mod print_op;
 #[cfg(test)]

@@ -1,14 +1,10 @@
-//! Text to module: the frame (module, weights, graphs), types and attributes.
+//! Text to module: the frame (module, weights, graphs) and names.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use super::cursor::Cursor;
-use crate::ir::{
-    Attr, Attrs, Dim, Encoding, Float, Graph, Module, Operand, Region, Storage, Synthetic,
-    TensorType, Type, ValueId, Weight, WeightId,
-};
-use crate::weights::DType;
+use super::parse_storage::storage;
+use crate::ir::{Graph, Module, Operand, Region, ValueId, Weight, WeightId};
 
 /// Text that is not a module.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -76,7 +72,7 @@ pub(super) struct Parser {
     weight_ids: HashMap<String, WeightId>,
     pub(super) graph: Graph,
     scopes: Vec<HashMap<String, ValueId>>,
-    depth: usize,
+    pub(super) depth: usize,
 }
 
 impl Parser {
@@ -177,7 +173,7 @@ impl Parser {
         self.region_rest(c, name)
     }
 
-    fn deeper(&mut self, c: &Cursor<'_>) -> Result<()> {
+    pub(super) fn deeper(&mut self, c: &Cursor<'_>) -> Result<()> {
         self.depth += 1;
         if self.depth > MAX_DEPTH {
             return Err(c.error(format!("nested deeper than {MAX_DEPTH}")));
@@ -243,175 +239,6 @@ impl Parser {
             _ => Err(c.error_at(at, "expected a weight, `@name`")),
         }
     }
-
-    fn dtype(&mut self, c: &mut Cursor<'_>) -> Result<DType> {
-        let at = c.position();
-        let word = c.word();
-        word.parse()
-            .map_err(|_| c.error_at(at, format!("`{word}` is no element type")))
-    }
-
-    pub(super) fn ty(&mut self, c: &mut Cursor<'_>) -> Result<Type> {
-        self.deeper(c)?;
-        let ty = self.ty_inner(c);
-        self.depth -= 1;
-        ty
-    }
-
-    fn ty_inner(&mut self, c: &mut Cursor<'_>) -> Result<Type> {
-        if c.eat("none") {
-            return Ok(Type::None);
-        }
-        let wrapped = |p: &mut Self, c: &mut Cursor<'_>| -> Result<Box<Type>> {
-            c.expect("<")?;
-            let inner = p.ty(c)?;
-            c.expect(">")?;
-            Ok(Box::new(inner))
-        };
-        if c.eat("seq") {
-            return Ok(Type::Seq(wrapped(self, c)?));
-        }
-        if c.eat("optional") {
-            return Ok(Type::Optional(wrapped(self, c)?));
-        }
-        if c.eat("sparse") {
-            c.expect("<")?;
-            let inner = self.tensor_type(c)?;
-            c.expect(">")?;
-            return Ok(Type::Sparse(inner));
-        }
-        if c.eat("map") {
-            c.expect("<")?;
-            let key = self.dtype(c)?;
-            c.expect(",")?;
-            let value = self.ty(c)?;
-            c.expect(">")?;
-            return Ok(Type::Map(key, Box::new(value)));
-        }
-        if c.eat("opaque") {
-            c.expect("<")?;
-            let domain = c.name()?;
-            c.expect(",")?;
-            let name = c.name()?;
-            c.expect(">")?;
-            return Ok(Type::Opaque(domain, name));
-        }
-        self.tensor_type(c).map(Type::Tensor)
-    }
-
-    fn tensor_type(&mut self, c: &mut Cursor<'_>) -> Result<TensorType> {
-        let dtype = self.dtype(c)?;
-        c.expect("[")?;
-        if c.eat("*") {
-            c.expect("]")?;
-            return Ok(TensorType { dtype, shape: None });
-        }
-        let mut dims = Vec::new();
-        if !c.eat("]") {
-            loop {
-                dims.push(dim(c)?);
-                if c.eat("]") {
-                    break;
-                }
-                c.expect(",")?;
-            }
-        }
-        Ok(TensorType {
-            dtype,
-            shape: Some(dims),
-        })
-    }
-
-    /// `meta{…}`, empty where there is none.
-    pub(super) fn meta(&mut self, c: &mut Cursor<'_>) -> Result<Attrs> {
-        if c.eat("meta") {
-            self.dict(c)
-        } else {
-            Ok(Attrs::new())
-        }
-    }
-
-    pub(super) fn dict(&mut self, c: &mut Cursor<'_>) -> Result<Attrs> {
-        let mut attrs = Attrs::new();
-        c.expect("{")?;
-        if c.eat("}") {
-            return Ok(attrs);
-        }
-        loop {
-            let name = c.name()?;
-            c.expect("=")?;
-            let value = self.attr(c)?;
-            attrs.0.push((name, value));
-            if c.eat("}") {
-                return Ok(attrs);
-            }
-            c.expect(",")?;
-        }
-    }
-
-    fn attr(&mut self, c: &mut Cursor<'_>) -> Result<Attr> {
-        self.deeper(c)?;
-        let attr = self.attr_inner(c);
-        self.depth -= 1;
-        attr
-    }
-
-    fn attr_inner(&mut self, c: &mut Cursor<'_>) -> Result<Attr> {
-        match c.peek() {
-            Some(b'"') => return Ok(Attr::Str(c.string()?)),
-            Some(b'{') => return Ok(Attr::Dict(self.dict(c)?)),
-            Some(b'@') => return Ok(Attr::Weight(self.weight_ref(c)?)),
-            Some(b'[') => {
-                let mut items = Vec::new();
-                c.list("[", "]", |c| {
-                    items.push(self.attr(c)?);
-                    Ok(())
-                })?;
-                return Ok(Attr::List(items));
-            }
-            _ => {}
-        }
-        if c.eat("true") {
-            return Ok(Attr::Bool(true));
-        }
-        if c.eat("false") {
-            return Ok(Attr::Bool(false));
-        }
-        if c.eat("ints") {
-            let mut items = Vec::new();
-            c.list("[", "]", |c| {
-                items.push(c.integer()?);
-                Ok(())
-            })?;
-            return Ok(Attr::Ints(items));
-        }
-        if c.eat("floats") {
-            let mut items = Vec::new();
-            c.list("[", "]", |c| {
-                items.push(float(c)?);
-                Ok(())
-            })?;
-            return Ok(Attr::Floats(items));
-        }
-        if c.eat("strings") {
-            let mut items = Vec::new();
-            c.list("[", "]", |c| {
-                items.push(c.string()?);
-                Ok(())
-            })?;
-            return Ok(Attr::Strs(items));
-        }
-        if c.eat("region") {
-            return Ok(Attr::Region(Box::new(self.region(c)?)));
-        }
-        if c.eat("type") {
-            c.expect("(")?;
-            let ty = self.ty(c)?;
-            c.expect(")")?;
-            return Ok(Attr::Type(ty));
-        }
-        number(c)
-    }
 }
 
 /// An operand's name, to be resolved when everything before it has been read.
@@ -447,134 +274,4 @@ fn value_key(c: &mut Cursor<'_>) -> Result<(String, String)> {
         return Err(c.error("a value's name is not empty"));
     }
     Ok((name.clone(), name))
-}
-
-fn dim(c: &mut Cursor<'_>) -> Result<Dim> {
-    if c.eat("?") {
-        return Ok(Dim::Unknown);
-    }
-    match c.peek() {
-        Some(b) if b.is_ascii_digit() || b == b'-' => Ok(Dim::Known(c.integer()?)),
-        _ => Ok(Dim::Symbol(c.name()?)),
-    }
-}
-
-fn float(c: &mut Cursor<'_>) -> Result<Float> {
-    let at = c.position();
-    match number(c)? {
-        Attr::Float(x) => Ok(x),
-        _ => Err(c.error_at(at, "expected a float, with a point or exponent")),
-    }
-}
-
-/// `3`, `1.5`, `1e-5`, `inf`, `-inf`, `nan(0x7fc00000)`.
-fn number(c: &mut Cursor<'_>) -> Result<Attr> {
-    let at = c.position();
-    let text = c.number();
-    if text == "nan" {
-        c.expect("(")?;
-        let bits = c.offset()?;
-        c.expect(")")?;
-        let bits = u32::try_from(bits).map_err(|_| c.error_at(at, "NaN has 32 bits"))?;
-        return Ok(Attr::Float(Float(f32::from_bits(bits))));
-    }
-    if let Ok(i) = text.parse::<i64>() {
-        return Ok(Attr::Int(i));
-    }
-    let looks_float = text.contains(['.', 'e', 'E']) || matches!(text, "inf" | "-inf");
-    match text.parse::<f32>() {
-        Ok(x) if looks_float && !x.is_nan() => Ok(Attr::Float(Float(x))),
-        _ => Err(c.error_at(at, "expected an attribute's value")),
-    }
-}
-
-fn storage(c: &mut Cursor<'_>) -> Result<Storage> {
-    if c.eat("concat") {
-        let mut parts = Vec::new();
-        c.list("(", ")", |c| {
-            let at = c.position();
-            let part = piece(c)?;
-            let part = part.ok_or_else(|| c.error_at(at, "expected file(…) or hex\"…\""))?;
-            parts.push(part);
-            Ok(())
-        })?;
-        return Ok(Storage::Concat(parts));
-    }
-    if let Some(piece) = piece(c)? {
-        return Ok(piece);
-    }
-    if c.eat("synthetic") {
-        return synthetic(c).map(Storage::Synthetic);
-    }
-    c.expect("none")?;
-    Ok(Storage::Absent)
-}
-
-/// A part of a file, or bytes.
-fn piece(c: &mut Cursor<'_>) -> Result<Option<Storage>> {
-    for (word, encoding) in [("file", Encoding::Raw), ("varint", Encoding::Varint)] {
-        if c.eat(word) {
-            c.expect("(")?;
-            let path: Arc<str> = c.name()?.into();
-            c.expect(",")?;
-            let offset = c.offset()?;
-            c.expect(",")?;
-            let len = c.offset()?;
-            c.expect(")")?;
-            return Ok(Some(Storage::File {
-                path,
-                offset,
-                len,
-                encoding,
-            }));
-        }
-    }
-    if c.eat("hex") {
-        let at = c.position();
-        let digits = c.string()?;
-        let nibble = |b: u8| (b as char).to_digit(16).map(|d| d as u8);
-        let pairs: Option<Vec<u8>> = digits
-            .chunks(2)
-            .map(|pair| match pair {
-                [high, low] => Some(nibble(*high)? * 16 + nibble(*low)?),
-                _ => None,
-            })
-            .collect();
-        let bytes = pairs.ok_or_else(|| c.error_at(at, "expected pairs of hex digits"))?;
-        return Ok(Some(Storage::Inline(bytes)));
-    }
-    Ok(None)
-}
-
-fn synthetic(c: &mut Cursor<'_>) -> Result<Synthetic> {
-    let mut s = Synthetic {
-        seed: 0,
-        power: 1.0,
-        rank: 32,
-        scale: 0.02,
-        outliers: 0.0,
-    };
-    c.list("(", ")", |c| {
-        let at = c.position();
-        let key = c.word().to_string();
-        c.expect("=")?;
-        if key == "seed" {
-            s.seed = c.integer()?;
-            return Ok(());
-        }
-        if key == "rank" {
-            s.rank = c.integer()?;
-            return Ok(());
-        }
-        let value = c.number().parse::<f64>().ok().filter(|x| x.is_finite());
-        let value = value.ok_or_else(|| c.error_at(at, "expected a number"))?;
-        match key.as_str() {
-            "power" => s.power = value,
-            "scale" => s.scale = value,
-            "outliers" => s.outliers = value,
-            _ => return Err(c.error_at(at, "expected seed, power, rank, scale or outliers")),
-        }
-        Ok(())
-    })?;
-    Ok(s)
 }

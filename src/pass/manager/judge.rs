@@ -1,7 +1,7 @@
 //! The judgement at the end of a pipeline: whether a matrix stays as its passes left it.
 
+use super::choose::Chosen;
 use super::schedule::Schedule;
-use super::stage::Chosen;
 use crate::pass::{Pass, Residual};
 
 /// Why the source is kept although passes ran, if it is.

@@ -5,6 +5,7 @@
 //! passes are stages of their own. Instrumentation is here, not in passes: verification behind each
 //! pass, printed IR, remarks, timing, statistics, stop-after, bisection.
 
+mod choose;
 mod judge;
 mod memory;
 mod origin;
@@ -13,6 +14,7 @@ pub mod schedule;
 mod snapshot;
 mod stage;
 mod unit;
+mod units;
 mod workers;
 
 use std::collections::HashMap;
@@ -197,8 +199,8 @@ pub fn plan(
 ) -> Result<Estimate, RunError> {
     let sites = sites(module);
     schedule.check_scopes(&sites)?;
-    let chosen = stage::choose(module, schedule, &all_steps(schedule), &sites);
-    stage::estimate(module, &chosen, options)
+    let chosen = choose::choose(module, schedule, &all_steps(schedule), &sites);
+    choose::estimate(module, &chosen, options)
 }
 
 fn all_steps(schedule: &Schedule) -> Vec<usize> {

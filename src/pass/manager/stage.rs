@@ -1,33 +1,20 @@
 //! One stage of matrix passes: jobs, their results in order, and what becomes of them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
-use super::memory::{self, Estimate, Shape};
-use super::unit::{Job, UnitError, UnitResult, residual_dtype};
+use super::choose::{Chosen, choose, estimate, foreseen};
+use super::memory::Shape;
+use super::units::open;
 use super::workers::{self, Ended};
-use super::{Run, RunError, RunOptions, StoredSite, judge, seed_of, snapshot};
+use super::{Run, RunError, StoredSite, judge, snapshot};
 use crate::ir::patch::without_weights;
 use crate::ir::site::{Site, sites};
-use crate::ir::{Encoding, Module, OpRef, Storage, Term, WeightId, WeightView};
-use crate::pass::manager::schedule::{Schedule, Stage};
-use crate::pass::terms::{TermData, quant_tensors};
-use crate::pass::{Pass, RemarkKind};
-use crate::report::{SiteReport, StepReport, terms_cost};
-use crate::store::{Done, NewTensor, Record, Sink, TensorOutline};
-use crate::weights::DType;
-
-/// A site that passes of this stage run on.
-pub(super) struct Chosen {
-    site: Site,
-    /// Steps of this stage, in order.
-    pub(super) steps: Vec<usize>,
-    view: WeightView,
-    dtype: DType,
-    shape: Shape,
-    pub(super) keep: Option<DType>,
-    /// Whether what is left is taken up by a later stage, and no part of the output.
-    passes_on: bool,
-}
+use crate::ir::{Encoding, Module, OpRef, Storage, Term, WeightId};
+use crate::pass::RemarkKind;
+use crate::pass::manager::schedule::Stage;
+use crate::pass::terms::TermData;
+use crate::report::terms_cost;
+use crate::store::{Done, Record, Sink};
 
 /// What a finished site has become.
 pub(super) struct Finished {
@@ -40,68 +27,6 @@ pub(super) struct Finished {
     /// What each step made, if anything.
     pub(super) made: Vec<(usize, Option<Term>)>,
     pub(super) residual: Option<Term>,
-}
-
-/// The sites that these steps run on, with how.
-pub(super) fn choose(
-    module: &Module,
-    schedule: &Schedule,
-    stage: &[usize],
-    sites: &[Site],
-) -> Vec<Chosen> {
-    let mut chosen = Vec::new();
-    for site in sites {
-        let all = schedule.steps_for(site);
-        let steps: Vec<usize> = all.iter().copied().filter(|s| stage.contains(s)).collect();
-        let view = site.matrix(module).and_then(|m| m.dense_view()).cloned();
-        let (Some(&last), Some(view)) = (steps.last(), view) else {
-            continue;
-        };
-        let Some(weight) = module.weight(view.weight) else {
-            continue;
-        };
-        let dtype = weight.dtype;
-        // A later stage takes the residual up: it is stored in between.
-        let ends = all.last() == Some(&last);
-        let kept = schedule.keeps_residual(last).then(|| residual_dtype(dtype));
-        let keep = if ends { kept } else { Some(DType::F32) };
-        let mut shape = memory::shape_of(schedule, &steps, site, dtype, view.transposed);
-        if !ends {
-            shape = shape.passing_on();
-        }
-        if matches!(weight.storage, Storage::Concat(_) | Storage::Synthetic(_)) {
-            shape.unit_bytes = shape.unit_bytes.saturating_add(weight.bytes());
-        }
-        chosen.push(Chosen {
-            site: site.clone(),
-            steps,
-            view,
-            dtype,
-            shape,
-            keep,
-            passes_on: !ends,
-        });
-    }
-    chosen
-}
-
-/// Memory and workers for the chosen sites.
-pub(super) fn estimate(
-    module: &Module,
-    chosen: &[Chosen],
-    options: &RunOptions<'_>,
-) -> Result<Estimate, RunError> {
-    let shapes: Vec<Shape> = chosen.iter().map(|c| c.shape).collect();
-    let estimate = memory::estimate(module, &shapes, options.threads, options.mem_limit);
-    let largest = chosen.iter().max_by_key(|c| c.shape.unit_bytes);
-    match (options.mem_limit, largest) {
-        (Some(limit), Some(largest)) if estimate.workers == 0 => Err(RunError::Memory {
-            site: largest.site.name.clone(),
-            need: estimate.peak_memory_bytes,
-            limit,
-        }),
-        _ => Ok(estimate),
-    }
 }
 
 impl Run<'_> {
@@ -182,54 +107,6 @@ impl Run<'_> {
         used.sort_unstable();
         used.dedup();
         without_weights(module, &used);
-    }
-
-    /// Says why sites that a pass might have taken were not.
-    fn remark_unchosen(&mut self, module: &Module, all: &[Site], stage: &[usize]) {
-        for site in all {
-            let steps = self.schedule.steps_for(site);
-            let dense = site
-                .matrix(module)
-                .is_some_and(|m| m.dense_view().is_some());
-            let here = steps.iter().find(|s| stage.contains(s));
-            match here {
-                Some(&step) if !dense => {
-                    let name = self.schedule.steps[step].name;
-                    let why = "no dense term is left to take from".to_string();
-                    self.remark(RemarkKind::Missed, name, &site.name, why);
-                }
-                None if self.stages == 0 && !site.is_body() && steps.is_empty() => {
-                    let roles: Vec<_> = site.roles.iter().map(|r| r.name()).collect();
-                    let why = format!(
-                        "left as it is: passes leave {} alone unless a scope names them",
-                        roles.join(" and ")
-                    );
-                    self.remark(RemarkKind::Missed, "pipeline", &site.name, why);
-                }
-                _ => {}
-            }
-        }
-    }
-
-    fn bisect_away(&mut self, chosen: &mut Vec<Chosen>) {
-        if self.bisect.is_none() {
-            return;
-        }
-        for site in chosen.iter_mut() {
-            let name = site.site.name.clone();
-            let mut steps = std::mem::take(&mut site.steps);
-            steps.retain(|&step| self.allowed(step, &name));
-            site.steps = steps;
-            if let Some(&last) = site.steps.last() {
-                // With later passes cut away, the residual they would have taken up stays.
-                let quantizes = matches!(&self.schedule.steps[last].pass,
-                    Pass::Matrix(p) if p.quantizer().is_some());
-                if !quantizes && site.keep.is_none() {
-                    site.keep = Some(residual_dtype(site.dtype));
-                }
-            }
-        }
-        chosen.retain(|c| !c.steps.is_empty());
     }
 
     /// Gives back every mapped page of the file that a finished site's matrix is in. Tiles give back
@@ -370,99 +247,6 @@ impl Run<'_> {
         Ok(self.rewrite(module, &at, kept, made, terms))
     }
 
-    fn succeeded(&self, chosen: &Chosen, units: Vec<Ended>) -> Result<Vec<UnitResult>, RunError> {
-        let mut results = Vec::with_capacity(units.len());
-        for unit in units {
-            match unit {
-                Ended::Done(result) => results.push(result),
-                Ended::Failed(UnitError { step, message }) => {
-                    let site = chosen.site.name.clone();
-                    return Err(match step {
-                        None => RunError::Weight { site, message },
-                        Some(step) => RunError::Pass {
-                            pass: self.schedule.steps[step].name.to_string(),
-                            site,
-                            message,
-                        },
-                    });
-                }
-                Ended::Panicked(message) => {
-                    let names = chosen.steps.iter().map(|&s| self.schedule.steps[s].name);
-                    return Err(RunError::Panic {
-                        pass: names.collect::<Vec<_>>().join(","),
-                        site: chosen.site.name.clone(),
-                        message,
-                    });
-                }
-                Ended::Interrupted => return Err(RunError::Interrupted { done: 0, total: 0 }),
-            }
-        }
-        Ok(results)
-    }
-
-    /// Puts the row tiles of a site together.
-    ///
-    /// `origin` is Σ w² of the source where an earlier stage has taken terms from it.
-    fn merge(&mut self, chosen: &Chosen, units: Vec<UnitResult>, origin: Option<f64>) -> Merged {
-        let weights: f64 = units.iter().map(|u| u.weight_squares).sum();
-        let errors: f64 = units.iter().map(|u| u.error_squares).sum();
-        let source = origin.unwrap_or(weights);
-        let relative = |squares: f64| match source > 0.0 {
-            true => (squares / source).sqrt(),
-            false => 0.0,
-        };
-        let mut parts: HashMap<usize, Vec<TermData>> = HashMap::new();
-        let mut squares = vec![0f64; chosen.steps.len()];
-        let mut notes = vec![String::new(); chosen.steps.len()];
-        let mut residuals = Vec::new();
-        for unit in units {
-            for (place, step) in unit.steps.into_iter().enumerate() {
-                squares[place] += step.residual_squares;
-                self.outcome.totals[step.step].nanos += step.nanos;
-                notes[place] = step.note;
-                parts.entry(place).or_default().extend(step.term);
-            }
-            residuals.extend(unit.residual);
-            for mut remark in unit.remarks {
-                let step: usize = remark.pass.parse().unwrap_or(0);
-                remark.pass = self.schedule.steps[step].name.to_string();
-                self.outcome.remarks.push(remark);
-            }
-        }
-        let mut merged = Merged {
-            terms: Vec::new(),
-            made: Vec::new(),
-            weight_squares: weights,
-            report: SiteReport::begin(&chosen.site, chosen.dtype, relative(errors)),
-        };
-        for (place, &step) in chosen.steps.iter().enumerate() {
-            let tiles = parts.remove(&place).unwrap_or_default();
-            let bytes = tiles.iter().map(TermData::bytes).sum();
-            let totals = &mut self.outcome.totals[step];
-            totals.sites += 1;
-            totals.terms += u64::from(!tiles.is_empty());
-            totals.term_bytes += bytes;
-            let label = tiles.first().map(TermData::label).unwrap_or_default();
-            merged.report.steps.push(StepReport {
-                pass: self.schedule.steps[step].name.to_string(),
-                term: match notes[place].is_empty() || label.is_empty() {
-                    true => label,
-                    false => std::mem::take(&mut notes[place]),
-                },
-                bytes,
-                rel_error: relative(squares[place]),
-            });
-            merged.made.push((step, !tiles.is_empty()));
-            if !tiles.is_empty() {
-                merged.terms.push(tiles);
-            }
-        }
-        if !residuals.is_empty() {
-            merged.terms.push(residuals);
-        }
-        merged
-    }
-
     /// Verifies and prints the module behind each pass of the stage.
     fn inspect(
         &self,
@@ -492,91 +276,8 @@ impl Run<'_> {
     }
 }
 
-/// A site's units put together.
-struct Merged {
-    /// Row tiles of each term.
-    terms: Vec<Vec<TermData>>,
-    /// Each step, and whether it made a term.
-    made: Vec<(usize, bool)>,
-    /// Σ w² of what the stage began with.
-    weight_squares: f64,
-    report: SiteReport,
-}
-
-/// The tensors that a stage of single quantizers will store, and after them the weights that it leaves
-/// alone; `None` where sizes are not known in advance.
-fn foreseen(
-    module: &Module,
-    schedule: &Schedule,
-    chosen: &[Chosen],
-) -> Option<(Vec<NewTensor>, Vec<TensorOutline>)> {
-    let mut new = Vec::new();
-    let mut gone = vec![false; module.weights.len()];
-    for site in chosen {
-        let [step] = site.steps.as_slice() else {
-            return None;
-        };
-        let quantizer = match &schedule.steps[*step].pass {
-            Pass::Matrix(pass) if site.keep.is_none() => pass.quantizer()?,
-            _ => return None,
-        };
-        let tensors = quant_tensors(&quantizer, site.site.rows, site.site.cols);
-        new.extend(tensors.into_iter().map(|t| (stem(&site.site), t)));
-        if let Some(slot) = gone.get_mut(site.view.weight.index()) {
-            *slot = true;
-        }
-    }
-    let left = module.weights.iter().zip(gone).filter(|(_, gone)| !gone);
-    let copies = left.filter_map(|(weight, _)| crate::export::hlrc::copied_as(weight));
-    Some((new, copies.collect()))
-}
-
-/// Opens a site's matrix for the workers.
-fn open<'a>(
-    module: &Module,
-    schedule: &'a Schedule,
-    reader: &crate::store::Reader<'_>,
-    seed: u64,
-    chosen: &'a Chosen,
-) -> Result<Job<'a>, UnitError> {
-    let fault = |message: String| UnitError {
-        step: None,
-        message,
-    };
-    let matrix = chosen.site.matrix(module);
-    let matrix = matrix.ok_or_else(|| fault("the site is gone".to_string()))?;
-    let view = reader.view(module, matrix, &chosen.view);
-    let view = view.map_err(|e| fault(e.to_string()))?;
-    // Terms of an earlier stage of this run cannot be read yet; their source's norm is on record.
-    let readable = |id: WeightId| {
-        let weight = module.weight(id);
-        weight.is_some_and(|w| !matches!(w.storage, Storage::Absent))
-    };
-    let mut kept = kept_terms(module, &chosen.site);
-    if !kept.iter().flat_map(Term::weights).all(readable) {
-        kept.clear();
-    }
-    let kept = kept.iter().map(|term| reader.term(module, matrix, term));
-    let kept = kept.collect::<Result<Vec<_>, _>>();
-    let kept = kept.map_err(|e| fault(e.to_string()))?;
-    let passes = chosen
-        .steps
-        .iter()
-        .filter_map(|&s| match &schedule.steps[s].pass {
-            Pass::Matrix(pass) => Some((s, pass.as_ref())),
-            Pass::Module(_) => None,
-        });
-    Ok(Job {
-        name: &chosen.site.name,
-        view,
-        passes: passes.collect(),
-        keep: chosen.keep,
-        kept,
-        seed: seed_of(seed, &chosen.site),
-    })
-}
-
-fn kept_terms(module: &Module, site: &Site) -> Vec<Term> {
+/// Terms of a site's matrix that passes leave alone: all but the dense one.
+pub(super) fn kept_terms(module: &Module, site: &Site) -> Vec<Term> {
     let terms = site.matrix(module).map(|m| m.terms.as_slice());
     let kept = terms.unwrap_or(&[]).iter();
     kept.filter(|t| !matches!(t, Term::Dense(_)))
@@ -585,6 +286,6 @@ fn kept_terms(module: &Module, site: &Site) -> Vec<Term> {
 }
 
 /// What the names of a site's tensors start with.
-fn stem(site: &Site) -> String {
+pub(super) fn stem(site: &Site) -> String {
     site.name.clone()
 }
