@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::super::{Checkpoint, FileCache};
 use super::*;
+use crate::weights::Digest;
 
 /// Name, shape and content of the tensors of these tests.
 fn tensors(count: usize) -> Vec<(String, Vec<u64>, Vec<u8>)> {
