@@ -1,0 +1,13 @@
+//! Kernels on plain slices: activations are f32, row-major `[tokens, width]`.
+//!
+//! Each kernel cuts its work into parts that do not depend on the number of threads, and sums in a
+//! fixed order, so that results are bit-identical for any pool.
+
+/// What a kernel does with what stands in its output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// Replaces it.
+    Overwrite,
+    /// Adds to it.
+    Add,
+}
