@@ -36,7 +36,7 @@ pub fn run(error: &RunError) -> Failure {
         RunError::Pass { .. } | RunError::Invalid { .. } | RunError::Patch(_) => {
             Failure::new(Exit::Failure, text).reproducible()
         }
-        RunError::Weight { .. } | RunError::NothingToDo => Failure::new(Exit::Failure, text),
+        RunError::Weight { .. } | RunError::NothingToDo | RunError::NothingLeft(_) => Failure::new(Exit::Failure, text),
         RunError::Panic { .. } => Failure::new(Exit::Panic, format!("internal error: {text}"))
             .help("this is a bug in the pass; please report it with the reproducer (RUST_BACKTRACE=1 shows more)")
             .reproducible(),

@@ -1,11 +1,12 @@
 //! Sites: the distinct matrices of a module, each with all ops that use it.
 //!
 //! Tied embeddings, or a weight that several nodes share, are one site: a pass that rewrites it
-//! rewrites every user, so what was one weight stays one.
+//! rewrites every user, so what was one weight stays one. Where one use has the weight transposed, or
+//! an op that is no matrix reads it too, they are different sites: [`otherwise_used`] tells.
 
 use std::collections::HashMap;
 
-use super::{Matrix, Module, OpKind, OpRef, Role, Term, WeightView};
+use super::{Matrix, Module, OpKind, OpRef, Operand, Role, Term, WeightId, WeightView};
 
 /// One matrix of the module.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,6 +61,45 @@ pub fn sites(module: &Module) -> Vec<Site> {
     }
     make_unique(&mut found);
     found
+}
+
+/// Who else uses the dense matrix of each site, in another way than the site does: transposed, as part
+/// of a stack, as the operand of an op that is no matrix.
+///
+/// The weight stays for that use, so that rewritten terms come on top of it.
+pub fn otherwise_used(module: &Module, sites: &[Site]) -> Vec<Option<String>> {
+    let view = |site: &Site| site.matrix(module).and_then(Matrix::dense_view).cloned();
+    let views: Vec<Option<WeightView>> = sites.iter().map(view).collect();
+    let mut by_weight: HashMap<WeightId, Vec<usize>> = HashMap::new();
+    for (site, view) in views.iter().enumerate() {
+        let Some(view) = view else { continue };
+        by_weight.entry(view.weight).or_default().push(site);
+    }
+    let mut plain: HashMap<WeightId, String> = HashMap::new();
+    for at in module.walk() {
+        let Some(op) = module.op(at) else { continue };
+        for input in &op.inputs {
+            if let Operand::Weight(id) = input {
+                let named = || match op.name.is_empty() {
+                    true => "an unnamed op".to_string(),
+                    false => op.name.clone(),
+                };
+                plain.entry(*id).or_insert_with(named);
+            }
+        }
+    }
+    let other = |(site, view): (usize, &Option<WeightView>)| {
+        let view = view.as_ref()?;
+        let overlaps = |other: &&usize| {
+            let index = views.get(**other).and_then(|v| v.as_ref()?.index);
+            **other != site && (index.is_none() || view.index.is_none() || index == view.index)
+        };
+        let twin = by_weight.get(&view.weight)?.iter().find(overlaps);
+        let twin = twin.and_then(|&other| sites.get(other));
+        let named = twin.map(|twin| twin.name.clone());
+        named.or_else(|| plain.get(&view.weight).cloned())
+    };
+    views.iter().enumerate().map(other).collect()
 }
 
 /// The name of a matrix by its weight: the dense one's, or the first term's without its suffix.

@@ -4,7 +4,7 @@ use super::memory::{self, Estimate, Shape};
 use super::stage::stem;
 use super::unit::residual_dtype;
 use super::{Run, RunError, RunOptions};
-use crate::ir::site::Site;
+use crate::ir::site::{Site, otherwise_used};
 use crate::ir::{Module, Storage, WeightView};
 use crate::pass::manager::schedule::Schedule;
 use crate::pass::terms::quant_tensors;
@@ -33,11 +33,11 @@ pub(super) fn choose(
     sites: &[Site],
 ) -> Vec<Chosen> {
     let mut chosen = Vec::new();
-    for site in sites {
+    for (site, other) in sites.iter().zip(otherwise_used(module, sites)) {
         let all = schedule.steps_for(site);
         let steps: Vec<usize> = all.iter().copied().filter(|s| stage.contains(s)).collect();
         let view = site.matrix(module).and_then(|m| m.dense_view()).cloned();
-        let (Some(&last), Some(view)) = (steps.last(), view) else {
+        let (Some(&last), Some(view), None) = (steps.last(), view, other) else {
             continue;
         };
         let Some(weight) = module.weight(view.weight) else {
@@ -90,7 +90,7 @@ pub(super) fn estimate(
 impl Run<'_> {
     /// Says why sites that a pass might have taken were not.
     pub(super) fn remark_unchosen(&mut self, module: &Module, all: &[Site], stage: &[usize]) {
-        for site in all {
+        for (site, other) in all.iter().zip(otherwise_used(module, all)) {
             let steps = self.schedule.steps_for(site);
             let dense = site
                 .matrix(module)
@@ -100,6 +100,17 @@ impl Run<'_> {
                 Some(&step) if !dense => {
                     let name = self.schedule.steps[step].name;
                     let why = "no dense term is left to take from".to_string();
+                    self.rewritten += usize::from(self.stages == 0);
+                    self.remark(RemarkKind::Missed, name, &site.name, why);
+                }
+                Some(&step) if other.is_some() => {
+                    let name = self.schedule.steps[step].name;
+                    let why = format!(
+                        "left as it is: `{}` uses the same weight in another way and would keep it, so the \
+                         model would grow; give this one a copy in the source if it shall be rewritten",
+                        other.unwrap_or_default()
+                    );
+                    self.reached = true;
                     self.remark(RemarkKind::Missed, name, &site.name, why);
                 }
                 None if self.stages == 0 && !site.is_body() && steps.is_empty() => {

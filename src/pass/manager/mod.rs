@@ -178,6 +178,12 @@ pub enum RunError {
          `hlrc-opt inspect` lists them, scopes such as embeddings(…) reach what is left alone by default"
     )]
     NothingToDo,
+    /// Every matrix that a pass would work on has been rewritten before.
+    #[error(
+        "no dense term is left in any matrix that the pipeline selects ({0} in all): an earlier run rewrote \
+         them and kept no residual; start from the source, or keep what is left with `residual=keep` there"
+    )]
+    NothingLeft(usize),
     /// The run was interrupted.
     #[error("interrupted after {done} of {total} tensors")]
     Interrupted {
@@ -235,6 +241,7 @@ pub fn run(
         spent: Vec::new(),
         stages: 0,
         reached: false,
+        rewritten: 0,
     };
     run.outcome.totals = schedule
         .steps
@@ -252,7 +259,10 @@ pub fn run(
         }
     }
     if run.stages > 0 && !run.reached {
-        return Err(RunError::NothingToDo);
+        return Err(match run.rewritten {
+            0 => RunError::NothingToDo,
+            count => RunError::NothingLeft(count),
+        });
     }
     Ok(run.outcome)
 }
@@ -280,6 +290,8 @@ struct Run<'a> {
     stages: usize,
     /// Whether one of them had a matrix to work on.
     reached: bool,
+    /// Matrices without a dense term that a pass was to work on, in the first of them.
+    rewritten: usize,
 }
 
 impl Run<'_> {

@@ -202,6 +202,17 @@ impl Program {
 
     /// Indices of the steps that apply to a site, in the order in which they run.
     pub fn steps_for(&self, site: &Site<'_>) -> Vec<usize> {
+        let mut steps = self.selected(site);
+        // A tied matrix in `embeddings(int8),head(int8)` is quantized once: the first scope counts.
+        let first = steps.iter().find_map(|&step| self.kind_of(step));
+        if let Some((first, _)) = first {
+            steps.retain(|&step| self.kind_of(step).is_none_or(|(kind, _)| kind == first));
+        }
+        steps
+    }
+
+    /// Indices of all steps whose scopes select a site.
+    fn selected(&self, site: &Site<'_>) -> Vec<usize> {
         let winner = self
             .overrides
             .iter()
@@ -218,6 +229,32 @@ impl Program {
             .filter(|(_, step)| applies(step))
             .map(|(index, _)| index)
             .collect()
+    }
+
+    /// The kind, and the scope of that kind, that a step stands in.
+    fn kind_of(&self, step: usize) -> Option<(SiteKind, usize)> {
+        let guards = &self.steps.get(step)?.guards;
+        guards
+            .iter()
+            .find_map(|&scope| match self.scopes.get(scope)?.matcher {
+                Matcher::Kind(kind) => Some((kind, scope)),
+                _ => None,
+            })
+    }
+
+    /// Steps that scopes of a kind give a site, kind by kind.
+    fn by_kind(&self, steps: &[usize]) -> Vec<(SiteKind, Vec<usize>)> {
+        let mut found: Vec<(SiteKind, Vec<usize>)> = Vec::new();
+        for &step in steps {
+            let Some((kind, _)) = self.kind_of(step) else {
+                continue;
+            };
+            match found.iter_mut().find(|(known, _)| *known == kind) {
+                Some((_, steps)) => steps.push(step),
+                None => found.push((kind, vec![step])),
+            }
+        }
+        found
     }
 
     /// Whether the scope can reach embeddings and head: it says which sites it means.
@@ -245,7 +282,8 @@ impl Program {
         }
     }
 
-    /// Checks that every scope and override selects at least one of the sites.
+    /// Checks that every scope and override selects at least one of the sites, and that no site gets
+    /// different passes as embedding and as head.
     ///
     /// # Errors
     /// A [`SyntaxError`] at the first that selects none, with what there is; `default` may be empty.
@@ -260,7 +298,47 @@ impl Program {
             error.help = no_match_help(scope, sites);
             return Err(error);
         }
-        Ok(())
+        sites.iter().try_for_each(|site| self.check_tied(site))
+    }
+
+    /// Refuses what gives a matrix of two kinds, such as a tied embedding, two different treatments.
+    fn check_tied(&self, site: &Site<'_>) -> Result<(), SyntaxError> {
+        let groups = self.by_kind(&self.selected(site));
+        let [(kind, steps), others @ ..] = groups.as_slice() else {
+            return Ok(());
+        };
+        let calls = |steps: &[usize]| -> Vec<&PassCall> {
+            let steps = steps.iter().filter_map(|&step| self.steps.get(step));
+            steps.map(|step| &step.call).collect()
+        };
+        let Some((other, theirs)) = others.iter().find(|(_, t)| calls(t) != calls(steps)) else {
+            return Ok(());
+        };
+        let scope = |steps: &[usize]| {
+            let step = steps.first().copied()?;
+            self.scopes.get(self.kind_of(step)?.1)
+        };
+        let (Some(first), Some(second)) = (scope(steps), scope(theirs)) else {
+            return Ok(());
+        };
+        let listed = |steps: &[usize]| {
+            let calls = calls(steps).into_iter().map(ToString::to_string);
+            calls.collect::<Vec<_>>().join(",")
+        };
+        let (name, ours, theirs) = (site.name, listed(steps), listed(theirs));
+        let mut error = second.error.clone();
+        error.message = format!(
+            "`{name}` is {} and {} in one matrix, and gets passes of both scopes: `{ours}` of `{}`, \
+             `{theirs}` of `{}`",
+            kind.name(),
+            other.name(),
+            first.text,
+            second.text
+        );
+        error.help = format!(
+            "leave one of the two scopes out, or say what this matrix gets: -t '{name}={ours}'"
+        );
+        Err(error)
     }
 }
 
