@@ -13,4 +13,5 @@ pub mod pass;
 pub mod passes;
 pub mod report;
 pub mod store;
+pub mod text;
 pub mod weights;

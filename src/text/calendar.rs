@@ -3,11 +3,27 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const DAYS: [&str; 7] = [
-    "Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday",
+    "Thursday",
+    "Friday",
+    "Saturday",
+    "Sunday",
+    "Monday",
+    "Tuesday",
+    "Wednesday",
 ];
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September",
-    "October", "November", "December",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
 ];
 
 /// A point in time, taken apart.
@@ -23,7 +39,10 @@ struct Moment {
 
 impl Moment {
     fn of(now: SystemTime) -> Self {
-        let since = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
+        let since = now
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or(Duration::ZERO)
+            .as_secs();
         let days = since / 86_400;
         // Years that begin in March have their leap day last; 400 of them are 146,097 days.
         let shifted = days + 719_468;
@@ -83,13 +102,23 @@ fn directive(c: char, m: &Moment) -> Option<String> {
     let (hour, minute, second) = (m.seconds / 3600, m.seconds / 60 % 60, m.seconds % 60);
     let name = |names: &[&str], at: usize, short: bool| {
         let name = names.get(at).copied().unwrap_or("");
-        Some(if short { name.get(..3).unwrap_or(name) } else { name }.to_owned())
+        Some(
+            if short {
+                name.get(..3).unwrap_or(name)
+            } else {
+                name
+            }
+            .to_owned(),
+        )
     };
     let weekday = usize::try_from(m.days % 7).unwrap_or(0);
-    let date = |form: &str| form.chars().filter_map(|c| match c {
-        '-' | '/' | ':' | ' ' => Some(c.to_string()),
-        c => directive(c, m),
-    });
+    let date = |form: &str| -> Option<String> {
+        let part = |c| match c {
+            '-' | '/' | ':' => Some(String::from(c)),
+            c => directive(c, m),
+        };
+        form.chars().map(part).collect()
+    };
     let twelve = (hour + 11) % 12 + 1;
     match c {
         'Y' => Some(m.year.to_string()),
@@ -109,10 +138,10 @@ fn directive(c: char, m: &Moment) -> Option<String> {
         'j' => Some(format!("{:03}", m.of_year())),
         'Z' => Some("UTC".into()),
         'z' => Some("+0000".into()),
-        'F' => Some(date("Y-m-d").collect()),
-        'T' => Some(date("H:M:S").collect()),
-        'D' => Some(date("m/d/y").collect()),
-        'R' => Some(date("H:M").collect()),
+        'F' => date("Y-m-d"),
+        'T' => date("H:M:S"),
+        'D' => date("m/d/y"),
+        'R' => date("H:M"),
         'n' => Some("\n".into()),
         't' => Some("\t".into()),
         '%' => Some("%".into()),
@@ -131,11 +160,20 @@ mod tests {
 
     #[test]
     fn known_days() {
-        assert_eq!(at(0, "%A %d %B %Y, day %j"), "Thursday 01 January 1970, day 001");
+        assert_eq!(
+            at(0, "%A %d %B %Y, day %j"),
+            "Thursday 01 January 1970, day 001"
+        );
         assert_eq!(at(951_782_400, "%d %b %Y"), "29 Feb 2000");
         assert_eq!(at(951_868_800, "%F %a %j"), "2000-03-01 Wed 061");
-        assert_eq!(at(1_721_995_445, "%d %b %Y %H:%M:%S"), "26 Jul 2024 12:04:05");
-        assert_eq!(at(1_721_995_445, "%-I:%M %p, %T, %D"), "12:04 PM, 12:04:05, 07/26/24");
+        assert_eq!(
+            at(1_721_995_445, "%d %b %Y %H:%M:%S"),
+            "26 Jul 2024 12:04:05"
+        );
+        assert_eq!(
+            at(1_721_995_445, "%-I:%M %p, %T, %D"),
+            "12:04 PM, 12:04:05, 07/26/24"
+        );
         assert_eq!(at(1_735_689_599, "%Y-%j"), "2024-366");
         assert_eq!(at(1_704_067_200, "%-d.%-m.%y %-H %e"), "1.1.24 0  1");
     }

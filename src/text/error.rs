@@ -63,7 +63,9 @@ pub enum TextError {
         context: usize,
     },
     /// A token that the model doesn't have.
-    #[error("the tokenizer gives token {token}, the model has {vocabulary}: they don't belong together")]
+    #[error(
+        "the tokenizer gives token {token}, the model has {vocabulary}: they don't belong together"
+    )]
     Vocabulary {
         /// The token.
         token: u32,

@@ -24,7 +24,10 @@ pub(super) fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     let read = file.take(limit.saturating_add(1)).read_to_end(&mut content);
     read.map_err(|error| TextError::read(path, error))?;
     if content.len() as u64 > limit {
-        return Err(TextError::file(path, format!("is larger than {limit} bytes")));
+        return Err(TextError::file(
+            path,
+            format!("is larger than {limit} bytes"),
+        ));
     }
     Ok(Some(content))
 }

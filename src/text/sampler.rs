@@ -91,8 +91,18 @@ impl Sampler {
     /// # Errors
     /// [`SamplingError::Setting`] for a value outside of its range.
     pub fn new(sampling: Sampling) -> Result<Self, SamplingError> {
-        check("temperature", sampling.temperature, 0.0..=f32::MAX, "it is 0 or more")?;
-        check("top-p", sampling.top_p, f32::MIN_POSITIVE..=1.0, "it is above 0 and at most 1")?;
+        check(
+            "temperature",
+            sampling.temperature,
+            0.0..=f32::MAX,
+            "it is 0 or more",
+        )?;
+        check(
+            "top-p",
+            sampling.top_p,
+            f32::MIN_POSITIVE..=1.0,
+            "it is above 0 and at most 1",
+        )?;
         check("min-p", sampling.min_p, 0.0..=1.0, "it is from 0 to 1")?;
         check(
             "repeat-penalty",
@@ -153,9 +163,17 @@ impl Sampler {
         for token in seen {
             let slot = usize::try_from(token).ok();
             if let Some(logit) = slot.and_then(|i| self.scaled.get_mut(i)) {
-                let with = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+                let with = if *logit > 0.0 {
+                    *logit / penalty
+                } else {
+                    *logit * penalty
+                };
                 // A penalty of 1e38 must not make a token certain, nor break the sum.
-                *logit = if with.is_nan() { f32::NEG_INFINITY } else { with.min(f32::MAX) };
+                *logit = if with.is_nan() {
+                    f32::NEG_INFINITY
+                } else {
+                    with.min(f32::MAX)
+                };
             }
         }
     }
@@ -298,7 +316,11 @@ mod tests {
     #[test]
     fn frequencies_follow_the_softmax() {
         let logits = [2.0f32, 1.0, 0.0, -1.0];
-        let sampling = Sampling { temperature: 0.5, seed: 7, ..Sampling::default() };
+        let sampling = Sampling {
+            temperature: 0.5,
+            seed: 7,
+            ..Sampling::default()
+        };
         let counts = counts(sampling, &logits, 20_000);
         let weights: Vec<f64> = logits.iter().map(|&l| (f64::from(l) / 0.5).exp()).collect();
         let total: f64 = weights.iter().sum();
@@ -311,7 +333,10 @@ mod tests {
 
     #[test]
     fn filters_leave_what_they_say() {
-        let warm = Sampling { temperature: 1.0, ..Sampling::default() };
+        let warm = Sampling {
+            temperature: 1.0,
+            ..Sampling::default()
+        };
         // Probabilities 0.5, 0.25, 0.15, 0.1.
         let logits: Vec<f32> = [0.5f32, 0.25, 0.15, 0.1].iter().map(|p| p.ln()).collect();
         let kept = |sampling| {
@@ -319,21 +344,81 @@ mod tests {
             counts.iter().filter(|&&c| c > 0).count()
         };
         assert_eq!(kept(warm.clone()), 4);
-        assert_eq!(kept(Sampling { top_k: 1, ..warm.clone() }), 1);
-        assert_eq!(kept(Sampling { top_k: 3, ..warm.clone() }), 3);
-        assert_eq!(kept(Sampling { top_p: 0.4, ..warm.clone() }), 1);
-        assert_eq!(kept(Sampling { top_p: 0.7, ..warm.clone() }), 2);
-        assert_eq!(kept(Sampling { top_p: 0.8, ..warm.clone() }), 3);
-        assert_eq!(kept(Sampling { min_p: 0.45, ..warm.clone() }), 2);
-        assert_eq!(kept(Sampling { min_p: 1.0, ..warm.clone() }), 1);
+        assert_eq!(
+            kept(Sampling {
+                top_k: 1,
+                ..warm.clone()
+            }),
+            1
+        );
+        assert_eq!(
+            kept(Sampling {
+                top_k: 3,
+                ..warm.clone()
+            }),
+            3
+        );
+        assert_eq!(
+            kept(Sampling {
+                top_p: 0.4,
+                ..warm.clone()
+            }),
+            1
+        );
+        assert_eq!(
+            kept(Sampling {
+                top_p: 0.7,
+                ..warm.clone()
+            }),
+            2
+        );
+        assert_eq!(
+            kept(Sampling {
+                top_p: 0.8,
+                ..warm.clone()
+            }),
+            3
+        );
+        assert_eq!(
+            kept(Sampling {
+                min_p: 0.45,
+                ..warm.clone()
+            }),
+            2
+        );
+        assert_eq!(
+            kept(Sampling {
+                min_p: 1.0,
+                ..warm.clone()
+            }),
+            1
+        );
         // Top-p looks at what top-k left: 0.5 of 0.75 is two thirds.
-        assert_eq!(kept(Sampling { top_k: 2, top_p: 0.65, ..warm.clone() }), 1);
-        assert_eq!(kept(Sampling { top_k: 3, top_p: 0.9, min_p: 0.4, ..warm }), 2);
+        assert_eq!(
+            kept(Sampling {
+                top_k: 2,
+                top_p: 0.65,
+                ..warm.clone()
+            }),
+            1
+        );
+        assert_eq!(
+            kept(Sampling {
+                top_k: 3,
+                top_p: 0.9,
+                min_p: 0.4,
+                ..warm
+            }),
+            2
+        );
     }
 
     #[test]
     fn repetition_is_penalised_on_both_sides_of_zero() {
-        let sampling = Sampling { repeat_penalty: 2.0, ..Sampling::default() };
+        let sampling = Sampling {
+            repeat_penalty: 2.0,
+            ..Sampling::default()
+        };
         let mut sampler = Sampler::new(sampling).expect("valid settings");
         assert_eq!(sampler.pick(&[3.0, 2.0], &[0, 0]), Ok(1));
         // Twice in the context counts once: 3 / 2 is above 1.4.
@@ -348,7 +433,9 @@ mod tests {
         let set = |f: fn(&mut Sampling)| {
             let mut sampling = Sampling::default();
             f(&mut sampling);
-            Sampler::new(sampling).expect_err("out of range").to_string()
+            Sampler::new(sampling)
+                .expect_err("out of range")
+                .to_string()
         };
         assert!(set(|s| s.temperature = -1.0).contains("temperature is -1"));
         assert!(set(|s| s.temperature = f32::NAN).contains("temperature"));
@@ -384,16 +471,21 @@ mod tests {
     }
 
     fn settings() -> impl Strategy<Value = Sampling> {
-        (0.05f32..4.0, 0usize..50, 0.05f32..=1.0, 0.0f32..=1.0, any::<u64>()).prop_map(
-            |(temperature, top_k, top_p, min_p, seed)| Sampling {
+        (
+            0.05f32..4.0,
+            0usize..50,
+            0.05f32..=1.0,
+            0.0f32..=1.0,
+            any::<u64>(),
+        )
+            .prop_map(|(temperature, top_k, top_p, min_p, seed)| Sampling {
                 temperature,
                 top_k,
                 top_p,
                 min_p,
                 seed,
                 ..Sampling::default()
-            },
-        )
+            })
     }
 
     proptest! {

@@ -33,7 +33,9 @@ impl Special {
         for name in ["special_tokens_map.json", "tokenizer_config.json"] {
             let path = folder.join(name);
             if let Some(object) = files::object(&path)? {
-                special.of_tokenizer(&object).map_err(|problem| TextError::file(&path, problem))?;
+                special
+                    .of_tokenizer(&object)
+                    .map_err(|problem| TextError::file(&path, problem))?;
             }
         }
         let generation = folder.join("generation_config.json");
@@ -47,7 +49,9 @@ impl Special {
         if let Some(object) = files::object(&path)? {
             let generation = std::mem::take(&mut special.eos);
             let bos = special.bos;
-            special.of_config(&object).map_err(|problem| TextError::file(&path, problem))?;
+            special
+                .of_config(&object)
+                .map_err(|problem| TextError::file(&path, problem))?;
             special.bos = bos.or(special.bos);
             // Where both say something, the generation's is the one made for it.
             if told {
@@ -152,15 +156,30 @@ mod tests {
     #[test]
     fn later_files_count() {
         let special = open(&[
-            ("special_tokens_map.json", r#"{"bos_token": "<old>", "pad_token": {"content": "<pad>"}}"#),
-            ("tokenizer_config.json", r#"{"bos_token": {"content": "<s>", "lstrip": false}, "eos_token": null,
-               "add_bos_token": false, "additional_special_tokens": ["<x>"]}"#),
+            (
+                "special_tokens_map.json",
+                r#"{"bos_token": "<old>", "pad_token": {"content": "<pad>"}}"#,
+            ),
+            (
+                "tokenizer_config.json",
+                r#"{"bos_token": {"content": "<s>", "lstrip": false}, "eos_token": null,
+               "add_bos_token": false, "additional_special_tokens": ["<x>"]}"#,
+            ),
             ("generation_config.json", r#"{"eos_token_id": [7, 9]}"#),
-            ("config.json", r#"{"eos_token_id": 2, "bos_token_id": 1, "max_position_embeddings": 512}"#),
+            (
+                "config.json",
+                r#"{"eos_token_id": 2, "bos_token_id": 1, "max_position_embeddings": 512}"#,
+            ),
         ]);
         let special = special.expect("valid");
-        assert_eq!(special.tokens.get("bos_token").map(String::as_str), Some("<s>"));
-        assert_eq!(special.tokens.get("pad_token").map(String::as_str), Some("<pad>"));
+        assert_eq!(
+            special.tokens.get("bos_token").map(String::as_str),
+            Some("<s>")
+        );
+        assert_eq!(
+            special.tokens.get("pad_token").map(String::as_str),
+            Some("<pad>")
+        );
         assert_eq!(special.eos, BTreeSet::from([7, 9]));
         assert_eq!(special.bos, Some(1));
         assert_eq!(special.add_bos, Some(false));
@@ -174,21 +193,35 @@ mod tests {
             r#"{"text_config": {"eos_token_id": 3, "max_position_embeddings": 64}}"#,
         )]);
         let special = special.expect("valid");
-        assert_eq!((special.eos, special.context), (BTreeSet::from([3]), Some(64)));
+        assert_eq!(
+            (special.eos, special.context),
+            (BTreeSet::from([3]), Some(64))
+        );
     }
 
     #[test]
     fn wrong_types_are_told_with_file_and_field() {
         for (file, content, part) in [
             ("config.json", r#"{"eos_token_id": "two"}"#, "eos_token_id"),
-            ("generation_config.json", r#"{"eos_token_id": [1, 99999999999]}"#, "eos_token_id"),
+            (
+                "generation_config.json",
+                r#"{"eos_token_id": [1, 99999999999]}"#,
+                "eos_token_id",
+            ),
             ("tokenizer_config.json", r#"{"bos_token": 5}"#, "bos_token"),
-            ("tokenizer_config.json", r#"{"add_bos_token": "yes"}"#, "add_bos_token"),
+            (
+                "tokenizer_config.json",
+                r#"{"add_bos_token": "yes"}"#,
+                "add_bos_token",
+            ),
             ("tokenizer_config.json", "[]", "no object"),
             ("tokenizer_config.json", "{", "no JSON"),
         ] {
             let message = open(&[(file, content)]).expect_err(content).to_string();
-            assert!(message.contains(file) && message.contains(part), "{message}");
+            assert!(
+                message.contains(file) && message.contains(part),
+                "{message}"
+            );
         }
     }
 

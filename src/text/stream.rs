@@ -125,17 +125,26 @@ impl Stops {
     /// Of several stop strings the one that begins first counts; of those, the longest.
     pub fn push(&mut self, text: &str) -> Passed {
         self.held.push_str(text);
-        let found = self.stops.iter().filter_map(|s| Some((self.held.find(s.as_str())?, s)));
+        let found = self
+            .stops
+            .iter()
+            .filter_map(|s| Some((self.held.find(s.as_str())?, s)));
         let first = found.min_by_key(|(at, s)| (*at, std::cmp::Reverse(s.len())));
         let hold = self.begins();
         if let Some((at, stop)) = first {
             // A longer one that began earlier may still be completed, but text that has come decides.
             let stop = stop.clone();
             self.held.truncate(at);
-            return Passed { text: std::mem::take(&mut self.held), stop: Some(stop) };
+            return Passed {
+                text: std::mem::take(&mut self.held),
+                stop: Some(stop),
+            };
         }
         let rest = self.held.split_off(hold);
-        Passed { text: std::mem::replace(&mut self.held, rest), stop: None }
+        Passed {
+            text: std::mem::replace(&mut self.held, rest),
+            stop: None,
+        }
     }
 
     /// Gives what was held back; there is no more text.
@@ -148,11 +157,16 @@ impl Stops {
         let starts = self.held.char_indices().map(|(at, _)| at);
         let opens = |at: &usize| {
             let end = self.held.get(*at..).unwrap_or("");
-            self.stops.iter().any(|s| s.len() > end.len() && s.starts_with(end))
+            self.stops
+                .iter()
+                .any(|s| s.len() > end.len() && s.starts_with(end))
         };
         let longest = self.stops.iter().map(String::len).max().unwrap_or(0);
         let from = self.held.len().saturating_sub(longest);
-        starts.filter(|&at| at >= from).find(opens).unwrap_or(self.held.len())
+        starts
+            .filter(|&at| at >= from)
+            .find(opens)
+            .unwrap_or(self.held.len())
     }
 }
 
@@ -210,7 +224,10 @@ mod tests {
 
     #[test]
     fn an_open_character_is_told_at_the_end() {
-        assert_eq!(stream(&Bytes, &[], &[0x61, 0xe2, 0x82]).concat(), "a\u{fffd}");
+        assert_eq!(
+            stream(&Bytes, &[], &[0x61, 0xe2, 0x82]).concat(),
+            "a\u{fffd}"
+        );
         assert_eq!(stream(&Bytes, &[], &[0xe2, 0x61]).concat(), "\u{fffd}a");
     }
 
@@ -247,13 +264,28 @@ mod tests {
     #[test]
     fn stop_strings_over_several_pieces() {
         let stop = |s: &str| Some(s.to_owned());
-        assert_eq!(push_all(&["END"], &["one E", "N", "D two"]), ("one ".into(), stop("END")));
-        assert_eq!(push_all(&["END"], &["one E", "N", "d"]), ("one ENd".into(), None));
+        assert_eq!(
+            push_all(&["END"], &["one E", "N", "D two"]),
+            ("one ".into(), stop("END"))
+        );
+        assert_eq!(
+            push_all(&["END"], &["one E", "N", "d"]),
+            ("one ENd".into(), None)
+        );
         assert_eq!(push_all(&["END"], &["one EN"]), ("one EN".into(), None));
-        assert_eq!(push_all(&["aab"], &["aa", "ab", "c"]), ("a".into(), stop("aab")));
-        assert_eq!(push_all(&["\n\n", "x"], &["a\n", "b", "\n\nx"]), ("a\nb".into(), stop("\n\n")));
+        assert_eq!(
+            push_all(&["aab"], &["aa", "ab", "c"]),
+            ("a".into(), stop("aab"))
+        );
+        assert_eq!(
+            push_all(&["\n\n", "x"], &["a\n", "b", "\n\nx"]),
+            ("a\nb".into(), stop("\n\n"))
+        );
         assert_eq!(push_all(&["é"], &["caf", "é!"]), ("caf".into(), stop("é")));
-        assert_eq!(push_all(&["ab", "abc"], &["xabc"]), ("x".into(), stop("abc")));
+        assert_eq!(
+            push_all(&["ab", "abc"], &["xabc"]),
+            ("x".into(), stop("abc"))
+        );
         assert_eq!(push_all(&[""], &["text"]), ("text".into(), None));
     }
 

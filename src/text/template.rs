@@ -1,0 +1,266 @@
+//! Jinja as chat templates use it: the settings, functions and filters that `transformers` gives them.
+//!
+//! A template comes with a model and is not trusted: it reads nothing but its values, and it is ended
+//! where it takes too long or makes too much.
+
+use std::time::SystemTime;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, ValueKind};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
+use minijinja_contrib::pycompat::unknown_method_callback;
+
+use super::calendar;
+
+/// Nesting of lists and maps that JSON is written of.
+const DEPTH: usize = 64;
+/// Spaces of indentation that a template may ask for.
+const INDENT: usize = 16;
+
+/// Renders a template; the error says what, and in which line.
+pub(super) fn render(source: &str, values: Value, now: SystemTime) -> Result<String, String> {
+    let source = plain(source);
+    let environment = environment(now).map_err(|error| told(&error))?;
+    let template = environment.template_from_named_str("chat_template", &source);
+    let rendered = template.and_then(|template| template.render(values));
+    rendered.map_err(|error| told(&error))
+}
+
+/// Whether a template can be read at all.
+pub(super) fn check(source: &str) -> Result<(), String> {
+    let source = plain(source);
+    let environment = environment(SystemTime::UNIX_EPOCH).map_err(|error| told(&error))?;
+    let template = environment.template_from_named_str("chat_template", &source);
+    template.map(|_| ()).map_err(|error| told(&error))
+}
+
+fn environment<'s>(now: SystemTime) -> Result<Environment<'s>, Error> {
+    let mut environment = Environment::new();
+    let syntax = SyntaxConfig::builder()
+        .trim_blocks(true)
+        .lstrip_blocks(true)
+        .build()?;
+    environment.set_syntax(syntax);
+    environment.set_auto_escape_callback(|_| AutoEscape::None);
+    environment.set_unknown_method_callback(unknown_method_callback);
+    environment.add_filter("tojson", tojson);
+    environment.add_function("raise_exception", raise_exception);
+    environment.add_function("strftime_now", move |form: String| {
+        calendar::strftime(&form, now)
+    });
+    Ok(environment)
+}
+
+/// Templates mark what the assistant says for training: `{% generation %}`. It changes no text.
+fn plain(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some((before, after)) = rest.split_once("{%") {
+        out.push_str(before);
+        out.push_str("{%");
+        let Some((tag, behind)) = after.split_once("%}") else {
+            rest = after;
+            continue;
+        };
+        match tag.trim_matches(|c: char| c == '-' || c.is_whitespace()) {
+            "generation" => out.push_str(&tag.replace("generation", "if true")),
+            "endgeneration" => out.push_str(&tag.replace("endgeneration", "endif")),
+            _ => out.push_str(tag),
+        }
+        out.push_str("%}");
+        rest = behind;
+    }
+    out.push_str(rest);
+    out
+}
+
+fn raise_exception(message: String) -> Result<Value, Error> {
+    Err(Error::new(ErrorKind::InvalidOperation, message))
+}
+
+/// An error in one line: what the template or its reader says, and where.
+fn told(error: &Error) -> String {
+    let what = match error.detail() {
+        Some(detail) if error.kind() == ErrorKind::InvalidOperation => detail.to_owned(),
+        Some(detail) => format!("{}: {detail}", error.kind()),
+        None => error.kind().to_string(),
+    };
+    match error.line() {
+        Some(line) => format!("{what} (line {line})"),
+        None => what,
+    }
+}
+
+/// JSON as Python's `json.dumps` writes it; nothing is escaped for HTML.
+fn tojson(value: &Value, args: Kwargs) -> Result<String, Error> {
+    let indent = args.get::<Option<usize>>("indent")?;
+    // Taken and passed over: what they ask for is what is done.
+    let _ = args.get::<Option<bool>>("ensure_ascii")?;
+    let _ = args.get::<Option<bool>>("sort_keys")?;
+    args.assert_all_used()?;
+    if indent.is_some_and(|n| n > INDENT) {
+        return Err(Error::new(
+            ErrorKind::InvalidOperation,
+            "tojson: the indentation is too large",
+        ));
+    }
+    let mut out = String::new();
+    json(value, indent, 0, &mut out)?;
+    Ok(out)
+}
+
+fn json(value: &Value, indent: Option<usize>, depth: usize, out: &mut String) -> Result<(), Error> {
+    if depth > DEPTH {
+        return Err(Error::new(
+            ErrorKind::InvalidOperation,
+            "tojson: nested too deep",
+        ));
+    }
+    match value.kind() {
+        ValueKind::Undefined | ValueKind::None => out.push_str("null"),
+        ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
+        ValueKind::Number => out.push_str(&value.to_string()),
+        ValueKind::Seq | ValueKind::Iterable => {
+            let items = value.try_iter()?.map(|item| (None, item));
+            container(items, ['[', ']'], indent, depth, out)?;
+        }
+        ValueKind::Map => {
+            let mut items = Vec::new();
+            for key in value.try_iter()? {
+                let item = value.get_item(&key)?;
+                items.push((Some(key), item));
+            }
+            container(items.into_iter(), ['{', '}'], indent, depth, out)?;
+        }
+        ValueKind::Invalid => {
+            return Err(Error::new(ErrorKind::InvalidOperation, value.to_string()));
+        }
+        _ => text(&value.to_string(), out),
+    }
+    Ok(())
+}
+
+fn container(
+    items: impl Iterator<Item = (Option<Value>, Value)>,
+    [open, close]: [char; 2],
+    indent: Option<usize>,
+    depth: usize,
+    out: &mut String,
+) -> Result<(), Error> {
+    let line = |depth: usize, out: &mut String| {
+        if let Some(indent) = indent {
+            out.push('\n');
+            out.extend(std::iter::repeat_n(' ', indent * depth));
+        }
+    };
+    out.push(open);
+    let mut empty = true;
+    for (key, item) in items {
+        if !empty {
+            out.push_str(if indent.is_some() { "," } else { ", " });
+        }
+        empty = false;
+        line(depth + 1, out);
+        if let Some(key) = key {
+            text(&key.to_string(), out);
+            out.push_str(": ");
+        }
+        json(&item, indent, depth + 1, out)?;
+    }
+    if !empty {
+        line(depth, out);
+    }
+    out.push(close);
+    Ok(())
+}
+
+fn text(text: &str, out: &mut String) {
+    // serde_json escapes what must be escaped and nothing else, as Python without ensure_ascii.
+    out.push_str(&serde_json::Value::from(text).to_string());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn run(source: &str) -> Result<String, String> {
+        let call = Value::from_pairs([("name", "f<x>"), ("b", "2")]);
+        let values = Value::from_pairs([("call", call), ("none", Value::from(()))]);
+        render(source, values, SystemTime::UNIX_EPOCH)
+    }
+
+    fn ok(source: &str) -> String {
+        run(source).expect(source)
+    }
+
+    #[test]
+    fn json_is_pythons() {
+        assert_eq!(
+            ok("{{ {'k': [1, 2.5, true, none, 'é<\\n']} | tojson }}"),
+            r#"{"k": [1, 2.5, true, null, "é<\n"]}"#
+        );
+        assert_eq!(ok("{{ [1, {}] | tojson(indent=2) }}"), "[\n  1,\n  {}\n]");
+        assert_eq!(
+            ok("{{ call.name | tojson(ensure_ascii=False) }}"),
+            "\"f<x>\""
+        );
+        assert!(run("{{ 1 | tojson(indent=99) }}").is_err());
+    }
+
+    #[test]
+    fn python_is_spoken() {
+        assert_eq!(ok("{{ ' a b '.strip().split(' ')[-1].upper() }}"), "B");
+        assert_eq!(
+            ok("{% for k, v in call.items() %}{{ k }}{{ v }}{% endfor %}").len(),
+            7
+        );
+        assert_eq!(ok("{{ [1, 2, 3][::-1] }}"), "[3, 2, 1]");
+        assert_eq!(
+            ok("{{ 'x'.startswith('x') and none is none and call is mapping }}"),
+            "true"
+        );
+        assert_eq!(ok("{{ strftime_now('%d %b %Y') }}"), "01 Jan 1970");
+    }
+
+    #[test]
+    fn blocks_leave_no_lines() {
+        assert_eq!(ok("a\n  {% if true %}\nb\n  {% endif %}\nc\n"), "a\nb\nc");
+        assert_eq!(
+            ok("a {%- generation %}\nb{% endgeneration -%}\n c"),
+            "ab c".replace(' ', "")
+        );
+        assert_eq!(ok("{{ 'generation' }}"), "generation");
+    }
+
+    #[test]
+    fn errors_say_what_and_where() {
+        let error = run("\n{{ raise_exception('roles must alternate') }}").expect_err("raised");
+        assert_eq!(error, "roles must alternate (line 2)");
+        assert!(run("{% if %}").expect_err("syntax").contains("line 1"));
+        assert!(run("{{ nothing.at.all }}").is_err());
+        assert!(check("{% for %}").is_err() && check("{{ fine }}").is_ok());
+    }
+
+    #[test]
+    fn nothing_outside_can_be_read() {
+        for source in [
+            "{% include '/etc/hostname' %}",
+            "{% import 'x' as x %}",
+            "{% extends 'x' %}",
+        ] {
+            assert!(run(source).is_err(), "{source}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_template_panics(parts in prop::collection::vec(prop::sample::select(vec![
+            "{{", "}}", "{%", "%}", "{%-", "-%}", "{#", "#}", " call", "[", "]", "(", ")", ".name", "|tojson", "'a'",
+            " if ", " for x in ", "endfor", "endif", " set ns = namespace()", "1", "*", "~", "-", "é", "::", ",",
+            " generation ", "endgeneration", " macro f() ", "endmacro", "{", "}", "\"",
+        ]), 0..14)) {
+            let _ = run(&parts.concat());
+        }
+    }
+}
