@@ -10,6 +10,7 @@ mod graph;
 mod ids;
 mod op;
 pub mod patch;
+pub mod shapes;
 pub mod site;
 mod term;
 pub mod text;

@@ -4,6 +4,7 @@
 //! [`Sink`] takes what passes make and streams it into shards, with a journal to resume from.
 
 mod copied;
+mod constants;
 mod journal;
 mod reader;
 mod rebase;
@@ -12,6 +13,7 @@ mod sink;
 mod synthetic;
 
 pub use copied::copied_as;
+pub use constants::shapes;
 pub use journal::{Journal, JournalError, Record};
 pub use reader::{Located, Reader, StoreError, file_path};
 pub use rebase::rebase;
