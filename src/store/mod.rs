@@ -3,8 +3,8 @@
 //! [`Reader`] finds the bytes that a [`crate::ir::Weight`] refers to, and decodes matrices and terms;
 //! [`Sink`] takes what passes make and streams it into shards, with a journal to resume from.
 
-mod copied;
 mod constants;
+mod copied;
 mod journal;
 mod reader;
 mod rebase;
@@ -12,8 +12,8 @@ mod scratch;
 mod sink;
 mod synthetic;
 
-pub use copied::copied_as;
 pub use constants::shapes;
+pub use copied::copied_as;
 pub use journal::{Journal, JournalError, Record};
 pub use reader::{Located, Reader, StoreError, file_path};
 pub use rebase::rebase;
