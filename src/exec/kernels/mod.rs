@@ -3,6 +3,8 @@
 //! Each kernel cuts its work into parts that do not depend on the number of threads, and sums in a
 //! fixed order, so that results are bit-identical for any pool.
 
+pub mod quant;
+
 /// What a kernel does with what stands in its output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Write {
@@ -10,4 +12,15 @@ pub enum Write {
     Overwrite,
     /// Adds to it.
     Add,
+}
+
+impl Write {
+    /// Writes one value.
+    #[inline]
+    pub(crate) fn put(self, out: &mut f32, value: f32) {
+        match self {
+            Write::Overwrite => *out = value,
+            Write::Add => *out += value,
+        }
+    }
 }
