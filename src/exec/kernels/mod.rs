@@ -3,7 +3,18 @@
 //! Each kernel cuts its work into parts that do not depend on the number of threads, and sums in a
 //! fixed order, so that results are bit-identical for any pool.
 
+pub mod activation;
+pub mod attention;
+pub mod elementwise;
+pub mod float;
+pub mod norm;
 pub mod quant;
+pub mod rope;
+
+pub(crate) mod gemm;
+mod math;
+pub(crate) mod scratch;
+pub(crate) mod vector;
 
 /// What a kernel does with what stands in its output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
