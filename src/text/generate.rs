@@ -9,8 +9,16 @@ use super::{Result, TextError};
 /// Tokens of the prompt that are run at a time; between them an interrupt is heard.
 const PREFILL: usize = 512;
 
-/// An error of whatever runs the model.
-pub type ModelError = Box<dyn std::error::Error + Send + Sync>;
+/// Why a model gives no logits.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// Somebody asked to stop while it ran.
+    #[error("interrupted")]
+    Interrupted,
+    /// It can't be run.
+    #[error(transparent)]
+    Failed(Box<dyn std::error::Error + Send + Sync>),
+}
 
 /// A model that says what comes next.
 pub trait LanguageModel {
@@ -174,14 +182,22 @@ impl<M: LanguageModel> Session<M> {
             if stop() {
                 return Ok((None, kept));
             }
-            logits = Some(self.forward(tokens)?.to_vec());
+            logits = self.forward(tokens)?.map(<[f32]>::to_vec);
+            if logits.is_none() {
+                break;
+            }
         }
         Ok((logits, kept))
     }
 
-    fn forward(&mut self, tokens: &[u32]) -> Result<&[f32]> {
+    /// Runs tokens; none where it was interrupted.
+    fn forward(&mut self, tokens: &[u32]) -> Result<Option<&[f32]>> {
         self.seen.extend_from_slice(tokens);
-        self.model.forward(tokens).map_err(TextError::Model)
+        match self.model.forward(tokens) {
+            Ok(logits) => Ok(Some(logits)),
+            Err(ModelError::Interrupted) => Ok(None),
+            Err(ModelError::Failed(error)) => Err(TextError::Model(error)),
+        }
     }
 }
 
@@ -341,7 +357,8 @@ fn decode<M: LanguageModel>(
         }
         if made.tokens.len() < settings.max_tokens {
             match session.forward(&[token]) {
-                Ok(next) => next.clone_into(&mut logits),
+                Ok(Some(next)) => next.clone_into(&mut logits),
+                Ok(None) => return Ok(Ok(Finish::Interrupted)),
                 Err(error) => return Ok(Err(error)),
             }
             made.steps += 1;

@@ -28,8 +28,11 @@ impl LanguageModel for Parrot {
     }
 
     fn forward(&mut self, tokens: &[u32]) -> Result<&[f32], ModelError> {
+        if tokens.contains(&8) {
+            return Err(ModelError::Interrupted);
+        }
         if tokens.contains(&7) {
-            return Err("the bell rang".into());
+            return Err(ModelError::Failed("the bell rang".into()));
         }
         self.seen.extend_from_slice(tokens);
         self.runs.push(tokens.len());
@@ -183,6 +186,18 @@ fn an_interrupt_keeps_what_there_is() {
             (text, Finish::Interrupted)
         );
     }
+}
+
+#[test]
+fn a_model_that_is_interrupted_ends_it() {
+    let mut session = Session::new(Parrot::new("ab\u{8}cd"));
+    let made = run(&mut session, ">", &settings()).expect("generated");
+    assert_eq!(
+        (made.text.as_str(), made.finish),
+        ("ab\u{8}", Finish::Interrupted)
+    );
+    let made = run(&mut Session::new(Parrot::new("x")), "\u{8}>", &settings()).expect("generated");
+    assert_eq!((made.text.as_str(), made.finish), ("", Finish::Interrupted));
 }
 
 #[test]
