@@ -86,6 +86,11 @@ impl<'a> Reader<'a> {
         Self { cache }
     }
 
+    /// The files that weights are in.
+    pub fn files(&self) -> &'a FileCache {
+        self.cache
+    }
+
     /// Where a weight's bytes are. Varint-coded, synthetic and concatenated weights are put into memory.
     ///
     /// # Errors

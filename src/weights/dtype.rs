@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::numeric::float::Float;
+
 /// Type of one tensor element.
 ///
 /// Covers ONNX `TensorProto.DataType` 1 to 28 and the dtypes of safetensors.
@@ -143,6 +145,23 @@ impl DType {
     /// True for the real floating-point types of any width.
     pub fn is_float(self) -> bool {
         (self as usize) <= DType::F4E2M1 as usize
+    }
+
+    /// The floating-point format, where this is one.
+    pub fn as_float(self) -> Option<Float> {
+        Some(match self {
+            DType::F64 => Float::F64,
+            DType::F32 => Float::F32,
+            DType::F16 => Float::F16,
+            DType::BF16 => Float::Bf16,
+            DType::F8E4M3FN => Float::F8E4M3,
+            DType::F8E4M3FNUZ => Float::F8E4M3Fnuz,
+            DType::F8E5M2 => Float::F8E5M2,
+            DType::F8E5M2FNUZ => Float::F8E5M2Fnuz,
+            DType::F8E8M0 => Float::F8E8M0,
+            DType::F4E2M1 => Float::F4E2M1,
+            _ => return None,
+        })
     }
 
     /// True for signed and unsigned integers of any width, not for `bool`.

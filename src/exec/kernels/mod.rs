@@ -7,9 +7,11 @@ pub mod activation;
 pub mod attention;
 pub mod elementwise;
 pub mod float;
+pub mod low_rank;
 pub mod norm;
 pub mod quant;
 pub mod rope;
+pub mod sparse;
 
 pub(crate) mod gemm;
 mod math;

@@ -1,0 +1,217 @@
+//! Runs of ONNX ops that have no kernel here: each becomes a small model that tract runs.
+//!
+//! tract needs concrete shapes, so a run is compiled once for each set of input shapes, under a
+//! time limit. Built without the feature `tract`, such ops are refused by name.
+
+#[cfg(feature = "tract")]
+mod tract;
+
+use std::collections::{BTreeSet, HashSet};
+
+use super::{ExecError, Tensor};
+use crate::ir::{
+    Graph, Module, OpId, OpKind, Operand, Region, TensorType, Type, ValueId, WeightId,
+};
+use crate::store::Reader;
+use crate::weights::DType;
+
+/// Consecutive ONNX ops that run as one.
+pub(super) struct Foreign {
+    inputs: Vec<ValueId>,
+    outputs: Vec<ValueId>,
+    #[cfg(feature = "tract")]
+    runner: tract::Runner,
+}
+
+/// What a run of ops is called in messages.
+#[derive(Clone, Debug)]
+struct Label {
+    /// The kinds of ops, each once.
+    ops: String,
+    /// The first op's name.
+    name: String,
+}
+
+impl Label {
+    fn unsupported(&self, problem: String) -> ExecError {
+        ExecError::Unsupported {
+            op: self.ops.clone(),
+            name: self.name.clone(),
+            problem,
+        }
+    }
+}
+
+impl Foreign {
+    /// Takes a run of ONNX ops of a region.
+    ///
+    /// # Errors
+    /// Without tract: the ops are named. With it: what cannot be written as a model of its own.
+    pub(super) fn new(
+        module: &Module,
+        graph: &Graph,
+        region: &Region,
+        ops: &[OpId],
+        reader: &Reader,
+    ) -> Result<Self, ExecError> {
+        let label = label(graph, ops);
+        let (inputs, outputs) = border(graph, region, ops);
+        #[cfg(feature = "tract")]
+        {
+            let part = part(module, graph, region, ops, (&inputs, &outputs));
+            let runner = tract::Runner::new(&part, reader, label)?;
+            Ok(Self {
+                inputs,
+                outputs,
+                runner,
+            })
+        }
+        #[cfg(not(feature = "tract"))]
+        {
+            let _ = (module, reader, inputs, outputs);
+            let problem = "there is no kernel for it; build with the feature tract";
+            Err(label.unsupported(problem.to_string()))
+        }
+    }
+
+    /// Values that come in.
+    pub(super) fn inputs(&self) -> &[ValueId] {
+        &self.inputs
+    }
+
+    /// Values that come out.
+    pub(super) fn outputs(&self) -> &[ValueId] {
+        &self.outputs
+    }
+
+    /// Runs the ops.
+    ///
+    /// # Errors
+    /// [`ExecError::Unsupported`] says what tract refuses, or that it took too long.
+    pub(super) fn run(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, ExecError> {
+        #[cfg(feature = "tract")]
+        {
+            self.runner.run(inputs)
+        }
+        #[cfg(not(feature = "tract"))]
+        {
+            let _ = inputs;
+            Ok(Vec::new())
+        }
+    }
+}
+
+fn label(graph: &Graph, ops: &[OpId]) -> Label {
+    let kind = |id: &OpId| match &graph.op(*id)?.kind {
+        OpKind::Onnx(op) => Some(format!("onnx.{}", op.op_type)),
+        _ => None,
+    };
+    let kinds: BTreeSet<String> = ops.iter().filter_map(kind).collect();
+    let first = ops.first().and_then(|id| graph.op(*id));
+    Label {
+        ops: kinds.into_iter().collect::<Vec<_>>().join(", "),
+        name: first.map_or_else(String::new, |op| op.name.clone()),
+    }
+}
+
+/// Ops and those of the regions inside them.
+fn within(graph: &Graph, ops: &[OpId]) -> Vec<OpId> {
+    let mut all = Vec::new();
+    let mut open: Vec<OpId> = ops.to_vec();
+    while let Some(id) = open.pop() {
+        all.push(id);
+        if let Some(op) = graph.op(id) {
+            let inner = op.kind.regions();
+            open.extend(inner.iter().flat_map(|r| r.ops.iter().copied()));
+        }
+    }
+    all
+}
+
+fn values_read(graph: &Graph, ops: &[OpId]) -> Vec<ValueId> {
+    let value = |o: &Operand| match o {
+        Operand::Value(v) => Some(*v),
+        _ => None,
+    };
+    let ops = within(graph, ops);
+    let ops: Vec<_> = ops.iter().filter_map(|id| graph.op(*id)).collect();
+    let direct = ops.iter().flat_map(|op| op.inputs.iter().filter_map(value));
+    let nested = ops.iter().flat_map(|op| op.kind.regions());
+    let returned = nested.flat_map(|r| r.outputs.iter().filter_map(value));
+    direct.chain(returned).collect()
+}
+
+/// Values that the ops take from outside, and those that the outside takes from them.
+fn border(graph: &Graph, region: &Region, ops: &[OpId]) -> (Vec<ValueId>, Vec<ValueId>) {
+    let mut made: HashSet<ValueId> = HashSet::new();
+    for id in within(graph, ops) {
+        if let Some(op) = graph.op(id) {
+            made.extend(op.results.iter().flatten());
+            made.extend(op.kind.regions().iter().flat_map(|r| r.inputs.iter()));
+        }
+    }
+    let read: BTreeSet<ValueId> = values_read(graph, ops).into_iter().collect();
+    let inputs = read.into_iter().filter(|v| !made.contains(v)).collect();
+    let inside: HashSet<OpId> = ops.iter().copied().collect();
+    let others: Vec<OpId> = region
+        .ops
+        .iter()
+        .copied()
+        .filter(|o| !inside.contains(o))
+        .collect();
+    let mut needed: HashSet<ValueId> = values_read(graph, &others).into_iter().collect();
+    needed.extend(region.outputs.iter().filter_map(|o| match o {
+        Operand::Value(v) => Some(*v),
+        _ => None,
+    }));
+    let results = ops.iter().filter_map(|id| graph.op(*id));
+    let results = results.flat_map(|op| op.results.iter().flatten().copied());
+    (inputs, results.filter(|v| needed.contains(v)).collect())
+}
+
+/// A module of nothing but these ops.
+#[cfg(feature = "tract")]
+fn part(
+    module: &Module,
+    graph: &Graph,
+    region: &Region,
+    ops: &[OpId],
+    (inputs, outputs): (&[ValueId], &[ValueId]),
+) -> Module {
+    let mut part = module.clone();
+    let used: HashSet<WeightId> = within(graph, ops)
+        .iter()
+        .filter_map(|id| graph.op(*id))
+        .flat_map(|op| op.weights())
+        .collect();
+    let mut body = Region {
+        name: "part".to_string(),
+        inputs: inputs.to_vec(),
+        outputs: outputs.iter().map(|v| Operand::Value(*v)).collect(),
+        ops: ops.to_vec(),
+        ..Region::default()
+    };
+    let declared = region.weights.iter().chain(&graph.body.weights).copied();
+    let mut seen = HashSet::new();
+    body.weights = declared
+        .filter(|w| used.contains(w) && seen.insert(*w))
+        .collect();
+    let mut inner = graph.clone();
+    for (i, value) in inner.values.iter_mut().enumerate() {
+        if value.name.is_empty() {
+            value.name = format!("part_{i}");
+        }
+        let is_port = inputs.iter().chain(outputs).any(|v| v.index() == i);
+        if is_port && value.ty.is_none() {
+            value.ty = Some(Type::Tensor(TensorType {
+                dtype: DType::F32,
+                shape: None,
+            }));
+        }
+    }
+    inner.body = body;
+    if let Some(first) = part.graphs.first_mut() {
+        *first = inner;
+    }
+    part
+}

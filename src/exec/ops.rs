@@ -1,0 +1,628 @@
+//! Native ops on tensors: shapes are checked here, arithmetic is in the kernels.
+
+use super::kernels::attention::{self, AttentionShape};
+use super::kernels::rope::Angles;
+use super::kernels::{activation, elementwise, norm, rope};
+use super::matrix::PreparedMatrix;
+use super::program::{Arg, PreparedLinear, Step};
+use super::run::{Run, misfit};
+use super::tensor::{Data, Tensor};
+use super::{ExecError, Pool, State};
+use crate::ir::{Activation, Layout, Native};
+
+/// A native op with its sizes in machine words and its tables made.
+pub(super) enum Prepared {
+    RmsNorm {
+        eps: f32,
+        unit_offset: bool,
+        slice: Option<usize>,
+    },
+    LayerNorm {
+        eps: f32,
+    },
+    Rope {
+        /// Which of the program's tables of frequencies.
+        table: usize,
+        heads: usize,
+        head_dim: usize,
+        rotary_dim: usize,
+        interleaved: bool,
+    },
+    Attention {
+        shape: AttentionShape,
+        cache: Option<usize>,
+    },
+    Activate(Activation),
+    Add,
+    Mul,
+    Scale(f32),
+    Softcap(f32),
+    Slice {
+        start: usize,
+        width: usize,
+    },
+    Positions,
+    FirstToken,
+}
+
+impl Prepared {
+    /// `table` numbers the frequencies of a rotary embedding.
+    pub(super) fn new(native: &Native, table: usize) -> Self {
+        let size = |n: &u64| usize::try_from(*n).unwrap_or(usize::MAX);
+        match native {
+            Native::RmsNorm {
+                eps,
+                unit_offset,
+                slice,
+            } => Prepared::RmsNorm {
+                eps: *eps as f32,
+                unit_offset: *unit_offset,
+                slice: slice.as_ref().map(size),
+            },
+            Native::LayerNorm { eps } => Prepared::LayerNorm { eps: *eps as f32 },
+            Native::Rope {
+                heads,
+                head_dim,
+                rotary_dim,
+                interleaved,
+                ..
+            } => Prepared::Rope {
+                table,
+                heads: size(heads),
+                head_dim: size(head_dim),
+                rotary_dim: size(rotary_dim),
+                interleaved: *interleaved,
+            },
+            Native::Attention {
+                heads,
+                kv_heads,
+                head_dim,
+                scale,
+                causal,
+                window,
+                softcap,
+                cache,
+            } => Prepared::Attention {
+                shape: AttentionShape {
+                    heads: size(heads),
+                    kv_heads: size(kv_heads),
+                    head_dim: size(head_dim),
+                    scale: *scale as f32,
+                    causal: *causal,
+                    window: window.as_ref().map(size),
+                    softcap: softcap.map(|c| c as f32),
+                },
+                cache: cache.as_ref().map(size),
+            },
+            Native::Activate { function } => Prepared::Activate(*function),
+            Native::Add => Prepared::Add,
+            Native::Mul => Prepared::Mul,
+            Native::Scale { factor } => Prepared::Scale(*factor as f32),
+            Native::Softcap { cap } => Prepared::Softcap(*cap as f32),
+            Native::Slice { start, width } => Prepared::Slice {
+                start: size(start),
+                width: size(width),
+            },
+            Native::Positions => Prepared::Positions,
+            Native::FirstToken => Prepared::FirstToken,
+        }
+    }
+
+    /// Whether each row of the result depends on the same row of the inputs only.
+    pub(super) fn is_row_wise(&self) -> bool {
+        !matches!(
+            self,
+            Prepared::Attention { .. }
+                | Prepared::Rope { .. }
+                | Prepared::Positions
+                | Prepared::FirstToken
+        )
+    }
+}
+
+/// Runs one native op.
+pub(super) fn native(run: &mut Run, step: &Step, native: &Prepared) -> Result<Tensor, ExecError> {
+    match native {
+        Prepared::RmsNorm {
+            eps,
+            unit_offset,
+            slice,
+        } => rms_norm(run, step, *eps, *unit_offset, *slice),
+        Prepared::LayerNorm { eps } => layer_norm(run, step, *eps),
+        Prepared::Rope {
+            table,
+            heads,
+            head_dim,
+            rotary_dim,
+            interleaved,
+        } => {
+            if heads.checked_mul(*head_dim).is_none() || rotary_dim > head_dim {
+                let problem =
+                    format!("{rotary_dim} rotary dimensions of {heads} heads of {head_dim}");
+                return Err(misfit(step, problem));
+            }
+            rotate(run, step, *table, (*heads, *head_dim), *interleaved)
+        }
+        Prepared::Attention { shape, cache } => attend(run, step, shape, *cache),
+        Prepared::Activate(function) => in_place(run, step, |pool, x| {
+            activation::activate(pool, *function, x)
+        }),
+        Prepared::Softcap(cap) => {
+            in_place(run, step, |pool, x| elementwise::softcap(pool, *cap, x))
+        }
+        Prepared::Scale(factor) => scale(run, step, *factor),
+        Prepared::Add => binary(run, step, elementwise::add),
+        Prepared::Mul => binary(run, step, elementwise::mul),
+        Prepared::Slice { start, width } => slice(run, step, *start, *width),
+        Prepared::Positions => positions(run, step),
+        Prepared::FirstToken => first_token(run, step),
+    }
+}
+
+fn rms_norm(
+    run: &mut Run,
+    step: &Step,
+    eps: f32,
+    unit_offset: bool,
+    slice: Option<usize>,
+) -> Result<Tensor, ExecError> {
+    let x = run.operand(step, 0)?;
+    let (shape, len) = (x.shape.clone(), x.len());
+    let (width, gains) = (x.width(), run.floats(step, 1)?.len());
+    let part = slice.unwrap_or(width);
+    if part == 0 || gains != part || !width.is_multiple_of(part) {
+        let problem = format!("activations {shape:?} and a gain of {gains}");
+        return Err(misfit(step, problem));
+    }
+    let mut out = run.buffers.take(len);
+    let (x, gain) = (run.floats(step, 0)?, run.floats(step, 1)?);
+    norm::rms_norm(&run.engine.pool, x, gain, eps, unit_offset, &mut out);
+    Ok(Tensor::f32(&shape, out))
+}
+
+fn layer_norm(run: &mut Run, step: &Step, eps: f32) -> Result<Tensor, ExecError> {
+    let x = run.operand(step, 0)?;
+    let (shape, len, width) = (x.shape.clone(), x.len(), x.width());
+    let mut out = run.buffers.take(len);
+    let (x, gain) = (run.floats(step, 0)?, run.floats(step, 1)?);
+    let bias = match step.inputs.get(2) {
+        None | Some(Arg::None) => None,
+        Some(_) => Some(run.floats(step, 2)?),
+    };
+    let fits = |part: &[f32]| part.len() == width && width > 0;
+    if !fits(gain) || !bias.is_none_or(fits) {
+        let problem = format!("activations {shape:?} and a gain of {}", gain.len());
+        return Err(misfit(step, problem));
+    }
+    norm::layer_norm(&run.engine.pool, x, gain, bias, eps, &mut out);
+    Ok(Tensor::f32(&shape, out))
+}
+
+fn rotate(
+    run: &mut Run,
+    step: &Step,
+    table: usize,
+    (heads, head_dim): (usize, usize),
+    interleaved: bool,
+) -> Result<Tensor, ExecError> {
+    let x = run.operand(step, 0)?;
+    if x.width() != heads * head_dim {
+        let problem = format!("activations {:?} for {heads} heads of {head_dim}", x.shape);
+        return Err(misfit(step, problem));
+    }
+    let arg = step.inputs.get(1).copied().unwrap_or(Arg::None);
+    if !run.angles.iter().any(|(of, _)| *of == (table, arg)) {
+        let angles = angles(run, step, table)?;
+        run.angles.push(((table, arg), angles));
+    }
+    let mut x = run.own(step, 0)?;
+    let found = run.angles.iter().find(|(of, _)| *of == (table, arg));
+    if let Some((_, angles)) = found {
+        let values = floats_mut(step, &mut x)?;
+        rope::rotate(
+            &run.engine.pool,
+            angles,
+            heads,
+            head_dim,
+            interleaved,
+            values,
+        );
+    }
+    Ok(x)
+}
+
+/// Angles of every row of a rotary embedding's input.
+fn angles(run: &Run, step: &Step, table: usize) -> Result<Angles, ExecError> {
+    let (x, positions) = (run.operand(step, 0)?, run.operand(step, 1)?);
+    let ids = positions.integers();
+    let ids = ids.ok_or_else(|| misfit(step, "positions must be integers"))?;
+    if ids.len() != x.rows() && ids.len() != sequence_len(x) {
+        let problem = format!(
+            "activations {:?} and positions {:?}",
+            x.shape, positions.shape
+        );
+        return Err(misfit(step, problem));
+    }
+    // Positions of one sequence serve all sequences.
+    let each = ids.iter().copied().cycle().take(x.rows());
+    let each: Option<Vec<u32>> = each.map(|p| u32::try_from(p).ok()).collect();
+    let each = each.ok_or_else(|| misfit(step, "a position below 0 or above 2^32"))?;
+    let tables = &run.engine.program.rope_tables;
+    let table = tables
+        .get(table)
+        .ok_or_else(|| misfit(step, "no such table"))?;
+    Ok(table.angles(&each))
+}
+
+fn sequence_len(x: &Tensor) -> usize {
+    x.shape.len().checked_sub(2).map_or(1, |i| x.shape[i])
+}
+
+/// Sequences and their length: `[B,S,width]`, or `[S,width]` for one.
+fn sequences(x: &Tensor) -> (usize, usize) {
+    let len = sequence_len(x);
+    (x.rows().checked_div(len).unwrap_or(0), len)
+}
+
+fn attend(
+    run: &mut Run,
+    step: &Step,
+    shape: &AttentionShape,
+    cache: Option<usize>,
+) -> Result<Tensor, ExecError> {
+    let (q, k, v) = (
+        run.operand(step, 0)?,
+        run.operand(step, 1)?,
+        run.operand(step, 2)?,
+    );
+    check_heads(step, shape, (q, k, v))?;
+    let (count, kv_len) = (sequences(q).0, sequences(k).1);
+    let out_shape = q.shape.clone();
+    let mask = key_mask(run, step, count * kv_len)?;
+    let mut out = run.buffers.take(out_shape.iter().product());
+    let state = run.state.take();
+    let result = match (state, cache) {
+        (Some(state), Some(slot)) => {
+            let result = append(run, step, state, slot, count);
+            if result.is_ok() {
+                attend_cached(run, step, shape, (state, slot), &mut out)?;
+            }
+            run.state = Some(state);
+            result
+        }
+        (state, _) => {
+            run.state = state;
+            attend_whole(run, step, shape, (count, kv_len, mask.as_deref()), &mut out)
+        }
+    };
+    result.map(|()| Tensor::f32(&out_shape, out))
+}
+
+fn check_heads(
+    step: &Step,
+    shape: &AttentionShape,
+    (q, k, v): (&Tensor, &Tensor, &Tensor),
+) -> Result<(), ExecError> {
+    let wide = shape.heads.checked_mul(shape.head_dim);
+    let narrow = shape.kv_heads.checked_mul(shape.head_dim);
+    let heads = shape.kv_heads > 0 && shape.heads.is_multiple_of(shape.kv_heads);
+    if heads
+        && shape.head_dim > 0
+        && Some(q.width()) == wide
+        && Some(k.width()) == narrow
+        && k.shape == v.shape
+        && sequences(k).0 == sequences(q).0
+    {
+        return Ok(());
+    }
+    let problem = format!(
+        "queries {:?}, keys {:?} and values {:?} do not fit {} heads ({} for keys) of {}",
+        q.shape, k.shape, v.shape, shape.heads, shape.kv_heads, shape.head_dim
+    );
+    Err(misfit(step, problem))
+}
+
+/// Appends keys and values to the sequences' caches.
+fn append(
+    run: &Run,
+    step: &Step,
+    state: &mut State,
+    slot: usize,
+    count: usize,
+) -> Result<(), ExecError> {
+    let (k, v) = (run.floats(step, 1)?, run.floats(step, 2)?);
+    let each = k.len().checked_div(count).unwrap_or(0).max(1);
+    if state.sequences.len() != count {
+        let problem = format!(
+            "{count} sequences where the cache has {}",
+            state.sequences.len()
+        );
+        return Err(misfit(step, problem));
+    }
+    let parts = k.chunks(each).zip(v.chunks(each));
+    for (sequence, (k, v)) in state.sequences.iter_mut().zip(parts) {
+        let slot = sequence.slots.get_mut(slot);
+        let slot = slot.ok_or_else(|| misfit(step, "the state has no such cache slot"))?;
+        slot.keys.extend_from_slice(k);
+        slot.values.extend_from_slice(v);
+    }
+    Ok(())
+}
+
+fn attend_cached(
+    run: &Run,
+    step: &Step,
+    shape: &AttentionShape,
+    (state, slot): (&State, usize),
+    out: &mut [f32],
+) -> Result<(), ExecError> {
+    let q = run.floats(step, 0)?;
+    let each = q
+        .len()
+        .checked_div(state.sequences.len())
+        .unwrap_or(0)
+        .max(1);
+    let of = |(sequence, queries)| {
+        let sequence: &super::state::Sequence = sequence;
+        let slot = sequence.slots.get(slot)?;
+        Some(attention::Sequence {
+            queries,
+            keys: &slot.keys,
+            values: &slot.values,
+            past: sequence.len,
+            mask: None,
+        })
+    };
+    let sequences = state.sequences.iter().zip(q.chunks(each)).filter_map(of);
+    let sequences: Vec<_> = sequences.collect();
+    attention::attention(&run.engine.pool, shape, &sequences, out);
+    Ok(())
+}
+
+fn attend_whole(
+    run: &Run,
+    step: &Step,
+    shape: &AttentionShape,
+    (count, kv_len, mask): (usize, usize, Option<&[f32]>),
+    out: &mut [f32],
+) -> Result<(), ExecError> {
+    let (q, k, v) = (
+        run.floats(step, 0)?,
+        run.floats(step, 1)?,
+        run.floats(step, 2)?,
+    );
+    let each = |x: &[f32]| x.len().checked_div(count).unwrap_or(0).max(1);
+    let keys = k.chunks(each(k)).zip(v.chunks(each(v)));
+    let sequences: Vec<_> = q
+        .chunks(each(q))
+        .zip(keys)
+        .enumerate()
+        .map(|(s, (queries, (keys, values)))| attention::Sequence {
+            queries,
+            keys,
+            values,
+            past: 0,
+            mask: mask.and_then(|m| m.get(s * kv_len..(s + 1) * kv_len)),
+        })
+        .collect();
+    attention::attention(&run.engine.pool, shape, &sequences, out);
+    Ok(())
+}
+
+/// Which keys may be attended to, of all sequences.
+fn key_mask(run: &Run, step: &Step, keys: usize) -> Result<Option<Vec<f32>>, ExecError> {
+    let Some(mask) = step.inputs.get(3).and_then(|a| run.get(*a)) else {
+        return Ok(None);
+    };
+    if mask.len() != keys {
+        let problem = format!("a mask {:?} for {keys} keys", mask.shape);
+        return Err(misfit(step, problem));
+    }
+    Ok(Some(match &mask.data {
+        Data::I64(m) => m.iter().map(|&m| f32::from(u8::from(m != 0))).collect(),
+        Data::F32(m) => m.clone(),
+        Data::Bool(m) => m.iter().map(|&m| f32::from(u8::from(m))).collect(),
+    }))
+}
+
+fn in_place(
+    run: &mut Run,
+    step: &Step,
+    f: impl FnOnce(&Pool, &mut [f32]),
+) -> Result<Tensor, ExecError> {
+    let mut x = run.own(step, 0)?;
+    f(&run.engine.pool, floats_mut(step, &mut x)?);
+    Ok(x)
+}
+
+fn floats_mut<'t>(step: &Step, x: &'t mut Tensor) -> Result<&'t mut [f32], ExecError> {
+    let problem = format!("input 0 is {}, not f32", x.type_name());
+    match &mut x.data {
+        Data::F32(values) => Ok(values),
+        _ => Err(misfit(step, problem)),
+    }
+}
+
+fn scale(run: &mut Run, step: &Step, factor: f32) -> Result<Tensor, ExecError> {
+    let mut x = run.own(step, 0)?;
+    let factor = match step.inputs.get(1) {
+        None | Some(Arg::None) => factor,
+        Some(_) => {
+            let given = run.floats(step, 1)?;
+            let one = given.first().filter(|_| given.len() == 1);
+            *one.ok_or_else(|| misfit(step, "the factor is not a single number"))?
+        }
+    };
+    elementwise::scale(&run.engine.pool, factor, floats_mut(step, &mut x)?);
+    Ok(x)
+}
+
+/// `x (+|·) y` of equal shapes, or with a `y` that is repeated over the rows.
+fn binary(
+    run: &mut Run,
+    step: &Step,
+    f: fn(&Pool, &[f32], &mut [f32]),
+) -> Result<Tensor, ExecError> {
+    let (a, b) = (run.operand(step, 0)?, run.operand(step, 1)?);
+    let (first, second) = if a.len() >= b.len() { (0, 1) } else { (1, 0) };
+    let (long, short) = if first == 0 { (a, b) } else { (b, a) };
+    if !long.shape.ends_with(&short.shape)
+        && !squeezed(&long.shape).ends_with(squeezed(&short.shape))
+    {
+        let problem = format!("shapes {:?} and {:?} do not fit", a.shape, b.shape);
+        return Err(misfit(step, problem));
+    }
+    let mut x = run.own(step, first)?;
+    let y = run.floats(step, second)?;
+    let whole = y.len() == x.len();
+    let pool = &run.engine.pool;
+    let x_values = floats_mut(step, &mut x)?;
+    if whole {
+        f(pool, y, x_values);
+    } else {
+        let width = y.len().max(1);
+        x_values.chunks_mut(width).for_each(|row| f(pool, y, row));
+    }
+    Ok(x)
+}
+
+/// A shape without its leading ones.
+fn squeezed(shape: &[usize]) -> &[usize] {
+    let ones = shape.iter().take_while(|&&d| d == 1).count();
+    shape.get(ones..).unwrap_or_default()
+}
+
+fn slice(run: &mut Run, step: &Step, start: usize, width: usize) -> Result<Tensor, ExecError> {
+    let x = run.operand(step, 0)?;
+    let whole = x.width();
+    let end = start.checked_add(width).filter(|&end| end <= whole);
+    let end = end.ok_or_else(|| {
+        misfit(
+            step,
+            format!("columns {start} .. + {width} of activations {:?}", x.shape),
+        )
+    })?;
+    let (rows, mut shape) = (x.rows(), x.shape.clone());
+    if let Some(last) = shape.last_mut() {
+        *last = width;
+    }
+    let mut out = run.buffers.take(rows * width);
+    let x = run.floats(step, 0)?;
+    elementwise::slice(&run.engine.pool, x, whole, start..end, &mut out);
+    Ok(Tensor::f32(&shape, out))
+}
+
+fn positions(run: &mut Run, step: &Step) -> Result<Tensor, ExecError> {
+    let ids = run.operand(step, 0)?;
+    let len = ids.width().max(1);
+    let past = |row: usize| run.state.as_ref().map_or(0, |s| s.len(row));
+    let of = |i: usize| i64::try_from(past(i / len) + i % len).unwrap_or(i64::MAX);
+    Ok(Tensor::i64(&ids.shape, (0..ids.len()).map(of).collect()))
+}
+
+fn first_token(run: &mut Run, step: &Step) -> Result<Tensor, ExecError> {
+    let x = run.operand(step, 0)?;
+    let ((count, len), width) = (sequences(x), x.width());
+    let values = run.floats(step, 0)?;
+    let each = (len * width).max(1);
+    let out: Vec<f32> = values
+        .chunks(each)
+        .flat_map(|s| s.iter().take(width))
+        .copied()
+        .collect();
+    Ok(Tensor::f32(&[count, width], out))
+}
+
+/// Rows `ids` of a table, `[ids, width]`.
+pub(super) fn gather(
+    step: &Step,
+    pool: &Pool,
+    table: &PreparedMatrix,
+    ids: &[i64],
+    out: &mut [f32],
+) -> Result<(), ExecError> {
+    let width = table.cols.max(1);
+    for (&id, row) in ids.iter().zip(out.chunks_mut(width)) {
+        // ONNX counts negative indices from the end.
+        let rows = table.rows as i64;
+        let index = if id < 0 { id.saturating_add(rows) } else { id };
+        let index = usize::try_from(index).ok().filter(|&i| i < table.rows);
+        let problem = || format!("index {id} in a table of {rows}");
+        let index = index.ok_or_else(|| misfit(step, problem()))?;
+        table.row(pool, index, row)?;
+    }
+    Ok(())
+}
+
+/// `out = out · scale + bias`, rows of `width`.
+pub(super) fn affine(pool: &Pool, scale: f32, bias: Option<&[f32]>, out: &mut [f32]) {
+    if scale != 1.0 {
+        elementwise::scale(pool, scale, out);
+    }
+    if let Some(bias) = bias {
+        elementwise::add_row(pool, bias, out);
+    }
+}
+
+/// A linear along another axis than the last: the activations are turned, multiplied, turned back.
+pub(super) fn linear_across(
+    pool: &Pool,
+    linear: &PreparedLinear,
+    x: &Tensor,
+    step: &Step,
+) -> Result<Tensor, ExecError> {
+    let (matrix, rank) = (&linear.matrix, x.shape.len());
+    let axis = match linear.layout {
+        Layout::Rows => rank.checked_sub(1),
+        Layout::Columns => rank.checked_sub(2),
+        Layout::Channels(spatial) => rank.checked_sub(usize::from(spatial) + 1),
+    };
+    let axis = axis.filter(|&a| x.shape[a] == matrix.cols);
+    let problem = || format!("activations {:?} where `in` is {}", x.shape, matrix.cols);
+    let axis = axis.ok_or_else(|| misfit(step, problem()))?;
+    let values = x.floats().ok_or_else(|| misfit(step, "needs floats"))?;
+    let inner: usize = x.shape[axis + 1..].iter().product();
+    let turned = turn(values, matrix.cols, inner);
+    let rows = turned.len() / matrix.cols.max(1);
+    let mut out = vec![0f32; rows * matrix.rows];
+    matrix.multiply(pool, &turned, None, &mut out)?;
+    affine(pool, linear.scale, linear.bias.as_deref(), &mut out);
+    let mut shape = x.shape.clone();
+    shape[axis] = matrix.rows;
+    Ok(Tensor::f32(&shape, turn(&out, inner, matrix.rows)))
+}
+
+/// Turns each `[a, b]` of a row-major stack into `[b, a]`.
+fn turn(values: &[f32], a: usize, b: usize) -> Vec<f32> {
+    let matrix = |m: &[f32]| -> Vec<f32> {
+        (0..b)
+            .flat_map(|j| (0..a).map(move |i| (i, j)))
+            .map(|(i, j)| m[i * b + j])
+            .collect()
+    };
+    values.chunks((a * b).max(1)).flat_map(matrix).collect()
+}
+
+/// The `top_k` experts of each token and their weights, best first.
+///
+/// Weights are the softmax over all experts, scaled to sum to one with `normalize`. Of equal
+/// logits the first expert wins.
+pub(super) fn choose(
+    logits: &[f32],
+    experts: usize,
+    top_k: usize,
+    normalize: bool,
+) -> Vec<Vec<(usize, f32)>> {
+    let token = |logits: &[f32]| {
+        let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let odds: Vec<f32> = logits.iter().map(|l| (l - top).exp()).collect();
+        let all: f32 = odds.iter().sum();
+        let mut order: Vec<usize> = (0..logits.len()).collect();
+        order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
+        order.truncate(top_k);
+        let kept: f32 = order.iter().map(|&e| odds[e]).sum();
+        let whole = if normalize { kept } else { all };
+        order.into_iter().map(|e| (e, odds[e] / whole)).collect()
+    };
+    logits.chunks(experts.max(1)).map(token).collect()
+}

@@ -1,0 +1,106 @@
+//! The engine on the small trained model that the repository ships.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use super::{Engine, ExecError, Options, Rows, State};
+use crate::import::Input;
+use crate::weights::FileCache;
+
+fn engine(threads: usize) -> Engine {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/stories260K");
+    let files = FileCache::new();
+    let input = crate::import::open(&Input::Path(path), &files).expect("the fixture imports");
+    let options = Options {
+        threads,
+        ..Options::default()
+    };
+    Engine::new(&input.module, &files, &options).expect("the fixture runs")
+}
+
+fn logits(engine: &Engine, state: &mut State, tokens: &[u32], rows: Rows) -> Vec<f32> {
+    let mut all = Vec::new();
+    let mut each = |first: usize, values: &[f32]| {
+        assert_eq!(first * 512, all.len());
+        all.extend_from_slice(values);
+        ControlFlow::Continue(())
+    };
+    engine
+        .forward(state, tokens, rows, &mut each)
+        .expect("the tokens run");
+    all
+}
+
+fn close(a: &[f32], b: &[f32], bound: f32) {
+    assert_eq!(a.len(), b.len());
+    let top = a.iter().fold(0f32, |m, x| m.max(x.abs()));
+    let worst = a.iter().zip(b).fold(0f32, |m, (x, y)| m.max((x - y).abs()));
+    assert!(worst <= bound * top, "{worst} of {top}");
+}
+
+const TOKENS: [u32; 9] = [1, 403, 407, 261, 378, 300, 5, 17, 99];
+
+#[test]
+fn a_token_at_a_time_is_the_whole_at_once() {
+    let engine = engine(2);
+    let whole = logits(&engine, &mut engine.state(1), &TOKENS, Rows::All);
+    let mut state = engine.state(1);
+    let mut steps = logits(&engine, &mut state, &TOKENS[..4], Rows::All);
+    for token in &TOKENS[4..] {
+        steps.extend(logits(&engine, &mut state, &[*token], Rows::Last));
+    }
+    assert_eq!(state.len(0), TOKENS.len());
+    close(&whole, &steps, 1e-5);
+}
+
+#[test]
+fn threads_do_not_change_a_bit() {
+    let one = engine(1);
+    let expected = logits(&one, &mut one.state(1), &TOKENS, Rows::All);
+    for threads in [2, 3, 5] {
+        let many = engine(threads);
+        let actual = logits(&many, &mut many.state(1), &TOKENS, Rows::All);
+        assert_eq!(expected, actual);
+    }
+}
+
+#[test]
+fn sequences_of_a_batch_do_not_see_each_other() {
+    let engine = engine(2);
+    let alone = logits(&engine, &mut engine.state(1), &TOKENS[..4], Rows::Last);
+    let other = logits(&engine, &mut engine.state(1), &TOKENS[4..8], Rows::Last);
+    let both = logits(&engine, &mut engine.state(2), &TOKENS[..8], Rows::Last);
+    close(&both, &[alone, other].concat(), 1e-5);
+}
+
+#[test]
+fn truncating_forgets() {
+    let engine = engine(1);
+    let mut state = engine.state(1);
+    logits(&engine, &mut state, &TOKENS, Rows::Last);
+    state.truncate(0, 3);
+    let again = logits(&engine, &mut state, &TOKENS[3..5], Rows::Last);
+    let fresh = logits(&engine, &mut engine.state(1), &TOKENS[..5], Rows::Last);
+    close(&again, &fresh, 1e-5);
+}
+
+#[test]
+fn mistakes_are_refused_and_leave_the_state_alone() {
+    let engine = engine(1);
+    let mut state = engine.state(1);
+    let mut ignore = |_: usize, _: &[f32]| ControlFlow::Continue(());
+    let outside = engine.forward(&mut state, &[512], Rows::Last, &mut ignore);
+    assert!(matches!(outside, Err(ExecError::Input { .. })));
+    let long = vec![1; 513];
+    let beyond = engine.forward(&mut state, &long, Rows::Last, &mut ignore);
+    assert!(matches!(
+        beyond,
+        Err(ExecError::Context {
+            asked: 513,
+            context: 512
+        })
+    ));
+    let none = engine.forward(&mut state, &[], Rows::Last, &mut ignore);
+    assert!(matches!(none, Err(ExecError::Input { .. })));
+    assert!(state.is_empty() && state.bytes() == 0);
+}
