@@ -114,6 +114,8 @@ fn products_match_f64() {
 #[test]
 fn wrong_lengths_are_told() {
     let data = [0; 40];
+    let fits = [block(0, 4, 0, 5, 2)];
+    let outside = [block(usize::MAX, 4, 0, 5, 2)];
     let factor = FactorData {
         format: FactorFormat::F32,
         data: &data[..36],
@@ -122,7 +124,7 @@ fn wrong_lengths_are_told() {
     let mut view = LowRankView {
         rows: 4,
         cols: 5,
-        blocks: &[block(0, 4, 0, 5, 2)],
+        blocks: &fits,
         u: factor,
         v: FactorData {
             data: &data,
@@ -133,7 +135,7 @@ fn wrong_lengths_are_told() {
         view.check(),
         Err(LowRankError::Length { side: Side::U, .. })
     ));
-    view.blocks = &[block(usize::MAX, 4, 0, 5, 2)];
+    view.blocks = &outside;
     assert!(matches!(
         view.check(),
         Err(LowRankError::Outside { index: 0, .. })
