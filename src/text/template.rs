@@ -3,7 +3,9 @@
 //! A template comes with a model and is not trusted: it reads nothing but its values, and it is ended
 //! where it takes too long or makes too much.
 
-use std::time::SystemTime;
+use std::io::{Error as IoError, Write};
+use std::sync::mpsc;
+use std::time::{Duration, Instant, SystemTime};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, ValueKind};
@@ -11,19 +13,80 @@ use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
 use super::calendar;
+use crate::report::resources;
 
 /// Nesting of lists and maps that JSON is written of.
 const DEPTH: usize = 64;
 /// Spaces of indentation that a template may ask for.
 const INDENT: usize = 16;
+/// Bytes of the longest prompt that a template may make.
+const LENGTH: usize = 64 << 20;
+/// How long a template may take.
+const TIME: Duration = Duration::from_secs(5);
+/// Bytes by which the process may grow meanwhile.
+const MEMORY: u64 = 1 << 30;
+/// Stack of the thread that renders; values nested as deep as the limits allow are dropped on it.
+const STACK: usize = 256 << 20;
 
 /// Renders a template; the error says what, and in which line.
+///
+/// This happens on a thread of its own. One that goes beyond its limits is left behind: it can't be
+/// ended, and the caller ends the process.
 pub(super) fn render(source: &str, values: Value, now: SystemTime) -> Result<String, String> {
     let source = plain(source);
+    let (sender, receiver) = mpsc::channel();
+    let work = move || {
+        // Nobody waits any more where the limits were passed.
+        let _ = sender.send(rendered(&source, values, now));
+    };
+    let thread = std::thread::Builder::new()
+        .name("chat-template".into())
+        .stack_size(STACK);
+    thread
+        .spawn(work)
+        .map_err(|error| format!("no thread to render it: {error}"))?;
+    let (start, before) = (Instant::now(), resources::peak_rss());
+    loop {
+        match receiver.recv_timeout(Duration::from_millis(20)) {
+            Ok(done) => return done,
+            Err(mpsc::RecvTimeoutError::Disconnected) => return Err("it breaks its reader".into()),
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+        }
+        if start.elapsed() > TIME {
+            return Err(format!("it takes longer than {} s", TIME.as_secs()));
+        }
+        if resources::peak_rss().saturating_sub(before) > MEMORY {
+            return Err("it takes more than 1 GiB of memory".into());
+        }
+    }
+}
+
+fn rendered(source: &str, values: Value, now: SystemTime) -> Result<String, String> {
     let environment = environment(now).map_err(|error| told(&error))?;
-    let template = environment.template_from_named_str("chat_template", &source);
-    let rendered = template.and_then(|template| template.render(values));
-    rendered.map_err(|error| told(&error))
+    let template = environment.template_from_named_str("chat_template", source);
+    let template = template.map_err(|error| told(&error))?;
+    let mut out = Limited(Vec::new());
+    template
+        .render_captured_to(values, &mut out)
+        .map_err(|error| told(&error))?;
+    String::from_utf8(out.0).map_err(|error| error.to_string())
+}
+
+/// Text up to a length.
+struct Limited(Vec<u8>);
+
+impl Write for Limited {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.0.len().saturating_add(bytes.len()) > LENGTH {
+            return Err(IoError::other("it makes more than 64 MiB of text"));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Whether a template can be read at all.
@@ -80,7 +143,10 @@ fn raise_exception(message: String) -> Result<Value, Error> {
 
 /// An error in one line: what the template or its reader says, and where.
 fn told(error: &Error) -> String {
+    let source =
+        std::error::Error::source(error).filter(|_| error.kind() == ErrorKind::WriteFailure);
     let what = match error.detail() {
+        _ if source.is_some() => source.map(ToString::to_string).unwrap_or_default(),
         Some(detail) if error.kind() == ErrorKind::InvalidOperation => detail.to_owned(),
         Some(detail) => format!("{}: {detail}", error.kind()),
         None => error.kind().to_string(),
@@ -212,8 +278,8 @@ mod tests {
     fn python_is_spoken() {
         assert_eq!(ok("{{ ' a b '.strip().split(' ')[-1].upper() }}"), "B");
         assert_eq!(
-            ok("{% for k, v in call.items() %}{{ k }}{{ v }}{% endfor %}").len(),
-            7
+            ok("{% for k, v in call.items() %}{{ k }}{{ v }}{% endfor %}"),
+            "namef<x>b2"
         );
         assert_eq!(ok("{{ [1, 2, 3][::-1] }}"), "[3, 2, 1]");
         assert_eq!(
@@ -240,6 +306,27 @@ mod tests {
         assert!(run("{% if %}").expect_err("syntax").contains("line 1"));
         assert!(run("{{ nothing.at.all }}").is_err());
         assert!(check("{% for %}").is_err() && check("{{ fine }}").is_ok());
+    }
+
+    #[test]
+    fn what_does_not_end_is_ended() {
+        let start = Instant::now();
+        let forever =
+            "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}";
+        assert!(run(forever).expect_err("endless").contains("longer than"));
+        let flood = format!(
+            "{{% set s = 'x' * 1000000 %}}{}",
+            forever.replace("{% endfor", "{{ s }}{% endfor")
+        );
+        assert!(run(&flood).expect_err("flood").contains("64 MiB"));
+        assert!(start.elapsed() < TIME * 3);
+    }
+
+    #[test]
+    fn deep_nests_are_dropped() {
+        let deep = "{% set n = namespace(x=[]) %}{% for i in range(99999) %}{% set n.x = [n.x] %}{% endfor %}ok";
+        assert_eq!(ok(deep), "ok");
+        assert!(run(&deep.replace("ok", "{{ n.x | tojson }}")).is_err());
     }
 
     #[test]
