@@ -73,6 +73,8 @@ pub enum Command {
     #[command(override_usage = "hlrc-opt [opt] [OPTIONS] <IN> [-p PIPELINE] [-o OUT]", after_help = EXAMPLES,
               after_long_help = concat_examples())]
     Opt(Box<OptArgs>),
+    /// Run a language model: continue a text, or converse
+    Run(Box<super::run::args::RunArgs>),
     /// Show what a model holds: linears, tensors, graph
     Inspect(InspectArgs),
     /// Compare two models: structure, and each tensor's relative error

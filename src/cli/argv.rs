@@ -27,8 +27,9 @@ const SINGLE_DASH: [&str; 20] = [
 ];
 
 /// The subcommands, as `args` defines them.
-pub const COMMANDS: [&str; 9] = [
+pub const COMMANDS: [&str; 10] = [
     "opt",
+    "run",
     "inspect",
     "diff",
     "verify",

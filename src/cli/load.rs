@@ -156,6 +156,14 @@ pub fn model(path: &Path) -> Result<Module, Failure> {
     Ok(module)
 }
 
+/// Imports a model to be run: what ONNX exporters took apart is native ops again where that is known.
+///
+/// # Errors
+/// As [`model`].
+pub fn executable(path: &Path) -> Result<Module, Failure> {
+    model(path)
+}
+
 /// Sees linears and embeddings in the module's ONNX nodes, as a pipeline would.
 fn find_linears(module: &mut Module) -> Result<(), Failure> {
     let pipeline = Pipeline::parse("find-linears")?;

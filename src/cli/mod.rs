@@ -17,6 +17,7 @@ mod outcome;
 mod passes;
 pub mod prepare;
 mod reproducer;
+pub mod run;
 pub mod signal;
 mod table;
 mod target;
@@ -114,6 +115,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
     match cli.command {
         None => opt::run(&cli.opt),
         Some(Command::Opt(args)) => opt::run(&args),
+        Some(Command::Run(args)) => run::run(&args),
         Some(Command::Inspect(args)) => inspect::run(&args),
         Some(Command::Diff(args)) => diff::run(&args),
         Some(Command::Verify(args)) => verify::run(&args),

@@ -1,4 +1,5 @@
-//! SIGINT and SIGTERM: the first asks the work to stop at the next tensor, the second ends the process.
+//! SIGINT and SIGTERM: the first asks the work to stop at the next tensor or token, the second ends the
+//! process.
 #![allow(unsafe_code)]
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,7 +21,7 @@ mod unix {
     use super::{INTERRUPTED, Ordering};
 
     const NOTICE: &[u8] =
-        b"\ninterrupted: ending with the tensors in flight (once more to end at once)\n";
+        b"\ninterrupted: ending with what is in flight (once more to end at once)\n";
 
     extern "C" fn handle(_: libc::c_int) {
         if INTERRUPTED.swap(true, Ordering::Relaxed) {
@@ -29,6 +30,17 @@ mod unix {
         }
         // SAFETY: write is async-signal-safe; the buffer is static. A failed notice changes nothing.
         let _ = unsafe { libc::write(2, NOTICE.as_ptr().cast(), NOTICE.len()) };
+    }
+
+    /// Waits until standard input has something, or ended; false where a signal came first.
+    pub fn wait_for_input() -> bool {
+        let mut input = libc::pollfd {
+            fd: libc::STDIN_FILENO,
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: poll writes to the one entry that it is given; it is never begun again by SA_RESTART.
+        unsafe { libc::poll(&raw mut input, 1, -1) >= 0 }
     }
 
     /// Installs the handlers.
@@ -52,8 +64,14 @@ mod unix {
 }
 
 #[cfg(unix)]
-pub use unix::install;
+pub use unix::{install, wait_for_input};
 
 /// Without POSIX signals an interrupt ends the process; the journal makes it resumable all the same.
 #[cfg(not(unix))]
 pub fn install() {}
+
+/// Without POSIX signals, reading waits by itself.
+#[cfg(not(unix))]
+pub fn wait_for_input() -> bool {
+    true
+}
