@@ -43,6 +43,8 @@ pub enum Output {
 pub struct OnnxOptions {
     /// Standard blocked `DequantizeLinear` instead of `MatMulNBits`.
     pub qdq: bool,
+    /// Give a decoder's keys and values as inputs and outputs.
+    pub cache: bool,
     /// Replace files of external data that are there already.
     pub replace: bool,
 }
@@ -366,6 +368,7 @@ fn write_onnx(
     };
     let options = Options {
         quant,
+        cache: options.cache,
         replace: options.replace,
         ..Options::default()
     };

@@ -135,6 +135,9 @@ pub struct OptArgs {
     /// How ONNX output spells quantized weights
     #[arg(long, value_enum, value_name = "FORM", default_value_t, help_heading = OUTPUT)]
     pub onnx_quant: OnnxQuant,
+    /// ONNX output of a decoder takes and gives its KV cache (past_key_values.N.key, present.N.key …)
+    #[arg(long, help_heading = OUTPUT)]
+    pub onnx_cache: bool,
     /// Bytes per weight file of the output, as 5GiB
     #[arg(long, value_name = "SIZE", default_value = "5GiB", value_parser = size, help_heading = OUTPUT)]
     pub shard_size: u64,

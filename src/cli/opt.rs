@@ -245,6 +245,7 @@ fn output(args: &OptArgs, target: &Target) -> Output {
             path,
             OnnxOptions {
                 qdq,
+                cache: args.onnx_cache,
                 replace: args.force || args.resume,
             },
         )

@@ -36,6 +36,11 @@ impl Target {
             (Some(path), true) => Self::Text(path.clone()),
             (Some(path), false) => Self::by_name(path)?,
         };
+        let onnx = matches!(target, Self::Onnx(_) | Self::OnnxStdout(_));
+        if args.onnx_cache && !onnx {
+            let what = "--onnx-cache has no effect: the output is no ONNX model";
+            return Err(Failure::new(Exit::Usage, what).help("name a .onnx file with -o"));
+        }
         if !args.dry_run {
             target.check(args, source)?;
         }

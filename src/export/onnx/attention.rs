@@ -101,7 +101,7 @@ impl Lowerer<'_> {
         Ok((cos, sin))
     }
 
-    /// Softmax attention over the whole sequence.
+    /// Softmax attention over the past, if there is a cache, and the sequence.
     pub(super) fn attention(
         &mut self,
         site: &mut Site,
@@ -124,9 +124,11 @@ impl Lowerer<'_> {
         let q = self.reshape(site, input(0), &[0, 0, heads, head]);
         let q = self.transpose(site, q, &[0, 2, 1, 3]);
         let k = self.reshape(site, input(1), &[0, 0, kv, head]);
-        let k = self.transpose(site, k, &[0, 2, 3, 1]);
+        let k = self.transpose(site, k, &[0, 2, 1, 3]);
         let v = self.reshape(site, input(2), &[0, 0, kv, head]);
         let v = self.transpose(site, v, &[0, 2, 1, 3]);
+        let (k, v) = self.with_past(site, (k, v), native)?;
+        let k = self.transpose(site, k, &[0, 1, 3, 2]);
         let (k, v) = (
             self.repeat_heads(site, k, (heads, kv), &[0, heads, head, -1]),
             self.repeat_heads(site, v, (heads, kv), &[0, heads, -1, head]),
@@ -176,21 +178,37 @@ impl Lowerer<'_> {
         keys: Operand,
         native: &Native,
     ) -> Result<Option<Operand>, ExportError> {
-        let Native::Attention { causal, window, .. } = native else {
+        let Native::Attention {
+            causal,
+            window,
+            cache,
+            ..
+        } = native
+        else {
             return Ok(None);
         };
         if !causal && window.is_none() && keys == Operand::None {
             return Ok(None);
         }
-        let key = format!("mask {causal} {window:?} {keys:?}");
+        let key = format!("mask {causal} {window:?} {keys:?} {}", cache.is_some());
         if let Some(&[mask]) = self.shared.get(&key).map(Vec::as_slice) {
             return Ok(Some(mask));
         }
         let mut parts = Vec::new();
         if *causal || window.is_some() {
             let length = self.size(site, q, 1);
-            let column = self.range(site, length);
-            let row = self.unsqueeze(site, column, 1);
+            let new = self.range(site, length);
+            let (mut column, mut row) = (new, new);
+            let past = match native {
+                Native::Attention { cache: Some(_), .. } => self.past_length(site),
+                _ => None,
+            };
+            if let Some(past) = past {
+                row = self.standard(site, "Add", vec![new, past], Vec::new());
+                let total = self.standard(site, "Add", vec![length, past], Vec::new());
+                column = self.range(site, total);
+            }
+            let row = self.unsqueeze(site, row, 1);
             if *causal {
                 parts.push(self.standard(site, "LessOrEqual", vec![column, row], Vec::new()));
             }

@@ -99,6 +99,7 @@ pub(super) fn lower(module: &Module, options: Options) -> Result<Lowered, Export
     out.graphs.insert(0, Graph::default());
     std::mem::swap(&mut lowerer.out, &mut out);
     lowerer.complete();
+    lowerer.declare_cache()?;
     let mut replaced: HashMap<OpId, Vec<OpId>> = HashMap::new();
     for id in walk {
         let Some(op) = old.get(id.index()).filter(|op| raised(op)) else {

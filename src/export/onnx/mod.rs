@@ -15,6 +15,7 @@ use crate::store::StoreError;
 use crate::weights::{FileCache, WeightsError};
 
 mod attention;
+mod cache;
 mod embed;
 mod external;
 mod factors;
@@ -44,6 +45,8 @@ pub enum QuantForm {
 pub struct Options {
     /// Form of quantized matrices.
     pub quant: QuantForm,
+    /// Give a decoder's keys and values as inputs and outputs.
+    pub cache: bool,
     /// Put tensors beside the model even where they would fit into it.
     pub external: bool,
     /// Replace files of external data that are there already.

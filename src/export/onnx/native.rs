@@ -1,7 +1,7 @@
 //! Native transformer ops → standard ONNX ops (opset 17), in f32.
 //!
-//! Activations are `[B,S,width]`; there is no KV cache: a call sees the whole
-//! sequence.
+//! Activations are `[B,S,width]`. Without a cache ([`super::Options::cache`]) a call sees the
+//! whole sequence.
 
 use super::ExportError;
 use super::lower::{Lowerer, Site, no_form};
@@ -159,7 +159,10 @@ impl Lowerer<'_> {
 
     fn positions(&mut self, site: &mut Site, ids: Operand) -> Operand {
         let length = self.size(site, ids, 1);
-        let counted = self.range(site, length);
+        let mut counted = self.range(site, length);
+        if let Some(past) = self.past_length(site) {
+            counted = self.standard(site, "Add", vec![counted, past], Vec::new());
+        }
         let shape = self.unary(site, "Shape", ids);
         self.standard(site, "Expand", vec![counted, shape], Vec::new())
     }
