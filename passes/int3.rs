@@ -13,28 +13,11 @@
 //! Source: round to nearest with a searched scale, as in llama.cpp's k-quants; a zero point as in B.
 //! Jacob et al., arXiv 1712.05877.
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-
 use super::shared::entry::pass_entry;
-use super::shared::quantize::{GroupOption, Quantize, ScaleOption};
+use super::shared::quantize::{GroupOption, Options, ScaleOption};
 use crate::numeric::Group;
 
-/// Options of `int3`.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Options {
-    /// Which weights share a scale: so many neighbours along the input side, a whole row (one
-    /// output), or a whole column (one input).
-    pub group: GroupOption,
-    /// Whether groups have zero points of their own, 3 bits each; else zero is the middle code.
-    pub asymmetric: bool,
-    /// How scales are chosen: from the largest magnitude (`absmax`), or by least squared error
-    /// (`lsq`), which takes about ten times as long.
-    pub scale: ScaleOption,
-}
-
-impl Default for Options {
+impl Default for Options<3> {
     fn default() -> Self {
         Self {
             group: GroupOption(Group::Size(64)),
@@ -44,9 +27,4 @@ impl Default for Options {
     }
 }
 
-pass_entry!("int3", Options, |o: Options| Ok(Quantize::pass(
-    3,
-    o.asymmetric,
-    o.group,
-    o.scale
-)));
+pass_entry!("int3", Options<3>, Options::<3>::build);

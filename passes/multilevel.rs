@@ -2,7 +2,8 @@
 //!
 //! Level 0 is the whole matrix, level l its 2^l diagonal blocks. A budget of bytes goes to the
 //! singular triplets that hold most energy per byte, on whichever level they are, so that structure
-//! near the diagonal gets what a flat term would spend on all of the matrix.
+//! near the diagonal gets what a flat term would spend on all of the matrix. With `energy` triplets are
+//! taken in that order until they hold the share of the energy.
 //!
 //! Before: `linear %x { dense(@w) }`
 //! After:  `linear %x { low_rank(int8(@w.u, @w.u_scales), int8(@w.v, @w.v_scales),
@@ -32,14 +33,19 @@ pub struct Multilevel {
     /// Number of levels, the whole matrix being the first.
     #[schemars(range(min = 1, max = 16))]
     pub levels: u32,
-    /// Budget: as many bytes as a flat term of this rank takes. Where neither this nor `bpw` is
-    /// given: a sixteenth of the shorter side, rounded up to a multiple of 8, at most 64.
+    /// Budget: as many bytes as a flat term of this rank takes. Where neither this, `bpw` nor
+    /// `energy` is given: a sixteenth of the shorter side, rounded up to a multiple of 8, at most 64.
     #[schemars(range(min = 1))]
     pub rank: Option<u32>,
     /// Instead of `rank`: the budget in bits per weight of the matrix.
     #[schemars(range(min = 0.0))]
     pub bpw: Option<f64>,
-    /// Upper bound of the rank of a block. Default: what the budget buys for the whole matrix.
+    /// Instead of a budget: as few bytes as hold this share of the matrix's sum of squares, as a
+    /// fraction (0.9) or in percent (90%).
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub energy: Option<f64>,
+    /// Upper bound of the rank of a block. Default: what the budget buys for the whole matrix; with
+    /// `energy`, where factors have half as many entries as the matrix.
     #[schemars(range(min = 1))]
     pub max_rank: Option<u32>,
     /// How factors are stored. `int8` leaves no measurable error behind; `int4` adds a percent of
@@ -55,6 +61,7 @@ impl Default for Multilevel {
             levels: 3,
             rank: None,
             bpw: None,
+            energy: None,
             max_rank: None,
             factors: FactorsOption::Int8,
             residual: None,
@@ -64,8 +71,13 @@ impl Default for Multilevel {
 
 impl Multilevel {
     fn build(self) -> Result<Pass, PassError> {
-        if self.rank.is_some() && self.bpw.is_some() {
-            return Err(PassError::new("give `rank` or `bpw`, not both"));
+        let measures = [
+            self.rank.is_some(),
+            self.bpw.is_some(),
+            self.energy.is_some(),
+        ];
+        if measures.into_iter().filter(|given| *given).count() > 1 {
+            return Err(PassError::new("give one of `rank`, `bpw` and `energy`"));
         }
         Ok(Pass::Matrix(Box::new(self)))
     }
@@ -73,8 +85,12 @@ impl Multilevel {
     /// The budget, and the largest rank of a block.
     fn budget(&self, rows: u64, cols: u64) -> (Budget, u64) {
         let short = rows.min(cols);
-        let (budget, rank) = match self.bpw {
-            Some(bpw) => {
+        let (budget, rank) = match (self.energy, self.bpw) {
+            (Some(energy), _) => {
+                let even = rows as u128 * cols as u128 / (rows as u128 + cols as u128).max(1);
+                (Budget::Energy(energy), (even / 2) as u64)
+            }
+            (None, Some(bpw)) => {
                 let bytes = (bpw * rows as f64 * cols as f64 / 8.0) as u64;
                 let triplet = self.factors.bytes(rows.saturating_add(cols), 64).max(1);
                 (
@@ -82,7 +98,7 @@ impl Multilevel {
                     bytes.saturating_mul(64) / triplet,
                 )
             }
-            None => {
+            (None, None) => {
                 let default = (short / 16).next_multiple_of(8).clamp(8, 64);
                 let rank = self.rank.map_or(default, u64::from).min(short);
                 (Budget::Rank(rank as usize), rank)
@@ -103,6 +119,14 @@ impl Multilevel {
         );
         let passed = Remark::new(RemarkKind::Passed, peel.site, text);
         peel.remarks.push(passed);
+        if let Some(energy) = self.energy.filter(|_| !done.reached) {
+            let text = format!(
+                "holds {held} of the energy with ranks up to {}, not the {} asked for; raise max_rank",
+                done.low_rank.max_rank(),
+                percent(energy)
+            );
+            peel.remarks.push(Remark::missed(peel.site, text));
+        }
         if let [one] = blocks.as_slice()
             && one.rows == peel.rows
         {
@@ -153,6 +177,16 @@ impl MatrixPass for Multilevel {
         let sides = rows.saturating_add(cols);
         match self.budget(rows, cols).0 {
             Budget::Bytes(bytes) => bytes as u64,
+            // Every level at its largest rank, and what closes the gap.
+            Budget::Energy(_) => {
+                let level = self.factors.bytes(sides, self.budget(rows, cols).1);
+                let blocks = 4u64 << self.levels.min(16);
+                let levels = u64::from(self.levels).saturating_add(1);
+                level
+                    .saturating_mul(levels)
+                    .saturating_add(sides.saturating_mul(8))
+                    .saturating_add(blocks)
+            }
             // Blocks' own rounding of scales comes on top.
             Budget::Rank(rank) => self
                 .factors
@@ -187,7 +221,7 @@ impl MatrixPass for Multilevel {
         )
         .map_err(PassError::new)?;
         if done.low_rank.max_rank() == 0 {
-            let text = "nothing taken: the residual is zero, or the budget is below one rank";
+            let text = "nothing taken: the residual is zero, or the budget (or energy asked for) is below one rank";
             peel.remarks.push(Remark::missed(peel.site, text));
             return Ok(Peeled::nothing());
         }

@@ -64,25 +64,41 @@ impl JsonSchema for GroupOption {
     }
 }
 
-/// The pass: options made into what the codec takes.
-pub struct Quantize(Quantizer);
+/// Options of a quantizer with codes of so many bits. Its pass's file says what the defaults are.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default, bound = "Options<BITS>: Default")]
+#[schemars(rename = "Options", bound = "Options<BITS>: Default")]
+pub struct Options<const BITS: u8> {
+    /// Which weights share a scale: so many neighbours along the input side, a whole row (one
+    /// output), or a whole column (one input).
+    pub group: GroupOption,
+    /// Whether groups have zero points of their own, as wide as a code; else zero is the middle
+    /// code.
+    pub asymmetric: bool,
+    /// How scales are chosen: from the largest magnitude (`absmax`), or by least squared error
+    /// (`lsq`), which takes about ten times as long.
+    pub scale: ScaleOption,
+}
 
-impl Quantize {
-    /// The pass of so many bits.
-    pub fn pass(bits: u8, asymmetric: bool, group: GroupOption, scale: ScaleOption) -> Pass {
-        Pass::Matrix(Box::new(Quantize(Quantizer {
+impl<const BITS: u8> Options<BITS> {
+    /// The pass.
+    pub fn build(self) -> Result<Pass, PassError> {
+        Ok(Pass::Matrix(Box::new(Quantize(Quantizer {
             scheme: Scheme {
-                bits,
-                symmetric: !asymmetric,
+                bits: BITS,
+                symmetric: !self.asymmetric,
             },
-            group: group.0,
-            method: match scale {
+            group: self.group.0,
+            method: match self.scale {
                 ScaleOption::Absmax => ScaleMethod::AbsMax,
                 ScaleOption::Lsq => ScaleMethod::Lsq,
             },
-        })))
+        }))))
     }
 }
+
+/// The pass: options made into what the codec takes.
+pub struct Quantize(Quantizer);
 
 impl MatrixPass for Quantize {
     fn access(&self) -> Access {

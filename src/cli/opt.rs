@@ -296,6 +296,7 @@ fn conclude(
     };
     let place = place.map(|path| path.display().to_string());
     progress.finish(&Closing {
+        tensors: summary.report.sites.len(),
         fallbacks: usize::try_from(summary.report.reverted).unwrap_or(usize::MAX),
         warnings: progress.warnings(),
         report: place.as_deref(),

@@ -12,7 +12,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::{Deserialize, Serialize};
 
 use crate::ir::{Encoding, Module, Storage, WeightId, text};
-use crate::store::{JOURNAL, Reader, Sink, SinkError, StoreError, copied_as, is_scratch};
+use crate::store::{
+    JOURNAL, Reader, Sink, SinkError, StoreError, copied_as, in_scratch, is_scratch,
+};
 use crate::weights::writer::{Finished, ShardInfo};
 use crate::weights::{WeightsError, sha256_file};
 
@@ -209,11 +211,8 @@ pub fn settle(
 ) -> Result<Finished, FolderError> {
     for index in 0..module.weights.len() {
         let id = WeightId::new(index);
-        // A residual that no later pass took up after all is in a file that goes.
-        let fleeting = module.weight(id).is_some_and(|w| match &w.storage {
-            Storage::File { path, .. } => is_scratch(Path::new(path.as_ref())),
-            _ => false,
-        });
+        // What no later pass took up after all is in a file that goes.
+        let fleeting = module.weight(id).is_some_and(|w| in_scratch(&w.storage));
         if copy_untouched || fleeting {
             if interrupt.load(Ordering::Relaxed) {
                 return Err(FolderError::Interrupted);

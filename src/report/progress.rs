@@ -11,6 +11,7 @@ use super::{human, resources};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How much to say, and how.
@@ -63,6 +64,8 @@ pub struct TensorLine<'a> {
 /// What the closing line says.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Summary<'a> {
+    /// Tensors that were worked on, in one stage or several.
+    pub tensors: usize,
     /// Linears that did not get what was asked for.
     pub fallbacks: usize,
     /// Warnings given.
@@ -82,6 +85,8 @@ pub struct Progress {
     bytes_done: AtomicU64,
     warnings: AtomicU64,
     begun: Instant,
+    /// When the stage began that rates are of.
+    stage_begun: Mutex<Instant>,
 }
 
 impl Progress {
@@ -97,6 +102,7 @@ impl Progress {
             bytes_done: AtomicU64::new(0),
             warnings: AtomicU64::new(0),
             begun: Instant::now(),
+            stage_begun: Mutex::new(Instant::now()),
         }
     }
 
@@ -113,8 +119,11 @@ impl Progress {
         self.style
     }
 
-    /// How much there is to do; starts the bar.
+    /// How much there is to do, in this stage; starts the bar.
     pub fn start(&self, tensors: u64, bytes: u64) {
+        self.done.store(0, Ordering::Relaxed);
+        self.bytes_done.store(0, Ordering::Relaxed);
+        *self.lock_begun() = Instant::now();
         self.total.store(tensors, Ordering::Relaxed);
         self.bytes_total.store(bytes, Ordering::Relaxed);
         // One template, fixed and known to be valid.
@@ -196,7 +205,7 @@ impl Progress {
             text.push_str(&rate(
                 bytes,
                 self.bytes_total.load(Ordering::Relaxed),
-                self.begun.elapsed(),
+                self.lock_begun().elapsed(),
             ));
         }
         self.line(&text);
@@ -205,16 +214,21 @@ impl Progress {
     /// The closing line: time, peak memory, fallbacks, warnings.
     pub fn finish(&self, summary: &Summary<'_>) {
         self.bar.finish_and_clear();
-        let done = self.done.load(Ordering::Relaxed);
         self.stage(
             "Finished",
-            &closing(done, self.begun.elapsed(), resources::peak_rss(), summary),
+            &closing(self.begun.elapsed(), resources::peak_rss(), summary),
         );
     }
 
     /// Ends the bar without a closing line, before an error is printed.
     pub fn abandon(&self) {
         self.bar.finish_and_clear();
+    }
+
+    fn lock_begun(&self) -> MutexGuard<'_, Instant> {
+        self.stage_begun
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn line(&self, text: &str) {
@@ -225,10 +239,10 @@ impl Progress {
     }
 }
 
-fn closing(tensors: u64, time: Duration, rss: u64, summary: &Summary<'_>) -> String {
+fn closing(time: Duration, rss: u64, summary: &Summary<'_>) -> String {
     let mut text = format!(
         "{} in {}",
-        human::plural(usize::try_from(tensors).unwrap_or(usize::MAX), "tensor"),
+        human::plural(summary.tensors, "tensor"),
         human::duration(time)
     );
     if rss > 0 {
@@ -312,12 +326,13 @@ mod tests {
         );
         assert_eq!(rate(0, 11, Duration::from_secs(60)), "");
         let summary = Summary {
+            tensors: 723,
             fallbacks: 0,
             warnings: 2,
             report: Some("x.hlrc/report.json"),
         };
         assert_eq!(
-            closing(723, Duration::from_secs(2271), 6_012_954_214, &summary),
+            closing(Duration::from_secs(2271), 6_012_954_214, &summary),
             "723 tensors in 37:51, peak RSS 5.6 GiB, 0 fallbacks, 2 warnings (see x.hlrc/report.json)"
         );
     }

@@ -48,10 +48,12 @@ pub struct Record {
     pub site: usize,
     /// Structure of its terms; `None` where the site was left as it was.
     pub terms: Option<Vec<TermSpec>>,
+    /// Tensors of earlier stages' terms that were written in front of the site's own.
+    pub moved: Vec<Entry>,
     /// Tensors written, in the order of the terms.
     pub entries: Vec<Entry>,
-    /// The residual that a later stage takes up, the last of the terms: its place in the scratch file.
-    pub passed: Option<Entry>,
+    /// Instead of these, where a later stage takes the site up: tensors in the scratch file, likewise.
+    pub passed: Vec<Entry>,
     /// Σ w² of the matrix that the stage began with.
     pub weight_squares: f64,
     /// What is reported of it.

@@ -17,5 +17,5 @@ pub use copied::copied_as;
 pub use journal::{Journal, JournalError, Record};
 pub use reader::{Located, Reader, StoreError, file_path};
 pub use rebase::rebase;
-pub use scratch::is_scratch;
+pub use scratch::{in_scratch, is_scratch};
 pub use sink::{Done, JOURNAL, NewTensor, Sink, SinkError, TensorOutline};

@@ -1,10 +1,11 @@
-//! Residuals on their way from one stage of matrix passes to a later one.
+//! Terms and residuals on their way from one stage of matrix passes to a later one.
 //!
-//! They are part of no output: each stage has one file of them in the partial folder, which goes
-//! before the folder is published.
+//! Only the last stage of a site says whether its terms are kept, so until then they are part of no
+//! output: each stage has one file of them in the partial folder, which goes before the folder is
+//! published.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use super::SinkError;
@@ -13,6 +14,8 @@ use crate::weights::WeightsError;
 
 const PREFIX: &str = "residual-";
 const SUFFIX: &str = ".scratch";
+/// Bytes read at once.
+const PIECE: usize = 1 << 20;
 
 /// The file of one stage, growing.
 pub(super) struct Scratch {
@@ -55,7 +58,29 @@ impl Scratch {
     }
 }
 
-/// Where a residual of a stage is.
+/// Reads part of a scratch file, piece by piece.
+pub(super) fn read(
+    path: &Path,
+    offset: u64,
+    len: u64,
+    mut take: impl FnMut(&[u8]) -> Result<(), WeightsError>,
+) -> Result<(), SinkError> {
+    let fault = |e| WeightsError::io("read", path, e);
+    let mut file = File::open(path).map_err(fault)?;
+    file.seek(SeekFrom::Start(offset)).map_err(fault)?;
+    let mut piece = vec![0; PIECE.min(usize::try_from(len).unwrap_or(PIECE))];
+    let mut left = len;
+    while left > 0 {
+        let count = usize::try_from(left).map_or(piece.len(), |n| n.min(piece.len()));
+        let part = piece.get_mut(..count).unwrap_or_default();
+        file.read_exact(part).map_err(fault)?;
+        take(part)?;
+        left -= count as u64;
+    }
+    Ok(())
+}
+
+/// Where a tensor of a stage is.
 pub(super) fn storage(directory: &Path, stage: usize, offset: u64, len: u64) -> Storage {
     let path = directory.join(name(stage));
     let path = std::path::absolute(&path).unwrap_or(path);
@@ -71,7 +96,16 @@ fn name(stage: usize) -> String {
     format!("{PREFIX}{stage}{SUFFIX}")
 }
 
-/// Whether a file of a partial folder holds residuals.
+/// Whether a weight waits in a scratch file.
+pub fn in_scratch(storage: &Storage) -> bool {
+    let is_there = |part: &Storage| match part {
+        Storage::File { path, .. } => is_scratch(Path::new(path.as_ref())),
+        _ => false,
+    };
+    storage.parts().iter().any(is_there)
+}
+
+/// Whether a file of a partial folder is a scratch file.
 pub fn is_scratch(path: &Path) -> bool {
     let name = path.file_name().and_then(|n| n.to_str());
     name.is_some_and(|n| n.starts_with(PREFIX) && n.ends_with(SUFFIX))

@@ -61,7 +61,7 @@ enum Kind {
         done: Vec<Record>,
         /// Where all of this is.
         directory: PathBuf,
-        /// Residuals that a later stage takes up.
+        /// What a later stage takes up.
         scratch: Option<Scratch>,
     },
     /// Keeps nothing but content hashes: for text that shows structure.
@@ -78,8 +78,10 @@ pub struct Done<'a> {
     pub stem: &'a str,
     /// Its terms in row tiles; `None` where it stays as it was.
     pub terms: Option<Vec<Vec<TermData>>>,
-    /// Whether the last term is a residual that a later stage takes up, and no part of the output.
+    /// Whether a later stage takes the site up: until then nothing of it is part of the output.
     pub passes_on: bool,
+    /// Weights of terms that earlier stages made.
+    pub earlier: &'a [WeightId],
     /// Σ w² of the matrix that the stage began with.
     pub weight_squares: f64,
     /// What is reported of it.
@@ -135,7 +137,8 @@ impl Sink {
     ) -> Result<Self, SinkError> {
         let path = directory.join(JOURNAL);
         let (journal, done) = Journal::resume(&path, fingerprint)?;
-        let entries: Vec<Entry> = done.iter().flat_map(|r| r.entries.clone()).collect();
+        let written = |r: &Record| [r.moved.clone(), r.entries.clone()].concat();
+        let entries: Vec<Entry> = done.iter().flat_map(written).collect();
         let passed = done.iter().flat_map(|r| &r.passed);
         Ok(Self {
             names: entries
@@ -201,22 +204,27 @@ impl Sink {
         done: Done<'_>,
     ) -> Result<Option<Vec<Term>>, SinkError> {
         let mut specs: Option<Vec<TermSpec>> = done.terms.as_ref().map(|_| Vec::new());
-        let mut entries = Vec::new();
-        let mut passed = None;
+        let (mut entries, mut passed) = (Vec::new(), Vec::new());
+        let moved = match done.terms.is_some() && !done.passes_on {
+            true => self.take_over(module, done.earlier)?,
+            false => Vec::new(),
+        };
         let mut made = Vec::new();
         let count = done.terms.as_ref().map_or(0, Vec::len);
+        // Of text that shows structure only the residual is read again.
+        let in_files = matches!(self.kind, Kind::Shards { .. });
         for (index, tiles) in done.terms.into_iter().flatten().enumerate() {
             let Some((spec, tensors)) = TermData::tiles_into_parts(tiles)? else {
                 continue;
             };
-            let passes_on = done.passes_on && index + 1 == count;
+            let fleeting = done.passes_on && (in_files || index + 1 == count);
             let mut ids = Vec::with_capacity(tensors.len());
             for tensor in tensors {
                 let name = self.tensor_name(done.stem, tensor.suffix, index);
-                if passes_on {
+                if fleeting {
                     let (entry, storage) = self.pass_on(done.stage, name, tensor)?;
                     ids.push(add_weight(module, &entry, storage, None));
-                    passed = Some(entry);
+                    passed.push(entry);
                 } else {
                     let (entry, sha256) = self.store(name, tensor)?;
                     ids.push(add_weight(module, &entry, Storage::Absent, sha256));
@@ -236,6 +244,7 @@ impl Sink {
                 stage: done.stage,
                 site: done.number,
                 terms: specs,
+                moved,
                 entries,
                 passed,
                 weight_squares: done.weight_squares,
@@ -244,6 +253,35 @@ impl Sink {
             })?;
         }
         Ok(keep.then_some(made))
+    }
+
+    /// Stores what earlier stages made of a site whose terms are kept.
+    fn take_over(
+        &mut self,
+        module: &mut Module,
+        weights: &[WeightId],
+    ) -> Result<Vec<Entry>, SinkError> {
+        let mut moved = Vec::new();
+        for &id in weights {
+            let (Kind::Shards { writer, .. }, Some(weight)) = (&mut self.kind, module.weight(id))
+            else {
+                continue;
+            };
+            let Storage::File {
+                path, offset, len, ..
+            } = &weight.storage
+            else {
+                continue;
+            };
+            if scratch::in_scratch(&weight.storage) {
+                writer.begin(&weight.name, weight.dtype, &weight.dims)?;
+                let path = Path::new(path.as_ref());
+                scratch::read(path, *offset, *len, |piece| writer.write(piece))?;
+                moved.push(writer.end()?);
+                set_storage(module, id, Storage::Absent);
+            }
+        }
+        Ok(moved)
     }
 
     /// Stores a tensor; gives its hash where that is all that is kept of it.
@@ -267,7 +305,7 @@ impl Sink {
         }
     }
 
-    /// Keeps a residual where a later stage finds it.
+    /// Keeps a tensor where a later stage finds it.
     fn pass_on(
         &mut self,
         stage: usize,
@@ -307,6 +345,12 @@ impl Sink {
         let (Some(specs), Kind::Shards { directory, .. }) = (&record.terms, &self.kind) else {
             return Ok(None);
         };
+        for entry in &record.moved {
+            let named = |w: &Weight| w.name == entry.name;
+            if let Some(index) = module.weights.iter().position(named) {
+                set_storage(module, WeightId::new(index), Storage::Absent);
+            }
+        }
         let stored = record.entries.iter().map(|e| (e, Storage::Absent));
         let passed = record.passed.iter().map(|e| {
             let place = scratch::storage(directory, record.stage, e.offset, e.bytes);
@@ -365,6 +409,12 @@ impl Sink {
         let free = names.find(|n| !self.names.contains(n)).unwrap_or_default();
         self.names.insert(free.clone());
         free
+    }
+}
+
+fn set_storage(module: &mut Module, id: WeightId, storage: Storage) {
+    if let Some(weight) = module.weights.get_mut(id.index()) {
+        weight.storage = storage;
     }
 }
 

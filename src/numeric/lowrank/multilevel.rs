@@ -7,6 +7,11 @@
 //! singular triplet of this level's and the finer levels' blocks of the current
 //! residual is an offer of energy for bytes; the best offers fill the budget,
 //! and those of this level are taken.
+//!
+//! Where a share of the energy is asked for instead, offers are taken, best
+//! first, until they hold it. Those of different levels overlap, so that levels
+//! together may hold less than they promise; what is missing then comes from
+//! the whole matrix, whose triplets are orthogonal.
 
 use super::hierarchy::{part, shift};
 use super::svd::{Options, Rank, Svd, truncated, view};
@@ -14,12 +19,14 @@ use super::{Block, Decomposition, FactorFormat, LowRank, LowRankError, Side};
 use crate::numeric::matrix::Matrix;
 
 /// What the levels may cost together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Budget {
     /// Bytes of all factors in their format.
     Bytes(usize),
     /// As many bytes as a flat term of this rank takes.
     Rank(usize),
+    /// As few bytes as hold this share of the sum of squares.
+    Energy(f64),
 }
 
 /// Decomposes `a` `[rows, cols]` into levels `0..=depth`.
@@ -51,19 +58,23 @@ pub fn decompose(
         cols,
         rank: 0,
     };
-    let left = match budget {
-        Budget::Bytes(bytes) => bytes,
+    let (left, goal) = match budget {
+        Budget::Bytes(bytes) => (bytes, None),
         Budget::Rank(rank) => {
             let rank = rank.min(rows.saturating_add(cols));
-            block_bytes(&Block { rank, ..whole }, format)
+            (block_bytes(&Block { rank, ..whole }, format), None)
         }
+        Budget::Energy(share) => (usize::MAX, Some(share * total)),
     };
     let depth = depth.min(rows.min(cols).max(1).ilog2() as usize);
     let residual = a.to_matrix();
     let (blocks, u, v) = (Vec::new(), Vec::new(), Vec::new());
     let mut fit = Fit {
         residual,
+        total,
         left,
+        goal,
+        reached: true,
         depth,
         max_rank,
         options,
@@ -75,20 +86,30 @@ pub fn decompose(
     for level in 0..=depth {
         fit.level(level)?;
     }
+    if !fit.reached && depth > 0 {
+        fit.depth = 0;
+        fit.level(0)?;
+    }
     let kept = total - fit.residual.norm2();
-    let low_rank = LowRank::encode(rows, cols, fit.blocks, fit.u, fit.v, format)?;
+    let (reached, blocks) = (fit.reached, fit.blocks);
+    let low_rank = LowRank::encode(rows, cols, blocks, fit.u, fit.v, format)?;
     Ok(Decomposition {
         low_rank,
         total,
         kept,
-        reached: true,
+        reached,
     })
 }
 
 /// A fit in progress: what is left of the matrix and of the budget.
 struct Fit<'a> {
     residual: Matrix,
+    total: f64,
     left: usize,
+    /// Sum of squares to be held.
+    goal: Option<f64>,
+    /// Whether the levels so far hold it, rounding of factors apart.
+    reached: bool,
     depth: usize,
     max_rank: usize,
     options: &'a Options,
@@ -113,8 +134,14 @@ impl Fit<'_> {
                 }
             }
         }
+        let missing = self
+            .goal
+            .map(|goal| goal - (self.total - self.residual.norm2()));
+        let (best, held) = offers.best(self.left, missing.unwrap_or(f64::INFINITY));
+        let finest = level == self.depth;
+        self.reached = missing.is_none_or(|missing| finest && held >= missing);
         // This level's blocks came first.
-        for (block, svd) in offers.best(self.left).into_iter().zip(here) {
+        for (block, svd) in best.into_iter().zip(here) {
             if block.rank == 0 {
                 continue;
             }
@@ -145,8 +172,8 @@ impl Fit<'_> {
 struct Offers {
     format: FactorFormat,
     blocks: Vec<Block>,
-    /// Energy per byte of one more rank, and the index of the block.
-    triplets: Vec<(f64, usize)>,
+    /// Energy per byte of one more rank, the energy, and the index of the block.
+    triplets: Vec<(f64, f64, usize)>,
 }
 
 impl Offers {
@@ -167,16 +194,21 @@ impl Offers {
             .filter(|&&s| s > 0.0)
             .map(|&s| f64::from(s) * f64::from(s));
         self.triplets
-            .extend(energies.map(|energy| (energy / bytes, index)));
+            .extend(energies.map(|energy| (energy / bytes, energy, index)));
         self.blocks.push(block);
     }
 
-    /// The blocks with the ranks that fill a budget best.
-    fn best(mut self, mut left: usize) -> Vec<Block> {
+    /// The blocks with the ranks that fill a budget best, or hold the energy that is missing for the
+    /// fewest bytes; and the energy that they hold.
+    fn best(mut self, mut left: usize, missing: f64) -> (Vec<Block>, f64) {
         // Stable: on a tie the coarser level and the earlier block come first.
         self.triplets.sort_by(|x, y| y.0.total_cmp(&x.0));
         let mut full = vec![false; self.blocks.len()];
-        for &(_, index) in &self.triplets {
+        let mut held = 0.0;
+        for &(_, energy, index) in &self.triplets {
+            if held >= missing {
+                break;
+            }
             let block = &mut self.blocks[index];
             let more = Block {
                 rank: block.rank + 1,
@@ -187,10 +219,11 @@ impl Offers {
             full[index] |= price > left;
             if !full[index] {
                 left -= price;
+                held += energy;
                 *block = more;
             }
         }
-        self.blocks
+        (self.blocks, held)
     }
 }
 

@@ -73,10 +73,10 @@ impl Run<'_> {
         }
     }
 
-    /// Gives a site back what it was before an earlier stage.
-    pub(super) fn put_back(&mut self, module: &mut Module, site: &StoredSite<'_>) {
+    /// Gives a site back what it was before an earlier stage; whether there was one.
+    pub(super) fn put_back(&mut self, module: &mut Module, site: &StoredSite<'_>) -> bool {
         let Some(origin) = self.origin(site) else {
-            return;
+            return false;
         };
         let mut terms = origin.matrix.terms.clone();
         let mut ids = Vec::with_capacity(origin.weights.len());
@@ -98,5 +98,6 @@ impl Run<'_> {
                 now.terms.clone_from(&terms);
             }
         }
+        true
     }
 }

@@ -55,18 +55,24 @@ pub(super) fn behind(
     module.weights.extend(new.cloned());
     let mut changed = false;
     for site in finished {
+        if site.last <= step {
+            changed |= site.last == step && site.put_back;
+            changed |= site.made.iter().any(|(at, _)| *at == step);
+            for at in &site.users {
+                let ended = after.op(*at).and_then(|op| op.kind.matrix());
+                let here = module.op_mut(*at).and_then(|op| op.kind.matrix_mut());
+                if let (Some(here), Some(ended)) = (here, ended) {
+                    here.terms.clone_from(&ended.terms);
+                }
+            }
+            continue;
+        }
         let mut terms = site.kept.clone();
-        let mut open = true;
         for (at, term) in &site.made {
             if *at <= step {
                 terms.extend(term.clone());
                 changed |= *at == step;
             }
-        }
-        let last_run = site.made.iter().map(|(at, _)| *at).max();
-        if last_run.is_none_or(|last| last <= step) {
-            terms.extend(site.residual.clone());
-            open = false;
         }
         let none_yet = site.made.iter().all(|(at, _)| *at > step);
         for at in &site.users {
@@ -77,7 +83,7 @@ pub(super) fn behind(
                 matrix.terms.clone_from(&terms);
             }
         }
-        if open && !none_yet {
+        if !none_yet {
             let residual = module.add_weight(Weight {
                 name: format!("{}.residual after step {step}", site.stem),
                 dtype: DType::F32,

@@ -24,9 +24,12 @@ pub(super) struct Finished {
     pub(super) cols: u64,
     /// Terms that were there before the stage, the dense one left out.
     pub(super) kept: Vec<Term>,
-    /// What each step made, if anything.
+    /// What each step made, if anything; empty where the site is what it was.
     pub(super) made: Vec<(usize, Option<Term>)>,
-    pub(super) residual: Option<Term>,
+    /// The last of the stage's steps on the site; behind it, the site is what the stage leaves.
+    pub(super) last: usize,
+    /// Whether that was the judgement's end of an earlier stage's terms.
+    pub(super) put_back: bool,
 }
 
 impl Run<'_> {
@@ -173,12 +176,14 @@ impl Run<'_> {
                 8.0 * report.bytes_after as f64 / report.params_before.max(1) as f64;
         }
         let remarks = self.outcome.remarks.get(said..).unwrap_or_default();
+        let earlier: Vec<WeightId> = kept.iter().flat_map(Term::weights).collect();
         let done = Done {
             stage,
             number,
             stem: &stem(site),
             terms,
             passes_on: chosen.passes_on,
+            earlier: &earlier,
             weight_squares: merged.weight_squares,
             report: &merged.report,
             remarks,
@@ -187,14 +192,14 @@ impl Run<'_> {
         self.observer.site(&merged.report);
         let squares = merged.weight_squares;
         self.add_report(module, &at, squares, merged.report);
-        Ok(self.rewrite(module, &at, kept, merged.made, stored))
+        Ok(self.rewrite(module, (&at, chosen), kept, merged.made, stored))
     }
 
     /// Puts a site's stored terms into every op that uses it.
     fn rewrite(
         &mut self,
         module: &mut Module,
-        at: &StoredSite<'_>,
+        (at, chosen): (&StoredSite<'_>, &Chosen),
         kept: Vec<Term>,
         made: Vec<(usize, bool)>,
         stored: Option<Vec<Term>>,
@@ -207,10 +212,11 @@ impl Run<'_> {
             cols: site.cols,
             kept,
             made: Vec::new(),
-            residual: None,
+            last: chosen.steps.last().copied().unwrap_or_default(),
+            put_back: false,
         };
         let Some(stored) = stored else {
-            self.put_back(module, at);
+            finished.put_back = self.put_back(module, at);
             return finished;
         };
         for at in &site.users {
@@ -224,7 +230,6 @@ impl Run<'_> {
             let term = if has_term { stored.next() } else { None };
             finished.made.push((step, term));
         }
-        finished.residual = stored.next();
         finished
     }
 
@@ -244,7 +249,7 @@ impl Run<'_> {
         let report = record.report.clone();
         self.add_report(module, &at, record.weight_squares, report);
         self.outcome.remarks.extend(record.remarks.iter().cloned());
-        Ok(self.rewrite(module, &at, kept, made, terms))
+        Ok(self.rewrite(module, (&at, chosen), kept, made, terms))
     }
 
     /// Verifies and prints the module behind each pass of the stage.

@@ -11,6 +11,7 @@ use crate::pass::Pass;
 use crate::pass::manager::schedule::Schedule;
 use crate::pass::terms::TermData;
 use crate::report::{SiteReport, StepReport};
+use crate::store::in_scratch;
 
 /// A site's units put together.
 pub(super) struct Merged {
@@ -39,10 +40,10 @@ pub(super) fn open<'a>(
     let matrix = matrix.ok_or_else(|| fault("the site is gone".to_string()))?;
     let view = reader.view(module, matrix, &chosen.view);
     let view = view.map_err(|e| fault(e.to_string()))?;
-    // Terms of an earlier stage of this run cannot be read yet; their source's norm is on record.
+    // For terms of an earlier stage of this run, their source's norm is on record.
     let readable = |id: WeightId| {
         let weight = module.weight(id);
-        weight.is_some_and(|w| !matches!(w.storage, Storage::Absent))
+        weight.is_some_and(|w| !matches!(w.storage, Storage::Absent) && !in_scratch(&w.storage))
     };
     let mut kept = kept_terms(module, &chosen.site);
     if !kept.iter().flat_map(Term::weights).all(readable) {
