@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::export::hlrc::{self, Contents, FolderError, Partial};
 use crate::ir::text::{PrintOptions, print, print_with};
 use crate::ir::{Module, Storage};
-use crate::pass::manager::{self, Observer, Outcome, RunError, RunOptions, Schedule};
+use crate::pass::manager::{self, Destination, Observer, Outcome, RunError, RunOptions, Schedule};
 use crate::report::ModelReport;
 use crate::store::{Reader, Sink, SinkError, rebase};
 use crate::weights::writer::ShardInfo;
@@ -36,6 +36,17 @@ pub enum Output {
     Text(PathBuf),
     /// Text alone: new weights are shown by hash and not kept.
     Shown,
+}
+
+impl Output {
+    /// What it is as far as memory is concerned.
+    pub fn destination(&self) -> Destination {
+        match self {
+            Output::Folder(_) | Output::Text(_) => Destination::Folder,
+            Output::Onnx(..) => Destination::Onnx,
+            Output::Shown => Destination::Shown,
+        }
+    }
 }
 
 /// How ONNX spells what it has no op for.
@@ -160,6 +171,11 @@ pub fn run(
 ) -> Result<Summary, OptError> {
     let mut input = input;
     let raised = manager::raise(&mut input.module, job.schedule)?;
+    if job.run.mem_limit.is_some() {
+        // Before anything is read or written: kept, or refused.
+        let destination = job.output.destination();
+        manager::plan(&input.module, job.schedule, &job.run, destination)?;
+    }
     let mut summary = match &job.output {
         Output::Shown => shown(job, input, cache, observer),
         Output::Folder(path) => folder(job, input, cache, observer, path),

@@ -279,6 +279,10 @@ fn the_main_job_writes_every_kind_of_output() {
             < before
     );
 
+    let (told, _) = run(&["diff", &model, "small.onnx"]);
+    let packed = "/m/model/layers.0/self_attn/q_proj/MatMul: a MatMulNBits in B";
+    assert!(told.contains(packed), "{told}");
+
     let streamed = run_in(&dir, &[&model, "-p", pipeline, "-o", "-"]);
     assert!(streamed.status.success(), "{}", stderr(&streamed));
     assert!(

@@ -220,3 +220,63 @@ fn another_run_on_the_same_output_is_refused() {
     assert!(first.wait().expect("ends").success());
     assert!(dir.join("x.hlrc/manifest.json").is_file());
 }
+
+/// What is judged larger at the end leaves nothing of its earlier stages behind.
+#[test]
+fn a_matrix_put_back_is_what_it_was() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let dir = dir.path();
+    let text = "hlir 1\nmodule \"m\" {\n  weight @w : bf16[64,64] = synthetic(seed=1, power=0.8, scale=0.02, \
+                outliers=0.001)\n  weight @v : bf16[256,64] = synthetic(seed=2, power=0.8, scale=0.02, \
+                outliers=0.001)\n  graph @main(%x : f32[B,64]) -> (%y) {\n    %h = linear %x [64,64] { \
+                dense(@w) } name(\"small\") : f32[B,64]\n    %y = linear %h [256,64] { dense(@v) } \
+                name(\"large\") : f32[B,256]\n  }\n}\n";
+    std::fs::write(dir.join("m.hlir"), text).expect("written");
+    let pipeline = "small(lowrank{rank=32 factors=f32}),large(lowrank{rank=4}),canonicalize,int8";
+    let done = run(
+        dir,
+        &["-p", pipeline, "-o", "a.hlrc", "--print-ir-after=int8"],
+    );
+    let told = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(done.status.success(), "{told}");
+    assert!(told.contains("Finished 2 tensors"), "{told}");
+    let shown = told.split("IR after int8").nth(1).expect("printed IR");
+    assert!(shown.contains("{ dense(@w) }"), "{shown}");
+    assert!(!shown.contains("dense(@v)"), "{shown}");
+    let shard = std::fs::read(dir.join("a.hlrc/model.safetensors")).expect("a shard");
+    let module = std::fs::read_to_string(dir.join("a.hlrc/module.hlir")).expect("a module");
+    let header = shard.get(8..).expect("a header");
+    let header = String::from_utf8_lossy(header.split(|&b| b == 0).next().unwrap_or_default());
+    for gone in ["small.u", "small.v"] {
+        assert!(!header.contains(gone) && !module.contains(gone), "{header}");
+    }
+    for there in ["large.u", "large.v", "large.codes", "\"w\""] {
+        assert!(header.contains(there), "{there}: {header}");
+    }
+    assert!(module.contains("{ dense(@w) }"), "{module}");
+}
+
+/// An output that is replaced is there all the time.
+#[test]
+fn replacing_leaves_nothing_beside() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let dir = dir.path();
+    module(dir);
+    for pipeline in ["int8{scale=absmax}", "int4{scale=absmax}"] {
+        let done = run(dir, &["-p", pipeline, "-o", "out.hlrc", "--force", "-q"]);
+        assert!(done.status.success());
+    }
+    let manifest = std::fs::read_to_string(dir.join("out.hlrc/manifest.json")).expect("written");
+    assert!(manifest.contains("int4"), "{manifest}");
+    let mut names: Vec<String> = files_in(dir);
+    names.sort();
+    assert_eq!(names, ["m.hlir", "out.hlrc"]);
+    assert!(!files_in(&dir.join("out.hlrc")).contains(&"lock".to_string()));
+}
+
+fn files_in(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).expect("a folder").flatten();
+    entries
+        .map(|e| e.file_name().to_string_lossy().into_owned())
+        .collect()
+}

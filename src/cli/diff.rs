@@ -5,7 +5,7 @@ use super::describe::terms;
 use super::table::Table;
 use super::{Exit, Failure, load, opt, print, signal};
 use crate::ir::site::{Site, sites};
-use crate::ir::{Module, Weight};
+use crate::ir::{Module, OpKind, Weight};
 use crate::report::human;
 use crate::store::Reader;
 use crate::weights::FileCache;
@@ -34,6 +34,8 @@ struct Differences {
     matrices: Vec<Compared>,
     only_in_a: Vec<String>,
     only_in_b: Vec<String>,
+    /// Matrices of A that B's nodes hold in a packed form: name and op. Values are not compared.
+    packed_in_b: BTreeMap<String, String>,
     /// Tensors outside matrices whose bytes differ: name and what differs.
     tensors: BTreeMap<String, String>,
 }
@@ -73,12 +75,14 @@ fn gate(args: &DiffArgs, found: &Differences) -> Result<Exit, Failure> {
                 .is_some_and(|error| error > limit || error.is_nan())
     };
     let bad: Vec<&Compared> = found.matrices.iter().filter(above).collect();
-    let missing = found.only_in_a.len() + found.only_in_b.len();
+    let missing = found.only_in_a.len() + found.only_in_b.len() + found.packed_in_b.len();
     match bad.first() {
         None if missing == 0 => Ok(Exit::Ok),
         None => Err(Failure::new(
             Exit::Gate,
-            format!("{missing} of the matrices are in one model only"),
+            format!(
+                "{missing} of the matrices are in one model only, or in a form that is not compared"
+            ),
         )),
         Some(worst) => Err(Failure::new(
             Exit::Gate,
@@ -107,11 +111,19 @@ fn compare(
         .map(|site| (site.name.as_str(), ()))
         .collect();
     let mut found = Differences::default();
+    let packed = packed_nodes(b);
     let mut pairs = Vec::new();
     for site in sites_a.iter().filter(|site| wanted(&site.name)) {
         match by_name.get(site.name.as_str()) {
             Some(other) => pairs.push((site, *other)),
-            None => found.only_in_a.push(site.name.clone()),
+            None => match packed.get(site.name.as_str()) {
+                Some(op) => drop(
+                    found
+                        .packed_in_b
+                        .insert(site.name.clone(), (*op).to_string()),
+                ),
+                None => found.only_in_a.push(site.name.clone()),
+            },
         }
     }
     let only_b = sites_b
@@ -129,6 +141,21 @@ fn compare(
         found.tensors = other_tensors(&reader, a, b, wanted);
     }
     Ok(found)
+}
+
+/// Ops of an exported model that hold quantized matrices, by the name of the linear that they were:
+/// its nodes are called `name/op`.
+fn packed_nodes(module: &Module) -> HashMap<&str, &str> {
+    let held = ["MatMulNBits", "DequantizeLinear", "GatherBlockQuantized"];
+    let ops = module.walk().into_iter().filter_map(|at| module.op(at));
+    let named = ops.filter_map(|op| match &op.kind {
+        OpKind::Onnx(node) if held.contains(&node.op_type.as_str()) => {
+            let (site, _) = op.name.rsplit_once('/')?;
+            Some((site, node.op_type.as_str()))
+        }
+        _ => None,
+    });
+    named.collect()
 }
 
 fn one_matrix(
@@ -277,6 +304,11 @@ fn as_text(found: &Differences, all: bool) -> String {
         for name in names {
             out.push_str(&format!("only in {place}: {name}\n"));
         }
+    }
+    for (name, op) in &found.packed_in_b {
+        out.push_str(&format!(
+            "{name}: a {op} in B, whose values are not compared\n"
+        ));
     }
     for (name, what) in &found.tensors {
         out.push_str(&format!("tensor {name}: {what}\n"));

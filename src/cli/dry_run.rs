@@ -3,11 +3,9 @@
 use super::args::OptArgs;
 use super::describe::percent;
 use super::table::Table;
-use super::{Exit, Failure, errors, print};
+use super::{Exit, Failure, print};
 use crate::ir::Module;
-use crate::ir::site::sites;
-use crate::pass::Pass;
-use crate::pass::manager::{self, RunOptions, Schedule};
+use crate::pass::manager::{Plan, Schedule};
 use crate::report::human;
 use serde_json::json;
 use std::time::Duration;
@@ -21,57 +19,19 @@ struct Sums {
     nanos: f64,
 }
 
+/// Passes that matrices get, with how many and how large they are.
+type Groups = Vec<(String, usize, u64)>;
+
 /// Prints what a run would do and take.
 pub fn run(
     args: &OptArgs,
     pipeline: &str,
     module: &Module,
     schedule: &Schedule,
-    options: &RunOptions<'_>,
+    plan: &Plan,
 ) -> Result<Exit, Failure> {
-    let estimate = manager::plan(module, schedule, options).map_err(|error| errors::run(&error))?;
-    let mut sums = Sums::default();
-    let mut by_pipeline: Vec<(String, usize, u64)> = Vec::new();
-    for site in sites(module) {
-        let steps = schedule.steps_for(&site);
-        let source = site
-            .matrix(module)
-            .map_or(0, |matrix| matrix.bytes(&module.weights));
-        let names: Vec<&str> = steps
-            .iter()
-            .filter_map(|&step| schedule.steps.get(step))
-            .map(|s| s.name)
-            .collect();
-        let names = if names.is_empty() {
-            "left as it is".to_owned()
-        } else {
-            names.join(",")
-        };
-        match by_pipeline.iter_mut().find(|(known, ..)| *known == names) {
-            Some((_, count, bytes)) => {
-                (*count, *bytes) = (*count + 1, bytes.saturating_add(source))
-            }
-            None => by_pipeline.push((names, 1, source)),
-        }
-        if steps.is_empty() {
-            continue;
-        }
-        sums.sites += 1;
-        sums.bytes = sums.bytes.saturating_add(source);
-        sums.parameters = sums
-            .parameters
-            .saturating_add(site.rows.saturating_mul(site.cols));
-        let passes = steps
-            .iter()
-            .filter_map(|&step| schedule.steps.get(step))
-            .filter_map(|s| match &s.pass {
-                Pass::Matrix(pass) => Some(pass),
-                Pass::Module(_) => None,
-            });
-        sums.nanos += passes
-            .map(|pass| pass.nanos(site.rows, site.cols))
-            .sum::<f64>();
-    }
+    let (sums, by_pipeline) = sums(schedule, plan);
+    let estimate = &plan.estimate;
     let total = module
         .weights
         .iter()
@@ -80,7 +40,7 @@ pub fn run(
     let output = total
         .saturating_sub(sums.bytes)
         .saturating_add(estimate.term_bytes);
-    let seconds = sums.nanos / 1e9 / options.threads.min(estimate.workers.max(1)).max(1) as f64;
+    let seconds = sums.nanos / 1e9 / estimate.workers.max(1) as f64;
     let bits = 8.0 * estimate.term_bytes as f64 / sums.parameters.max(1) as f64;
     if args.json {
         let json = json!({
@@ -123,4 +83,34 @@ pub fn run(
     ));
     print(text.as_bytes())?;
     Ok(Exit::Ok)
+}
+
+fn sums(schedule: &Schedule, plan: &Plan) -> (Sums, Groups) {
+    let mut sums = Sums::default();
+    let mut groups: Groups = Vec::new();
+    for site in &plan.sites {
+        let steps = site.steps.iter();
+        let names: Vec<&str> = steps
+            .filter_map(|&step| schedule.steps.get(step))
+            .map(|s| s.name)
+            .collect();
+        let names = match names.is_empty() {
+            true => "left as it is".to_owned(),
+            false => names.join(","),
+        };
+        match groups.iter_mut().find(|(known, ..)| *known == names) {
+            Some((_, count, bytes)) => {
+                (*count, *bytes) = (*count + 1, bytes.saturating_add(site.bytes));
+            }
+            None => groups.push((names, 1, site.bytes)),
+        }
+        if site.steps.is_empty() {
+            continue;
+        }
+        sums.sites += 1;
+        sums.bytes = sums.bytes.saturating_add(site.bytes);
+        sums.parameters = sums.parameters.saturating_add(site.parameters);
+        sums.nanos += site.nanos;
+    }
+    (sums, groups)
 }

@@ -3,7 +3,7 @@
 use super::args::{Cli, Color, Command, OnnxQuant, OptArgs, ReproducerArgs, TalkArgs};
 use super::load::{self, Loaded, Source};
 use super::prepare::{Prepared, prepare};
-use super::target::Target;
+use super::target::{Target, report_beside};
 use super::watch::Watch;
 use super::{Exit, Failure, dry_run, errors, outcome, print, reproducer, signal};
 use crate::export::hlrc::{FolderError, partial_path};
@@ -127,7 +127,10 @@ fn execute(
     let options = run_options(args);
     if args.dry_run {
         manager::raise(&mut loaded.module, &schedule).map_err(|error| errors::run(&error))?;
-        return dry_run::run(args, &pipeline, &loaded.module, &schedule, &options);
+        let destination = output(args, target).destination();
+        let plan = manager::plan(&loaded.module, &schedule, &options, destination)
+            .map_err(|error| errors::run(&error))?;
+        return dry_run::run(args, &pipeline, &loaded.module, &schedule, &plan);
     }
     if matches!(target, Target::Stdout | Target::Device(_)) {
         // Text says where weights are as seen from the place that it goes to.
@@ -302,11 +305,6 @@ fn conclude(
         report: place.as_deref(),
     });
     Ok(Exit::Ok)
-}
-
-/// `x.report.json` beside `x.onnx`.
-fn report_beside(path: &Path) -> PathBuf {
-    path.with_extension("report.json")
 }
 
 fn as_json(target: &Target, progress: &Progress, summary: &Summary, began: Instant) -> Vec<u8> {

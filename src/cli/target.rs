@@ -154,6 +154,7 @@ impl Target {
         let folder = match self {
             Self::Folder(path) => path.clone(),
             Self::Text(path) => path.with_extension("weights"),
+            Self::Onnx(path) => return check_report(&report_beside(path), args),
             _ => return Ok(()),
         };
         if folder.symlink_metadata().is_err() {
@@ -175,6 +176,29 @@ impl Target {
             return Err(failure.help("choose another place with -o, or remove it yourself"));
         }
         Ok(())
+    }
+}
+
+/// `x.report.json` beside `x.onnx`.
+pub fn report_beside(path: &Path) -> PathBuf {
+    path.with_extension("report.json")
+}
+
+/// The report beside an output is replaced as the output is: when asked to, and only a file.
+fn check_report(path: &Path, args: &OptArgs) -> Result<(), Failure> {
+    let shown = path.display();
+    match path.symlink_metadata() {
+        Err(_) => Ok(()),
+        Ok(_) if path.is_dir() => {
+            let what = format!("{shown}: is a folder, and the report goes there");
+            Err(Failure::new(Exit::Failure, what).help("choose another place with -o"))
+        }
+        Ok(_) if args.force || args.resume => Ok(()),
+        Ok(_) => {
+            let what = format!("{shown}: is there already, and the report goes there");
+            let help = "--force replaces it, -o chooses another place";
+            Err(Failure::new(Exit::Failure, what).help(help))
+        }
     }
 }
 

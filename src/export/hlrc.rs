@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 
+use super::exchange::exchange;
 use crate::ir::{Encoding, Module, Storage, WeightId, text};
 use crate::store::{
     JOURNAL, Reader, Sink, SinkError, StoreError, copied_as, in_scratch, is_scratch,
@@ -158,20 +159,7 @@ impl Partial {
                 std::fs::remove_file(&path).map_err(io(&path))?;
             }
         }
-        let old = self
-            .target
-            .with_extension(format!("old-{}", std::process::id()));
-        let replaces = self.target.exists();
-        if replaces {
-            std::fs::rename(&self.target, &old).map_err(io(&self.target))?;
-        }
-        if let Err(error) = std::fs::rename(&self.path, &self.target) {
-            if replaces {
-                // Put back what was there; the first error is the one to tell.
-                let _ = std::fs::rename(&old, &self.target);
-            }
-            return Err(io(&self.target)(error));
-        }
+        let old = self.take_name()?;
         // Only now: a run that is killed before can still be resumed.
         for name in [JOURNAL, "lock"] {
             let path = self.target.join(name);
@@ -179,14 +167,35 @@ impl Partial {
                 std::fs::remove_file(&path).map_err(io(&path))?;
             }
         }
-        if !replaces {
+        let Some(old) = old else {
             return Ok(());
-        }
+        };
         let gone = match old.is_dir() {
             true => std::fs::remove_dir_all(&old),
             false => std::fs::remove_file(&old),
         };
         gone.map_err(io(&old))
+    }
+
+    /// Renames the folder to its target; gives the path of what stood there, if anything did.
+    fn take_name(&self) -> Result<Option<PathBuf>, FolderError> {
+        if !self.target.exists() {
+            std::fs::rename(&self.path, &self.target).map_err(io(&self.target))?;
+            return Ok(None);
+        }
+        // In one step where the system can: a kill never leaves the name without an output.
+        if exchange(&self.path, &self.target).is_ok() {
+            return Ok(Some(self.path.clone()));
+        }
+        let name = format!("old-{}", std::process::id());
+        let old = self.target.with_extension(name);
+        std::fs::rename(&self.target, &old).map_err(io(&self.target))?;
+        if let Err(error) = std::fs::rename(&self.path, &self.target) {
+            // Put back what was there; the first error is the one to tell.
+            let _ = std::fs::rename(&old, &self.target);
+            return Err(io(&self.target)(error));
+        }
+        Ok(Some(old))
     }
 
     /// Removes the folder: its content has gone elsewhere.

@@ -1,4 +1,5 @@
 //! From the IR to files.
 
+mod exchange;
 pub mod hlrc;
 pub mod onnx;

@@ -107,7 +107,10 @@ impl<'a> Reader<'a> {
                 Ok(in_memory(bytes))
             }
             Storage::Concat(parts) => {
-                let mut all = Vec::new();
+                // Not more than the file can hold: the shape may be anyone's.
+                let len = parts.iter().filter_map(Storage::raw_bytes).sum::<u64>();
+                let room = usize::try_from(len.min(1 << 32)).unwrap_or(0);
+                let mut all = Vec::with_capacity(room);
                 for part in parts {
                     let located = self.piece(module, weight, part)?;
                     all.extend_from_slice(located.bytes().map_err(fault)?);
@@ -165,7 +168,9 @@ impl<'a> Reader<'a> {
             weight: weight.name.clone(),
             source,
         })?;
-        Ok(bytes.to_vec())
+        let copy = bytes.to_vec();
+        located.source.release(located.offset, located.len);
+        Ok(copy)
     }
 
     fn weight<'m>(&self, module: &'m Module, id: WeightId) -> Result<&'m Weight> {

@@ -99,6 +99,11 @@ impl Sink {
         }
     }
 
+    /// Whether what it takes leaves memory.
+    pub fn has_files(&self) -> bool {
+        matches!(self.kind, Kind::Shards { .. })
+    }
+
     /// Names that new tensors must not take: those of the module's weights.
     pub fn reserve_names(&mut self, module: &Module) {
         self.names

@@ -50,6 +50,7 @@ pub const CASES: &[Case] = cases! {
     "write: --force and the input's folder" around_input, 1 ["model", "holds the input"];
     "write: weights of text over another file" beside_text, 1 ["x.weights", "is there already"];
     "write: file is occupied" |d| { write(d, "there.onnx", b"mine"); to("there.onnx") }, 1 ["there.onnx", "--force"];
+    "write: report beside ONNX over another file" |d| { write(d, "x.report.json", b"mine"); to("x.onnx") }, 1 ["x.report.json", "--force"];
     "write: parent missing" |_| to("no/such/folder/x.hlrc"), 1 ["no/such/folder"];
     "write: parent is a file" |d| { write(d, "file", b""); to("file/x.hlrc") }, 1 ["file"];
     "write: read-only place" |_| to("/proc/x.hlrc"), 1 ["/proc/x.hlrc"];

@@ -5,7 +5,7 @@ use super::stage::stem;
 use super::unit::residual_dtype;
 use super::{Run, RunError, RunOptions};
 use crate::ir::site::{Site, otherwise_used};
-use crate::ir::{Module, Storage, WeightView};
+use crate::ir::{Module, Storage, Weight, WeightView};
 use crate::pass::manager::schedule::Schedule;
 use crate::pass::terms::quant_tensors;
 use crate::pass::{Pass, RemarkKind};
@@ -23,6 +23,26 @@ pub(super) struct Chosen {
     pub(super) keep: Option<DType>,
     /// Whether what is left is taken up by a later stage, and no part of the output.
     pub(super) passes_on: bool,
+}
+
+impl Chosen {
+    /// The same where an earlier stage has left f32 residuals, in files or in memory.
+    pub(super) fn as_residual(&mut self, in_files: bool) {
+        let shape = &mut self.shape;
+        let whole = shape.rows.saturating_mul(shape.cols);
+        let unit = shape.unit_rows.saturating_mul(shape.cols);
+        let wider = 4u64.saturating_sub(self.dtype.bytes_for(1).unwrap_or(0));
+        let mut more = unit.saturating_mul(wider);
+        if !in_files || self.view.transposed {
+            more = more.saturating_add(whole.saturating_mul(8));
+        }
+        if self.keep.is_some() {
+            let wider = whole.saturating_mul(wider);
+            shape.term_bytes = shape.term_bytes.saturating_add(wider);
+            more = more.saturating_add(wider);
+        }
+        shape.unit_bytes = shape.unit_bytes.saturating_add(more);
+    }
 }
 
 /// The sites that these steps run on, with how.
@@ -52,9 +72,10 @@ pub(super) fn choose(
         if !ends {
             shape = shape.passing_on();
         }
-        if matches!(weight.storage, Storage::Concat(_) | Storage::Synthetic(_)) {
-            shape.unit_bytes = shape.unit_bytes.saturating_add(weight.bytes());
-        }
+        shape.unit_bytes = shape
+            .unit_bytes
+            .saturating_add(in_memory(weight))
+            .saturating_add(kept_memory(module, site, &shape));
         chosen.push(Chosen {
             site: site.clone(),
             steps,
@@ -68,14 +89,45 @@ pub(super) fn choose(
     chosen
 }
 
-/// Memory and workers for the chosen sites.
+/// Memory for a weight that is put together before it is read, its parts' pages included.
+fn in_memory(weight: &Weight) -> u64 {
+    match weight.storage {
+        Storage::Concat(_) | Storage::Synthetic(_) | Storage::Inline(_) => {
+            weight.bytes().saturating_mul(2)
+        }
+        _ => 0,
+    }
+}
+
+/// Memory for a job's terms of earlier generations, and for the sum that errors are relative to.
+fn kept_memory(module: &Module, site: &Site, shape: &Shape) -> u64 {
+    match memory::kept_bytes(module, site) {
+        0 => 0,
+        kept => kept.saturating_add(shape.unit_rows.saturating_mul(shape.cols).saturating_mul(4)),
+    }
+}
+
+/// Bytes that stay in memory from one stage to the next where there is no file to keep them in: in
+/// the module, in the copy that a stage begins with, in two that are verified and printed, and what
+/// is on its way between them.
+pub(super) fn passed_on(chosen: &[Chosen]) -> u64 {
+    let residual = |c: &Chosen| match c.passes_on {
+        true => c.shape.rows.saturating_mul(c.shape.cols).saturating_mul(24),
+        false => 0,
+    };
+    chosen.iter().map(residual).fold(0, u64::saturating_add)
+}
+
+/// Memory and workers for the chosen sites; `beside` is in memory all the time.
 pub(super) fn estimate(
     module: &Module,
     chosen: &[Chosen],
     options: &RunOptions<'_>,
+    beside: u64,
 ) -> Result<Estimate, RunError> {
     let shapes: Vec<Shape> = chosen.iter().map(|c| c.shape).collect();
-    let estimate = memory::estimate(module, &shapes, options.threads, options.mem_limit);
+    let (threads, limit) = (options.threads, options.mem_limit);
+    let estimate = memory::estimate(module, &shapes, threads, limit, beside);
     let largest = chosen.iter().max_by_key(|c| c.shape.unit_bytes);
     match (options.mem_limit, largest) {
         (Some(limit), Some(largest)) if estimate.workers == 0 => Err(RunError::Memory {

@@ -1,11 +1,12 @@
 //! How much memory and disk a run will take, from shapes alone.
 
-use crate::ir::Module;
 use crate::ir::site::Site;
+use crate::ir::{Module, Term};
 use crate::pass::{Access, Pass};
 use crate::weights::DType;
 
 use super::schedule::Schedule;
+use super::units::earlier_terms;
 
 /// Entries per row tile: 1 MiB of f32, which stays in a core's second-level cache.
 const TILE_ENTRIES: u64 = 256 * 1024;
@@ -39,6 +40,17 @@ impl Shape {
         self.unit_bytes = self.unit_bytes.saturating_add(bytes(self.unit_rows));
         self
     }
+}
+
+/// What becomes of a run's result, as far as memory is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// Shards of a folder: finished terms leave memory.
+    Folder,
+    /// An ONNX file, made from shards: a term at a time is in memory, in several forms.
+    Onnx,
+    /// Text without weights: what one stage leaves for the next stays in memory.
+    Shown,
 }
 
 /// What a run will take.
@@ -103,29 +115,83 @@ pub(super) fn shape_of(
     }
 }
 
+/// Memory for terms that earlier generations made, while a job that builds on them is open: the terms,
+/// the pages that they are read from, decoded factors.
+pub(super) fn kept_bytes(module: &Module, site: &Site) -> u64 {
+    let Some(matrix) = site.matrix(module) else {
+        return 0;
+    };
+    let mut sum = 0u64;
+    for term in &earlier_terms(module, site) {
+        let stored = term.bytes(matrix, &module.weights);
+        let decoded = match term {
+            Term::Dense(_) => continue,
+            Term::LowRank(low_rank) => low_rank.blocks.iter().fold(0u64, |sum, b| {
+                let sides = (b.rows as u64).saturating_add(b.cols as u64);
+                sum.saturating_add(sides.saturating_mul(b.rank as u64).saturating_mul(8))
+            }),
+            _ => 0,
+        };
+        sum = sum
+            .saturating_add(stored.saturating_mul(3))
+            .saturating_add(decoded);
+    }
+    sum
+}
+
+/// Memory for the tensors that an ONNX file needs of a site, the largest at a time: the term, a copy,
+/// and the form that it takes in the file.
+pub(super) fn export_bytes(schedule: &Schedule, steps: &[usize], site: &Site) -> u64 {
+    let (rows, cols) = (site.rows, site.cols);
+    let of = |step: &usize| match &schedule.steps.get(*step)?.pass {
+        Pass::Matrix(pass) => {
+            let term = pass.term_bytes(rows, cols);
+            Some(match pass.quantizer() {
+                // Codes as bytes before they are packed, and every group's place.
+                Some(_) => {
+                    let codes = rows.saturating_mul(cols).saturating_mul(3);
+                    term.saturating_mul(3).saturating_add(codes)
+                }
+                // 4-bit factors as f32, once whole and thrice as the tensor; columns also as ones
+                // among zeros, `[count, in]` in f32.
+                None => {
+                    let wide = (2 * cols.min(1 << 40)).div_ceil(rows.max(1));
+                    term.saturating_mul(34u64.saturating_add(wide))
+                }
+            })
+        }
+        Pass::Module(_) => None,
+    };
+    steps.iter().filter_map(of).max().unwrap_or(0)
+}
+
+/// Memory that a run needs apart from what is worked on: code, names, ops and values.
+pub(super) fn base_bytes(module: &Module) -> u64 {
+    let ops = module.graphs.iter().map(|g| 2048 * g.ops.len() as u64);
+    BASE_BYTES + 1024 * (module.weights.len() as u64) + ops.sum::<u64>()
+}
+
 /// Peak memory of a run with so many workers; with a limit, the most workers that stay within it.
+/// `beside` is what is in memory all the time.
 pub(super) fn estimate(
     module: &Module,
     shapes: &[Shape],
     threads: usize,
     limit: Option<u64>,
+    beside: u64,
 ) -> Estimate {
-    let term_bytes = shapes.iter().map(|s| s.term_bytes).sum();
-    // Names, ops and values of large modules are kept in memory all the time.
-    let module_bytes = 1024 * (module.weights.len() as u64)
-        + module
-            .graphs
-            .iter()
-            .map(|g| 2048 * g.ops.len() as u64)
-            .sum::<u64>();
+    let term_bytes = shapes
+        .iter()
+        .map(|s| s.term_bytes)
+        .fold(0, u64::saturating_add);
     let mut units: Vec<u64> = shapes.iter().map(|s| s.unit_bytes).collect();
     units.sort_unstable_by(|a, b| b.cmp(a));
     let largest_terms = shapes.iter().map(|s| s.term_bytes).max().unwrap_or(0);
     let pending = largest_terms
         .max(PENDING_BYTES.min(term_bytes))
         .saturating_mul(2);
-    let fixed = BASE_BYTES
-        .saturating_add(module_bytes)
+    let fixed = base_bytes(module)
+        .saturating_add(beside)
         .saturating_add(pending);
     // Tiles of one site can fill every worker, so the largest unit counts for each.
     let peak = |workers: usize| {

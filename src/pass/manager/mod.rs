@@ -9,6 +9,7 @@ mod choose;
 mod judge;
 mod memory;
 mod origin;
+mod plan;
 mod raise;
 pub mod schedule;
 mod snapshot;
@@ -29,7 +30,8 @@ use crate::pass::{Pass, Remark, RemarkKind};
 use crate::report::SiteReport;
 use crate::store::{Reader, Sink, SinkError, StoreError};
 
-pub use memory::Estimate;
+pub use memory::{Destination, Estimate};
+pub use plan::{Plan, Planned, plan};
 pub use raise::raise;
 pub use schedule::{Schedule, ScheduleError, Stage, canonical};
 
@@ -194,29 +196,6 @@ pub enum RunError {
     },
 }
 
-/// What a run would take, from headers alone.
-///
-/// # Errors
-/// Scopes that select nothing; a memory limit that cannot be kept.
-pub fn plan(
-    module: &Module,
-    schedule: &Schedule,
-    options: &RunOptions<'_>,
-) -> Result<Estimate, RunError> {
-    let sites = sites(module);
-    schedule.check_scopes(&sites)?;
-    let chosen = choose::choose(module, schedule, &all_steps(schedule), &sites);
-    choose::estimate(module, &chosen, options)
-}
-
-fn all_steps(schedule: &Schedule) -> Vec<usize> {
-    let of = |stage: &Stage| match stage {
-        Stage::Matrices(steps) => steps.clone(),
-        Stage::Module(_) => Vec::new(),
-    };
-    schedule.stages.iter().flat_map(of).collect()
-}
-
 /// Runs a pipeline. Terms of the last stage of matrix passes go to `sink`; the module then refers to
 /// them by name, with no storage yet: whoever finishes the sink says where they are.
 ///
@@ -241,6 +220,7 @@ pub fn run(
         spent: Vec::new(),
         stages: 0,
         reached: false,
+        in_memory: 0,
         rewritten: 0,
     };
     run.outcome.totals = schedule
@@ -290,6 +270,8 @@ struct Run<'a> {
     stages: usize,
     /// Whether one of them had a matrix to work on.
     reached: bool,
+    /// Bytes of residuals in memory, where the sink has no files.
+    in_memory: u64,
     /// Matrices without a dense term that a pass was to work on, in the first of them.
     rewritten: usize,
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::choose::{Chosen, choose, estimate, foreseen};
+use super::choose::{Chosen, choose, estimate, foreseen, passed_on};
 use super::memory::Shape;
 use super::units::open;
 use super::workers::{self, Ended};
@@ -46,7 +46,10 @@ impl Run<'_> {
         self.stages += 1;
         self.reached |= !chosen.is_empty();
         self.bisect_away(&mut chosen);
-        let limits = estimate(module, &chosen, self.options)?;
+        if !sink.has_files() {
+            self.in_memory = self.in_memory.saturating_add(passed_on(&chosen));
+        }
+        let limits = estimate(module, &chosen, self.options, self.in_memory)?;
         let bytes = |c: &Chosen| c.dtype.bytes_for(c.site.rows * c.site.cols).unwrap_or(0);
         self.observer
             .stage(chosen.len(), chosen.iter().map(bytes).sum());

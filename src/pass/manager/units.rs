@@ -6,6 +6,7 @@ use super::choose::Chosen;
 use super::unit::{Job, UnitError, UnitResult};
 use super::workers::Ended;
 use super::{Run, RunError, seed_of, stage::kept_terms};
+use crate::ir::site::Site;
 use crate::ir::{Module, Storage, Term, WeightId};
 use crate::pass::Pass;
 use crate::pass::manager::schedule::Schedule;
@@ -24,6 +25,20 @@ pub(super) struct Merged {
     pub(super) report: SiteReport,
 }
 
+/// Terms of earlier generations. Where an earlier stage of this run has added its own there is no need
+/// to read any: the norm of the source is on record.
+pub(super) fn earlier_terms(module: &Module, site: &Site) -> Vec<Term> {
+    let readable = |id: WeightId| {
+        let weight = module.weight(id);
+        weight.is_some_and(|w| !matches!(w.storage, Storage::Absent) && !in_scratch(&w.storage))
+    };
+    let kept = kept_terms(module, site);
+    match kept.iter().flat_map(Term::weights).all(readable) {
+        true => kept,
+        false => Vec::new(),
+    }
+}
+
 /// Opens a site's matrix for the workers.
 pub(super) fn open<'a>(
     module: &Module,
@@ -40,15 +55,7 @@ pub(super) fn open<'a>(
     let matrix = matrix.ok_or_else(|| fault("the site is gone".to_string()))?;
     let view = reader.view(module, matrix, &chosen.view);
     let view = view.map_err(|e| fault(e.to_string()))?;
-    // For terms of an earlier stage of this run, their source's norm is on record.
-    let readable = |id: WeightId| {
-        let weight = module.weight(id);
-        weight.is_some_and(|w| !matches!(w.storage, Storage::Absent) && !in_scratch(&w.storage))
-    };
-    let mut kept = kept_terms(module, &chosen.site);
-    if !kept.iter().flat_map(Term::weights).all(readable) {
-        kept.clear();
-    }
+    let kept = earlier_terms(module, &chosen.site);
     let kept = kept.iter().map(|term| reader.term(module, matrix, term));
     let kept = kept.collect::<Result<Vec<_>, _>>();
     let kept = kept.map_err(|e| fault(e.to_string()))?;
