@@ -8,16 +8,24 @@ use super::fixture::{Fixture, engine, exec, import, python};
 use hlrc::exec::{Data, Tensor};
 
 /// Pipelines that leave every kind of term, and the families that they are tried on.
-const PIPELINES: [(&str, &[&str]); 9] = [
+const PIPELINES: [(&str, &[&str]); 14] = [
     ("int8", &["llama", "gpt2", "qwen3_moe_plain"]),
+    ("int8{group=row}", &["gemma2"]),
+    ("int8{group=column}", &["qwen3"]),
     ("int4,embeddings(int8)", &["gemma2", "bert"]),
     ("int4{asymmetric}", &["qwen2"]),
     ("int3", &["mistral", "gpt2"]),
     ("int2{group=32}", &["mixtral", "gemma3"]),
+    ("fuse-siblings,int4", &["llama", "llama_yarn"]),
     ("lowrank{rank=8}", &["llama", "bert_masked_lm"]),
-    ("lowrank{rank=4 format=f16},outlier,int4", &["qwen3"]),
-    ("outlier{columns=true density=10%},int4", &["qwen3_moe"]),
-    ("lowrank{depth=1 rank=4}", &["mistral"]),
+    ("lowrank{rank=4 factors=f16},outlier,int4", &["qwen3"]),
+    ("lowrank{depth=1 rank=4 factors=int4}", &["mistral", "gpt2"]),
+    ("multilevel,int4", &["llama_dynamic"]),
+    (
+        "outlier{columns=true density=10%},int4",
+        &["qwen3_moe", "gpt2"],
+    ),
+    ("outlier{density=5%}", &["qwen2"]),
 ];
 
 fn tool(arguments: &[&Path]) {
