@@ -106,7 +106,7 @@ fn the_interpreter_agrees_on_rewritten_models() {
             let source = Path::new("tests/fixtures/families").join(name);
             let arguments = ["-p", pipeline, "-o"].map(Path::new);
             tool(&[&source, arguments[0], arguments[1], arguments[2], &folder]);
-            let (module, files) = import(&folder);
+            let (module, files) = import(&folder, &[]);
             let inputs = fixture.inputs();
             let outputs = exec(&engine(&module, &files, 2), &inputs);
             let mut known: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (*n, t)).collect();

@@ -392,6 +392,13 @@ impl Family {
             Some(context) => Some(context),
             None => fields.count("n_positions")?,
         };
+        let context = match (self.build, context) {
+            (Build::Decoder(read), Some(given)) => match read(&fields) {
+                Ok(decoder) => Some(decoder.rope.reach().unwrap_or(0).max(given)),
+                Err(_) => Some(given),
+            },
+            (_, context) => context,
+        };
         if let Some(context) = context.and_then(|c| i64::try_from(c).ok()) {
             meta.set("max_positions", Attr::Int(context));
         }

@@ -67,6 +67,27 @@ impl Rope {
         })
     }
 
+    /// How many positions the stretching is made for, where it says.
+    ///
+    /// Configurations keep the context before stretching in `max_position_embeddings` with `dynamic`,
+    /// and often with `yarn`; with `llama3` they have the stretched one there.
+    pub(super) fn reach(&self) -> Option<u64> {
+        match self.scaling {
+            Some(
+                RopeScaling::Dynamic {
+                    factor,
+                    original_context,
+                }
+                | RopeScaling::Yarn {
+                    factor,
+                    original_context,
+                    ..
+                },
+            ) => Some((factor * original_context as f64) as u64),
+            _ => None,
+        }
+    }
+
     /// Rotation of all of each head's dimensions.
     pub(super) fn op(&self, heads: u64, head_dim: u64) -> Native {
         Native::Rope {
