@@ -60,7 +60,8 @@ const SWAPS: [(&str, f64, Change); 34] = [
 /// Changes every op that `change` applies to.
 fn each(module: &mut Module, mut change: impl FnMut(&mut Op) -> bool) -> bool {
     let ops = module.graphs.iter_mut().flat_map(|g| &mut g.ops);
-    ops.fold(false, |any, op| change(op) || any)
+    // To the last, not to the first that is changed.
+    ops.filter_map(|op| change(op).then_some(())).count() > 0
 }
 
 fn natives(module: &mut Module, mut change: impl FnMut(&mut Native) -> bool) -> bool {
