@@ -3,33 +3,45 @@
 //! Term passes work on linears; exporters spell a linear in many ways. Found are MatMul with a
 //! constant on either side, Gemm, MatMul and a constant Add behind it, 1×1 Conv, and Gather from a
 //! table, the constant being a weight or a Constant, also behind Transpose, Cast to a wider type,
-//! Identity or DequantizeLinear. A weight that several nodes share stays one weight. Runs by itself
+//! Identity or DequantizeLinear. A weight that several nodes share stays one weight. Bodies of
+//! model-local functions are searched too. Left alone, with a remark: products whose activation has
+//! another width than the matrix takes or, for a weight on the left, no known rank; weights that
+//! callers may replace, being inputs of the graph too or parameters of a function. Runs by itself
 //! before the first term pass of a pipeline; a linear that ends unchanged is exported as the node
 //! that it was.
 //!
 //! Before: `%y = onnx.MatMul %x, @w` and `%z = onnx.Add %y, @b`
 //! After:  `%z = linear %x [384,384] { dense(@w transposed) } bias(@b)`
 //!
-//! Cost: linear in nodes; reads data of weights behind DequantizeLinear only.
+//! Cost: linear in nodes; reads data of weights behind DequantizeLinear, and small integer constants
+//! to infer shapes.
 //! Source: ONNX operator reference.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::shared::entry::pass_entry;
 use crate::ir::patch::Patch;
+use crate::ir::shapes::Shapes;
 use crate::ir::{
-    Attr, Attrs, Embedding, Graph, Layout, Linear, Matrix, Module, OnnxOp, Op, OpId, OpKind, OpRef,
-    Operand, Role, Type, ValueId, WeightId, WeightView,
+    Attr, Attrs, Graph, Layout, Linear, Matrix, Module, OnnxOp, Op, OpId, OpKind, OpRef, Operand,
+    Role, ValueId, WeightView,
 };
 use crate::pass::{ModulePass, Pass, PassError, Remark};
+use crate::store;
 use crate::weights::DType;
 
+mod activation;
+mod constant;
+mod conv;
 mod dequantize;
+mod embedding;
 mod gemm;
 mod matmul;
+
+use constant::Constant;
 
 /// Options of `find-linears`.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -56,24 +68,11 @@ fn has_one_result(op: &Op) -> bool {
     matches!(op.results.as_slice(), [Some(_)])
 }
 
-/// A constant matrix as a node sees it.
-#[derive(Clone)]
-struct Constant {
-    weight: WeightId,
-    /// Stored dimensions.
-    dims: Vec<u64>,
-    /// The node sees the transpose.
-    transposed: bool,
-    /// Element type that the node sees.
-    dtype: DType,
-    /// Nodes between weight and user.
-    chain: Vec<OpId>,
-    /// The DequantizeLinear that the weight was decoded from.
-    dequantize: Option<Attrs>,
-}
-
 struct Finder<'a> {
     module: &'a Module,
+    shapes: &'a Shapes,
+    /// Number of the graph.
+    index: usize,
     graph: &'a Graph,
     makers: HashMap<ValueId, OpId>,
     /// Ops that read a value, one entry per read; region outputs as `None`.
@@ -86,49 +85,60 @@ struct Finder<'a> {
     chains: Vec<OpId>,
     /// Weights that dequantizing made, by quantized weight and view.
     dequantized: HashMap<Vec<Operand>, Constant>,
+    /// Names of weights that were made.
+    names: HashSet<String>,
     largest_table: (u64, u64),
+    /// Products whose weight is a parameter of the function at hand.
+    parameters: usize,
+    /// Which parameters calls give a constant for.
+    given: HashMap<ValueId, bool>,
 }
 
 impl ModulePass for FindLinears {
     fn run(&self, module: &Module, remarks: &mut Vec<Remark>) -> Result<Patch, PassError> {
-        let patch = Patch::new(module, "find-linears");
-        let Some(graph) = module.graphs.first() else {
-            return Ok(patch);
-        };
-        let mut finder = Finder {
-            module,
-            graph,
-            makers: HashMap::new(),
-            users: HashMap::new(),
-            patch,
-            remarks,
-            raised: HashMap::new(),
-            chains: Vec::new(),
-            dequantized: HashMap::new(),
-            largest_table: (0, 0),
-        };
-        finder.index();
-        let ops = graph.walk();
-        if self.0.embeddings {
-            for &id in &ops {
-                finder.embedding(id);
-            }
+        let shapes = store::shapes(module);
+        let mut patch = Patch::new(module, "find-linears");
+        let (mut names, mut largest_table) = (HashSet::new(), (0, 0));
+        for (index, graph) in module.graphs.iter().enumerate() {
+            let mut finder = Finder {
+                module,
+                shapes: &shapes,
+                index,
+                graph,
+                makers: HashMap::new(),
+                users: HashMap::new(),
+                patch,
+                remarks: &mut *remarks,
+                raised: HashMap::new(),
+                chains: Vec::new(),
+                dequantized: HashMap::new(),
+                names,
+                largest_table,
+                parameters: 0,
+                given: HashMap::new(),
+            };
+            finder.run(self.0.embeddings);
+            (patch, names, largest_table) = (finder.patch, finder.names, finder.largest_table);
         }
-        for &id in &ops {
-            if !finder.raised.contains_key(&id) {
-                finder.linear(id);
-            }
-        }
-        finder.drop_dead_chains();
-        Ok(finder.patch)
+        Ok(patch)
     }
 }
 
 fn onnx_of(op: &Op) -> Option<&OnnxOp> {
     match &op.kind {
-        OpKind::Onnx(onnx) if onnx.domain.is_empty() || onnx.domain == "ai.onnx" => Some(onnx),
+        OpKind::Onnx(onnx) if is_standard(onnx) && !has_references(onnx) => Some(onnx),
         _ => None,
     }
+}
+
+fn is_standard(onnx: &OnnxOp) -> bool {
+    onnx.domain.is_empty() || onnx.domain == "ai.onnx"
+}
+
+/// Whether the caller of the function around gives one of the attributes.
+fn has_references(onnx: &OnnxOp) -> bool {
+    let reference = |attr: &Attr| matches!(attr, Attr::Dict(dict) if dict.get("ref").is_some());
+    onnx.attrs.iter().any(|(_, attr)| reference(attr))
 }
 
 fn int(onnx: &OnnxOp, name: &str, default: i64) -> i64 {
@@ -146,6 +156,31 @@ fn float(onnx: &OnnxOp, name: &str, default: f32) -> f32 {
 }
 
 impl Finder<'_> {
+    fn run(&mut self, embeddings: bool) {
+        self.index();
+        let ops = self.graph.walk();
+        if embeddings {
+            for &id in &ops {
+                self.embedding(id);
+            }
+        }
+        for &id in &ops {
+            if !self.raised.contains_key(&id) {
+                self.linear(id);
+            }
+        }
+        self.drop_dead_chains();
+        if self.parameters > 0 {
+            let why = format!(
+                "{} of its products take their weights as parameters, which differ from call to \
+                 call; inline the function to reach them",
+                self.parameters
+            );
+            self.remarks
+                .push(Remark::missed(&self.graph.body.name, why));
+        }
+    }
+
     fn index(&mut self) {
         let mut regions = vec![&self.graph.body];
         for id in self.graph.walk() {
@@ -175,76 +210,6 @@ impl Finder<'_> {
         Some((id, op, onnx_of(op)?))
     }
 
-    /// Follows an operand back to a weight.
-    fn constant(&mut self, operand: Operand) -> Option<Constant> {
-        let value = match operand {
-            Operand::None => return None,
-            Operand::Weight(id) => return self.stored(id),
-            Operand::Value(value) => value,
-        };
-        let (id, op, onnx) = self.maker(value)?;
-        let input = op.inputs.first().copied();
-        let (op_type, inputs) = (onnx.op_type.as_str(), op.inputs.clone());
-        let mut found = match op_type {
-            "Constant" => {
-                let Attr::Weight(weight) = onnx.attrs.get("value")? else {
-                    return None;
-                };
-                self.stored(*weight)?
-            }
-            "Identity" => self.constant(input?)?,
-            "Transpose" => {
-                let perm = onnx.attrs.get("perm").and_then(Attr::as_ints);
-                let swaps = perm.is_none_or(|perm| perm == [1, 0]);
-                let mut inner = self.constant(input?)?;
-                if inner.dims.len() != 2 || !swaps {
-                    return None;
-                }
-                inner.transposed = !inner.transposed;
-                inner
-            }
-            "Cast" => {
-                let to = int(onnx, "to", 0);
-                let to = i32::try_from(to).ok().and_then(DType::from_onnx)?;
-                let mut inner = self.constant(input?)?;
-                if !widens(inner.dtype, to) {
-                    return None;
-                }
-                inner.dtype = to;
-                inner
-            }
-            "DequantizeLinear" => {
-                let onnx = onnx.clone();
-                self.dequantized(&inputs, &onnx)?
-            }
-            _ => return None,
-        };
-        found.chain.push(id);
-        Some(found)
-    }
-
-    fn stored(&self, id: WeightId) -> Option<Constant> {
-        let weight = self.module.weight(id)?;
-        Some(Constant {
-            weight: id,
-            dims: weight.dims.clone(),
-            transposed: false,
-            dtype: weight.dtype,
-            chain: Vec::new(),
-            dequantize: None,
-        })
-    }
-
-    fn rank(&self, operand: Operand) -> Option<usize> {
-        let Operand::Value(id) = operand else {
-            return None;
-        };
-        match self.graph.value(id)?.ty.as_ref()? {
-            Type::Tensor(tensor) => Some(tensor.shape.as_ref()?.len()),
-            _ => None,
-        }
-    }
-
     fn missed(&mut self, op: &Op, why: impl Into<String>) {
         let result = op.results.iter().flatten().next();
         let name = result
@@ -254,51 +219,24 @@ impl Finder<'_> {
         self.remarks.push(Remark::missed(site, why));
     }
 
-    fn embedding(&mut self, id: OpId) {
-        let graph = self.graph;
-        let Some(op) = graph.op(id).filter(|op| has_one_result(op)) else {
-            return;
-        };
-        let Some(onnx) = onnx_of(op).filter(|onnx| onnx.op_type == "Gather") else {
-            return;
-        };
-        let &[table, indices] = op.inputs.as_slice() else {
-            return;
-        };
-        if int(onnx, "axis", 0) != 0 || !matches!(indices, Operand::Value(_)) {
-            return;
+    fn at(&self, op: OpId) -> OpRef {
+        OpRef {
+            graph: self.index,
+            op,
         }
-        let Some(found) = self.constant(table) else {
-            return;
-        };
-        let float = matches!(found.dtype, DType::F32 | DType::F16 | DType::BF16);
-        let &[rows, cols] = found.dims.as_slice() else {
-            return;
-        };
-        let (entries, width) = if found.transposed {
-            (cols, rows)
-        } else {
-            (rows, cols)
-        };
-        if !float || entries == 0 || width == 0 {
-            return;
+    }
+
+    /// A name for a weight that is made.
+    fn weight_name(&mut self, wanted: String) -> String {
+        let mut name = wanted.clone();
+        let mut count = 1;
+        let taken = |name: &String| self.module.weights.iter().any(|w| w.name == *name);
+        while self.names.contains(&name) || taken(&name) {
+            count += 1;
+            name = format!("{wanted}.{count}");
         }
-        if entries > self.largest_table.0 {
-            self.largest_table = (entries, width);
-        }
-        let view = WeightView {
-            weight: found.weight,
-            index: None,
-            transposed: found.transposed,
-        };
-        let matrix = Matrix::dense(entries, width, view);
-        let mut raised = op.clone();
-        raised.kind = OpKind::Embedding(Embedding { matrix });
-        raised.inputs = vec![indices];
-        raised
-            .meta
-            .set(SPELLING, Attr::Dict(spelling(onnx, &found)));
-        self.replace(id, raised, &found.chain);
+        self.names.insert(name.clone());
+        name
     }
 
     fn replace(&mut self, id: OpId, op: Op, chain: &[OpId]) {
@@ -311,7 +249,8 @@ impl Finder<'_> {
             .flat_map(|op| op.inputs.iter().copied())
             .collect();
         self.raised.insert(id, inputs);
-        self.patch.replace(OpRef { graph: 0, op: id }, ops);
+        let at = self.at(id);
+        self.patch.replace(at, ops);
         self.chains.extend(chain);
     }
 
@@ -320,7 +259,15 @@ impl Finder<'_> {
         let Some(op) = graph.op(id).filter(|op| has_one_result(op)) else {
             return;
         };
-        let Some(onnx) = onnx_of(op) else { return };
+        let Some(onnx) = onnx_of(op) else {
+            if let OpKind::Onnx(onnx) = &op.kind
+                && is_standard(onnx)
+                && ["Gemm", "Conv"].contains(&onnx.op_type.as_str())
+            {
+                self.missed(op, "an attribute is given by the function's caller");
+            }
+            return;
+        };
         match onnx.op_type.as_str() {
             "MatMul" => self.matmul(id, op, onnx),
             "Gemm" => self.gemm(id, op, onnx),
@@ -373,122 +320,6 @@ impl Finder<'_> {
             role,
         })
     }
-
-    fn conv(&mut self, id: OpId, op: &Op, onnx: &OnnxOp) {
-        let (Some(&x), Some(&w)) = (op.inputs.first(), op.inputs.get(1)) else {
-            return;
-        };
-        let Some(found) = self.constant(w) else {
-            return;
-        };
-        let Some(spatial) = found.dims.get(2..).filter(|spatial| !spatial.is_empty()) else {
-            return;
-        };
-        let all = |name: &str, value: i64| {
-            onnx.attrs
-                .get(name)
-                .and_then(Attr::as_ints)
-                .is_none_or(|v| v.iter().all(|&x| x == value))
-        };
-        let pointwise = spatial.iter().all(|&size| size == 1)
-            && int(onnx, "group", 1) == 1
-            && all("strides", 1)
-            && all("pads", 0);
-        let Ok(axes) = u8::try_from(spatial.len()) else {
-            return;
-        };
-        if !pointwise || found.transposed || self.constant(x).is_some() {
-            return;
-        }
-        let Some(mut linear) = self.linear_of(op, &found, false, Layout::Channels(axes), 1.0)
-        else {
-            return;
-        };
-        match op.inputs.get(2).copied().unwrap_or(Operand::None) {
-            Operand::None => {}
-            Operand::Weight(bias) => {
-                let dims = self
-                    .module
-                    .weight(bias)
-                    .map(|weight| weight.dims.as_slice());
-                if dims != Some(&[linear.matrix.out_features]) {
-                    return self.missed(op, "the bias is not one value per output");
-                }
-                linear.bias = Some(bias);
-            }
-            Operand::Value(_) => return self.missed(op, "the bias is no constant"),
-        }
-        let mut raised = op.clone();
-        raised.kind = OpKind::Linear(linear);
-        raised.inputs = vec![x];
-        raised
-            .meta
-            .set(SPELLING, Attr::Dict(spelling(onnx, &found)));
-        self.replace(id, raised, &found.chain);
-    }
-
-    /// Removes nodes between weights and linears that nothing uses any more.
-    fn drop_dead_chains(&mut self) {
-        let graph = self.graph;
-        let mut uses: HashMap<ValueId, usize> = HashMap::new();
-        let mut count = |operand: &Operand| {
-            if let Operand::Value(value) = operand {
-                *uses.entry(*value).or_default() += 1;
-            }
-        };
-        for id in graph.walk() {
-            let Some(op) = graph.op(id) else { continue };
-            self.raised
-                .get(&id)
-                .unwrap_or(&op.inputs)
-                .iter()
-                .for_each(&mut count);
-            let regions = op.kind.regions();
-            regions
-                .iter()
-                .flat_map(|region| &region.outputs)
-                .for_each(&mut count);
-        }
-        graph.body.outputs.iter().for_each(&mut count);
-        while let Some(id) = self.chains.pop() {
-            let Some(op) = graph.op(id) else { continue };
-            let dead = |result: &ValueId| uses.get(result).is_none_or(|&n| n == 0);
-            if !op.results.iter().flatten().all(dead) || self.raised.contains_key(&id) {
-                continue;
-            }
-            self.patch.replace(OpRef { graph: 0, op: id }, Vec::new());
-            self.raised.insert(id, Vec::new());
-            for input in &op.inputs {
-                if let Operand::Value(value) = input {
-                    uses.entry(*value).and_modify(|n| *n = n.saturating_sub(1));
-                    self.chains
-                        .extend(self.makers.get(value).filter(|id| self.is_chain(**id)));
-                }
-            }
-        }
-    }
-
-    fn is_chain(&self, id: OpId) -> bool {
-        let op_type = self
-            .graph
-            .op(id)
-            .and_then(onnx_of)
-            .map(|onnx| onnx.op_type.as_str());
-        let chain = [
-            "Constant",
-            "Identity",
-            "Transpose",
-            "Cast",
-            "DequantizeLinear",
-        ];
-        op_type.is_some_and(|op_type| chain.contains(&op_type))
-    }
-}
-
-/// Is every value of `from` exact in `to`?
-fn widens(from: DType, to: DType) -> bool {
-    use DType::{BF16, F16, F32, F64};
-    from == to || matches!((from, to), (F16 | BF16, F32 | F64) | (F32, F64))
 }
 
 /// What the exporter needs to write the node as it was.

@@ -4,8 +4,9 @@
 //! common is stored once: a low-rank term of all of them shares its V. Row-major matrices are
 //! stacked by naming their bytes one after the other, so nothing is copied before a later pass or
 //! the output reads it. Fused are body linears with one dense term each, of one type, stored
-//! `[out, in]` and used nowhere else, with biases all or none. ONNX models are left as they are:
-//! their exporters store `[in, out]`, and rows of that are not contiguous.
+//! `[out, in]` and used nowhere else, with biases all or none. In ONNX models those are `Gemm` with
+//! `transB` and weights behind Transpose; a MatMul's `[in, out]` is left alone, since its outputs
+//! are columns, and stacking columns would copy every matrix.
 //!
 //! Before: `%q = linear %x [576,576] { dense(@wq) }  %k = linear %x [192,576] { dense(@wk) }`
 //! After:  `%a = linear %x [768,576] { dense(@wqk) }  %q = slice %a {start=0, width=576}
@@ -20,6 +21,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::find_linears::SPELLING;
 use super::shared::entry::pass_entry;
 use crate::ir::patch::Patch;
 use crate::ir::{
@@ -39,11 +41,6 @@ pub struct FuseSiblings;
 
 impl ModulePass for FuseSiblings {
     fn run(&self, module: &Module, remarks: &mut Vec<Remark>) -> Result<Patch, PassError> {
-        if module.meta.get("format").and_then(Attr::as_str) == Some("onnx") {
-            let why = "an ONNX model's matrices are stored [in, out], and its linears stay nodes";
-            remarks.push(Remark::missed(&module.name, why));
-            return Ok(Patch::new(module, "fuse-siblings"));
-        }
         let mut fuser = Fuser {
             module,
             patch: Patch::new(module, "fuse-siblings"),
@@ -75,6 +72,8 @@ struct Kind {
     scale: u32,
     dtype: &'static str,
     bias: Option<&'static str>,
+    /// Element type that an ONNX node computes in.
+    computes: Option<&'static str>,
 }
 
 /// A linear as its region has it.
@@ -117,7 +116,7 @@ impl<'a> Fuser<'a> {
     fn siblings(&mut self, index: usize, graph: &Graph, input: Operand, ops: &[Found<'a>]) {
         let mut kinds: BTreeMap<Kind, Vec<Sibling<'a>>> = BTreeMap::new();
         for &(id, op, linear) in ops {
-            match self.fusable(linear) {
+            match self.fusable(op, linear) {
                 Ok((kind, weight)) => {
                     let sibling = Sibling {
                         id,
@@ -146,7 +145,7 @@ impl<'a> Fuser<'a> {
     }
 
     /// What a linear must share with its siblings, and its weight; or why it cannot be fused.
-    fn fusable(&self, linear: &Linear) -> Result<(Kind, WeightId), String> {
+    fn fusable(&self, op: &Op, linear: &Linear) -> Result<(Kind, WeightId), String> {
         let matrix = &linear.matrix;
         let [Term::Dense(view)] = matrix.terms.as_slice() else {
             return Err("it is not one dense matrix; fuse before passes that make terms".into());
@@ -155,7 +154,10 @@ impl<'a> Fuser<'a> {
             .module
             .weight(view.weight)
             .ok_or("its weight is missing")?;
-        if view.transposed || view.index.is_some() || linear.layout != Layout::Rows {
+        if view.transposed {
+            return Err("its matrix is stored [in, out], and stacking columns copies it".into());
+        }
+        if view.index.is_some() || linear.layout != Layout::Rows {
             return Err("its matrix is not stored [out, in] by itself".into());
         }
         if !matches!(linear.role, Role::Linear | Role::Expert) {
@@ -179,6 +181,7 @@ impl<'a> Fuser<'a> {
             scale: linear.scale.to_bits(),
             dtype: weight.dtype.name(),
             bias: bias.map(|w| w.dtype.name()),
+            computes: spelled_dtype(op).map(DType::name),
         };
         Ok((kind, view.weight))
     }
@@ -207,6 +210,12 @@ impl<'a> Fuser<'a> {
         };
         let mut fused = Op::new(OpKind::Linear(linear), vec![input], result);
         fused.name = name.clone();
+        if let Some(dtype) = spelled_dtype(first.op) {
+            // No one node of the source, but of their element type.
+            let mut spelled = Attrs::new();
+            spelled.set("dtype", Attr::str(dtype.name()));
+            fused.meta.set(SPELLING, Attr::Dict(spelled));
+        }
         let mut ops = vec![fused];
         let mut start = 0;
         for sibling in siblings {
@@ -271,6 +280,14 @@ impl<'a> Fuser<'a> {
         let name = weight.map_or("linear", |w| &w.name);
         name.strip_suffix(".weight").unwrap_or(name).to_string()
     }
+}
+
+/// The element type of the ONNX node that a linear was.
+fn spelled_dtype(op: &Op) -> Option<DType> {
+    let Attr::Dict(spelled) = op.meta.get(SPELLING)? else {
+        return None;
+    };
+    spelled.get("dtype")?.as_str()?.parse().ok()
 }
 
 /// The first sibling's type with another width.

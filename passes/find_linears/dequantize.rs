@@ -10,15 +10,27 @@ const MAX_BYTES: u64 = 1 << 28;
 
 impl Finder<'_> {
     /// The float weight that a DequantizeLinear node of constants makes.
-    pub(super) fn dequantized(&mut self, inputs: &[Operand], onnx: &OnnxOp) -> Option<Constant> {
+    pub(super) fn dequantized(
+        &mut self,
+        inputs: &[Operand],
+        onnx: &OnnxOp,
+        depth: usize,
+    ) -> Option<Constant> {
         if let Some(found) = self.dequantized.get(inputs) {
             return Some(found.clone());
         }
-        let quantized = self.constant(*inputs.first()?).filter(|c| !c.transposed)?;
-        let scale = self.constant(*inputs.get(1)?).filter(|c| !c.transposed)?;
+        let quantized = self
+            .constant_behind(*inputs.first()?, depth)
+            .filter(|c| !c.transposed)?;
+        let scale = self
+            .constant_behind(*inputs.get(1)?, depth)
+            .filter(|c| !c.transposed)?;
         let zero = match inputs.get(2) {
             None | Some(Operand::None) => None,
-            Some(&operand) => Some(self.constant(operand).filter(|c| !c.transposed)?),
+            Some(&operand) => {
+                let zero = self.constant_behind(operand, depth);
+                Some(zero.filter(|c| !c.transposed)?)
+            }
         };
         let weight = self.module.weight(quantized.weight)?;
         let &[rows, cols] = weight.dims.as_slice() else {
@@ -61,8 +73,9 @@ impl Finder<'_> {
             }
         }
         spelled.set("attrs", Attr::Dict(onnx.attrs.clone()));
+        let name = self.weight_name(format!("{}.dequantized", weight.name));
         let id = self.patch.add_weight(Weight {
-            name: format!("{}.dequantized", weight.name),
+            name,
             dtype: scale.dtype,
             dims: weight.dims.clone(),
             storage: Storage::Inline(bytes),

@@ -24,6 +24,8 @@ impl Finder<'_> {
         let (None, Some(found)) = (&left, right) else {
             if left.is_some() {
                 self.missed(op, "the weight is the first operand of a Gemm");
+            } else {
+                self.not_constant(op, &[b]);
             }
             return;
         };
@@ -35,6 +37,10 @@ impl Finder<'_> {
         let Some(linear) = self.linear_of(op, &found, flip, Layout::Rows, scale) else {
             return;
         };
+        let axis = if int(onnx, "transA", 0) == 0 { 1 } else { 0 };
+        if let Err(why) = self.fits(a, axis, Some(2), linear.matrix.in_features) {
+            return self.missed(op, why);
+        }
         let addend = match self.addend(op, onnx, linear.matrix.out_features) {
             Ok(addend) => addend,
             Err(why) => return self.missed(op, why),
@@ -83,7 +89,7 @@ impl Finder<'_> {
         values.iter_mut().for_each(|value| *value *= beta);
         let bytes = super::dequantize::encode(constant.dtype, &values)?;
         let stem = &self.module.weight(constant.weight)?.name;
-        let name = format!("{stem}.scaled{}", self.patch.edits());
+        let name = self.weight_name(format!("{stem}.scaled"));
         Some(self.patch.add_weight(Weight {
             name,
             dtype: constant.dtype,
@@ -145,7 +151,7 @@ impl Finder<'_> {
     fn between(&mut self, result: ValueId, suffix: &str) -> ValueId {
         let name = self.graph.value(result).map_or("", |value| &value.name);
         let name = format!("{name}_{suffix}");
-        self.patch.add_value(0, &name, None)
+        self.patch.add_value(self.index, &name, None)
     }
 }
 

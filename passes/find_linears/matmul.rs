@@ -1,7 +1,7 @@
 //! MatMul with a constant on either side, and the Add of a bias behind it.
 
 use super::{Finder, SPELLING, onnx_of, spelling};
-use crate::ir::{Attr, Attrs, Layout, Linear, OnnxOp, Op, OpId, OpKind, OpRef, Operand, WeightId};
+use crate::ir::{Attr, Attrs, Layout, Linear, OnnxOp, Op, OpId, OpKind, Operand, WeightId};
 
 impl Finder<'_> {
     pub(super) fn matmul(&mut self, id: OpId, op: &Op, onnx: &OnnxOp) {
@@ -10,17 +10,21 @@ impl Finder<'_> {
         };
         let (left, right) = (self.constant(a), self.constant(b));
         let (found, activation, layout) = match (left, right) {
-            (Some(_), Some(_)) | (None, None) => return,
+            (Some(_), Some(_)) => return,
+            (None, None) => return self.not_constant(op, &[a, b]),
             (None, Some(found)) => (found, a, Layout::Rows),
-            (Some(found), None) => {
-                if self.rank(b).is_none_or(|rank| rank < 2) {
-                    return self.missed(
-                        op,
-                        "the weight is on the left and the rank of the activation is unknown",
-                    );
+            (Some(found), None) => match self.rank(b) {
+                None => {
+                    let why = "the weight is on the left and the rank of the activation is \
+                                   unknown";
+                    return self.missed(op, why);
                 }
-                (found, b, Layout::Columns)
-            }
+                Some(0 | 1) => {
+                    let why = "the weight is on the left and the activation is a vector";
+                    return self.missed(op, why);
+                }
+                Some(_) => (found, b, Layout::Columns),
+            },
         };
         if found.dims.len() != 2 {
             return self.missed(op, format!("the constant {:?} is no matrix", found.dims));
@@ -30,9 +34,20 @@ impl Finder<'_> {
         let Some(linear) = self.linear_of(op, &found, flip, layout, 1.0) else {
             return;
         };
+        let axis = if layout == Layout::Rows { -1 } else { -2 };
+        if let Err(why) = self.fits(activation, axis, None, linear.matrix.in_features) {
+            return self.missed(op, why);
+        }
         let mut raised = op.clone();
         raised.inputs = vec![activation];
-        let spelled = spelling(onnx, &found);
+        let mut spelled = spelling(onnx, &found);
+        if layout == Layout::Columns && !self.states_rank(activation) {
+            // The exporter turns axes around and has to know how many there are.
+            let rank = self
+                .rank(activation)
+                .and_then(|rank| i64::try_from(rank).ok());
+            spelled.set("rank", Attr::Int(rank.unwrap_or(2)));
+        }
         if layout == Layout::Rows
             && let Some(end) = self.bias_behind(op, &linear)
         {
@@ -118,7 +133,8 @@ impl Finder<'_> {
         raised.meta.set(SPELLING, Attr::Dict(spelled));
         // The sum stands where the Add stood: its inputs are all made by then.
         self.replace(add_id, raised, chain);
-        self.patch.replace(OpRef { graph: 0, op: id }, Vec::new());
+        let at = self.at(id);
+        self.patch.replace(at, Vec::new());
         self.raised.insert(id, Vec::new());
         for input in &add.inputs {
             if let Operand::Value(value) = input {

@@ -10,6 +10,8 @@
 //!    lie inside, factors and index lists have the lengths that ranks and counts demand.
 //! 5. A bias is `[out]`. Native ops have the number of inputs that they need.
 //! 6. A mixture of experts has at least `top_k` experts, each with one input and one output.
+//! 7. The activation of a linear has the width that its matrix takes, where that follows from the
+//!    types of the graph's inputs.
 //!
 //! All violations are reported, not the first alone. A module that passes does not make a back end
 //! panic.
@@ -21,6 +23,7 @@ use super::{Graph, Linear, Module, Moe, Op, OpId, OpKind, Operand, Region, Stora
 use crate::weights::DType;
 
 mod terms;
+mod widths;
 
 /// One broken invariant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +63,10 @@ pub fn verify(module: &Module) -> Result<(), Violations> {
     v.weights();
     for graph in &module.graphs {
         GraphCheck::run(&mut v, graph);
+    }
+    if v.found.is_empty() {
+        // Inference relies on the rest.
+        v.found = widths::check(module);
     }
     if v.found.is_empty() {
         Ok(())
@@ -133,26 +140,11 @@ impl<'v, 'a> GraphCheck<'v, 'a> {
     }
 
     fn place(&self) -> String {
-        format!("graph @{}", self.graph.body.name)
+        graph_place(self.graph)
     }
 
     fn op_place(&self, id: OpId) -> String {
-        let Some(op) = self.graph.op(id) else {
-            return self.place();
-        };
-        let word = match &op.kind {
-            OpKind::Linear(_) => "linear",
-            OpKind::Embedding(_) => "embedding",
-            OpKind::Moe(_) => "moe",
-            OpKind::Native(n) => n.name(),
-            OpKind::Onnx(o) => &o.op_type,
-        };
-        let result = op.results.iter().flatten().next();
-        let result = result
-            .and_then(|r| self.graph.value(*r))
-            .map_or("", |v| &v.name);
-        let name = if op.name.is_empty() { result } else { &op.name };
-        format!("{}, {word} \"{name}\"", self.place())
+        op_place(self.graph, id)
     }
 
     fn region(&mut self, region: &'a Region, depth: usize) {
@@ -318,4 +310,26 @@ impl<'v, 'a> GraphCheck<'v, 'a> {
             }
         }
     }
+}
+
+fn graph_place(graph: &Graph) -> String {
+    format!("graph @{}", graph.body.name)
+}
+
+/// Graph, op and its name, or that of its first result.
+fn op_place(graph: &Graph, id: OpId) -> String {
+    let Some(op) = graph.op(id) else {
+        return graph_place(graph);
+    };
+    let word = match &op.kind {
+        OpKind::Linear(_) => "linear",
+        OpKind::Embedding(_) => "embedding",
+        OpKind::Moe(_) => "moe",
+        OpKind::Native(n) => n.name(),
+        OpKind::Onnx(o) => &o.op_type,
+    };
+    let result = op.results.iter().flatten().next();
+    let result = result.and_then(|r| graph.value(*r)).map_or("", |v| &v.name);
+    let name = if op.name.is_empty() { result } else { &op.name };
+    format!("{}, {word} \"{name}\"", graph_place(graph))
 }

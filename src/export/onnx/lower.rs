@@ -3,10 +3,10 @@
 use std::collections::{HashMap, HashSet};
 
 use super::recipe::Recipe;
-use super::{ExportError, Options, opset, prune, restore};
+use super::{ExportError, Options, functions, opset, prune, restore};
 use crate::ir::{
-    Attr, Attrs, Graph, Layout, Linear, Module, OnnxOp, Op, OpId, OpKind, OpRef, Operand, Region,
-    Storage, Type, ValueId, Weight, WeightId,
+    Attr, Attrs, Graph, Module, OnnxOp, Op, OpId, OpKind, OpRef, Operand, Region, Storage, ValueId,
+    Weight, WeightId,
 };
 use crate::weights::DType;
 
@@ -39,7 +39,10 @@ pub(super) struct Lowerer<'a> {
     pub(super) shared: HashMap<String, Vec<Operand>>,
     /// Opset that the forms used so far need.
     pub(super) opset: i64,
-    contrib: bool,
+    /// Graphs that use ONNX Runtime's own ops.
+    contrib: Vec<usize>,
+    /// Number of the graph at hand.
+    index: usize,
 }
 
 /// The op being lowered.
@@ -55,69 +58,60 @@ pub(super) struct Site {
     /// Nodes made, in order.
     pub(super) nodes: Vec<Op>,
     meta: Attrs,
+    /// Axes of the activation, where the file does not say how many.
+    pub(super) rank: Option<usize>,
 }
 
-/// Lowers every linear and embedding of the main graph.
+/// Lowers every linear and embedding, those of model-local functions too.
 ///
 /// # Errors
 /// A term without a form; ops that an opset upgrade doesn't cover.
 pub(super) fn lower(module: &Module, options: Options) -> Result<Lowered, ExportError> {
-    let raised = |op: &Op| !matches!(op.kind, OpKind::Onnx(_));
-    let changed = module
-        .graphs
-        .iter()
-        .any(|graph| graph.ops.iter().any(raised));
-    let mut out = module.clone();
-    let Some(graph) = module.graphs.first().filter(|_| changed) else {
+    let graphs = module.graphs.iter().enumerate();
+    let raised = graphs.filter(|(_, graph)| {
+        let ops = graph.walk();
+        let mut ops = ops.iter().filter_map(|&id| graph.op(id));
+        ops.any(is_raised)
+    });
+    let raised: Vec<usize> = raised.map(|(index, _)| index).collect();
+    let out = module.clone();
+    if raised.is_empty() {
         return Ok(Lowered {
             module: out,
             recipes: HashMap::new(),
             notes: Vec::new(),
-            changed,
+            changed: false,
         });
-    };
-    let graph = graph.clone();
-    let names = names_of(module, &graph);
-    let walk = graph.walk();
-    let old = graph.ops.clone();
-    let regions = prune::regions_of(&graph);
+    }
     let mut lowerer = Lowerer {
         source: module,
-        out: Module::default(),
-        graph,
+        out,
+        graph: Graph::default(),
         options,
-        names,
-        regions,
+        names: names_of(module),
+        regions: HashMap::new(),
         made: HashMap::new(),
         recipes: HashMap::new(),
         notes: Vec::new(),
         shared: HashMap::new(),
         opset: 0,
-        contrib: false,
+        contrib: Vec::new(),
+        index: 0,
     };
-    out.graphs.swap_remove(0);
-    out.graphs.insert(0, Graph::default());
-    std::mem::swap(&mut lowerer.out, &mut out);
-    lowerer.complete();
-    lowerer.declare_cache()?;
-    let mut replaced: HashMap<OpId, Vec<OpId>> = HashMap::new();
-    for id in walk {
-        let Some(op) = old.get(id.index()).filter(|op| raised(op)) else {
-            continue;
-        };
-        let items = lowerer.op(OpRef { graph: 0, op: id }, op)?;
-        let place = |item| match item {
-            Item::New(node) => lowerer.graph.add_op(node),
-            Item::Old(id) => id,
-        };
-        replaced.insert(id, items.into_iter().map(place).collect());
+    for &index in &raised {
+        lowerer.graph(index)?;
     }
-    lowerer.finish(&replaced)
+    lowerer.finish(&raised)
+}
+
+fn is_raised(op: &Op) -> bool {
+    !matches!(op.kind, OpKind::Onnx(_))
 }
 
 /// Names that nodes and tensors already have; ONNX has one space for both.
-fn names_of(module: &Module, graph: &Graph) -> HashSet<String> {
-    let values = graph.values.iter().map(|value| value.name.clone());
+fn names_of(module: &Module) -> HashSet<String> {
+    let values = module.graphs.iter().flat_map(|graph| &graph.values);
+    let values = values.map(|value| value.name.clone());
     values
         .chain(module.weights.iter().map(|weight| weight.name.clone()))
         .collect()
@@ -143,17 +137,53 @@ fn place(region: &mut Region, replaced: &HashMap<OpId, Vec<OpId>>) {
 }
 
 impl Lowerer<'_> {
-    fn finish(mut self, replaced: &HashMap<OpId, Vec<OpId>>) -> Result<Lowered, ExportError> {
-        place(&mut self.graph.body, replaced);
+    /// Lowers one graph.
+    fn graph(&mut self, index: usize) -> Result<(), ExportError> {
+        let Some(source) = self.source.graphs.get(index) else {
+            return Ok(());
+        };
+        self.index = index;
+        self.graph = source.clone();
+        self.regions = prune::regions_of(source);
+        // Neither tensors nor values are shared between graphs.
+        self.made.clear();
+        self.shared.clear();
+        if index == 0 {
+            self.complete();
+            self.declare_cache()?;
+        }
+        let mut replaced: HashMap<OpId, Vec<OpId>> = HashMap::new();
+        for id in source.walk() {
+            let Some(op) = source.op(id).filter(|op| is_raised(op)) else {
+                continue;
+            };
+            let items = self.op(
+                OpRef {
+                    graph: index,
+                    op: id,
+                },
+                op,
+            )?;
+            let place = |item| match item {
+                Item::New(node) => self.graph.add_op(node),
+                Item::Old(id) => id,
+            };
+            replaced.insert(id, items.into_iter().map(place).collect());
+        }
+        place(&mut self.graph.body, &replaced);
         for op in &mut self.graph.ops {
             op.kind
                 .regions_mut()
                 .into_iter()
-                .for_each(|region| place(region, replaced));
+                .for_each(|region| place(region, &replaced));
         }
-        if let Some(slot) = self.out.graphs.first_mut() {
-            *slot = self.graph;
+        if let Some(slot) = self.out.graphs.get_mut(index) {
+            *slot = std::mem::take(&mut self.graph);
         }
+        Ok(())
+    }
+
+    fn finish(mut self, raised: &[usize]) -> Result<Lowered, ExportError> {
         for weight in &mut self.out.weights {
             // Everything that moved beside the source moves beside the output.
             if weight.meta.remove("external_data").is_some() {
@@ -161,10 +191,20 @@ impl Lowerer<'_> {
                 weight.meta.remove(crate::onnx::mapping::LAYOUT);
             }
         }
-        prune::prune(&mut self.out);
+        if raised.contains(&0) {
+            prune::prune(&mut self.out);
+        }
         opset::require(&mut self.out, self.opset)?;
-        if self.contrib {
-            opset::import(&mut self.out, "com.microsoft", 1);
+        for index in 1..self.out.graphs.len() {
+            functions::tensors_as_nodes(&mut self.out, index);
+        }
+        if !self.contrib.is_empty() {
+            opset::import(&mut self.out.meta, "com.microsoft", 1);
+        }
+        for index in self.contrib.into_iter().filter(|index| *index > 0) {
+            if let Some(graph) = self.out.graphs.get_mut(index) {
+                opset::import(&mut graph.body.meta, "com.microsoft", 1);
+            }
         }
         self.notes.dedup();
         Ok(Lowered {
@@ -195,6 +235,9 @@ impl Lowerer<'_> {
             .and_then(|dict| dict.get("dtype"))
             .and_then(Attr::as_str);
         let dtype = stated.and_then(|name| name.parse().ok());
+        let rank = spelling
+            .as_ref()
+            .and_then(|dict| dict.get("rank")?.as_int());
         // Modules that aren't from ONNX compute in f32, whatever is stored.
         let typed = op
             .results
@@ -212,6 +255,7 @@ impl Lowerer<'_> {
             key,
             nodes: Vec::new(),
             meta: Attrs::new(),
+            rank: rank.and_then(|rank| usize::try_from(rank).ok()),
         };
         if let Some(spelling) = &spelling
             && restore::restore(self, &mut site, op, spelling, &meta)
@@ -266,7 +310,9 @@ impl Lowerer<'_> {
         inputs: Vec<Operand>,
         attrs: Vec<(&str, Attr)>,
     ) -> Operand {
-        self.contrib |= domain == "com.microsoft";
+        if domain == "com.microsoft" && self.contrib.last() != Some(&self.index) {
+            self.contrib.push(self.index);
+        }
         let name = self.fresh(&format!("{}/{op_type}", site.name));
         let result = self.graph.add_value(&format!("{name}_output"), None);
         let attrs = attrs
@@ -373,59 +419,6 @@ impl Lowerer<'_> {
             sha256: None,
             meta: Attrs::new(),
         })
-    }
-
-    fn linear(
-        &mut self,
-        site: &mut Site,
-        op: &Op,
-        linear: &Linear,
-    ) -> Result<Operand, ExportError> {
-        let x = op.inputs.first().copied().unwrap_or(Operand::None);
-        let swap = match linear.layout {
-            Layout::Rows => None,
-            Layout::Columns => {
-                let rank = self.rank(x).filter(|&rank| rank >= 2);
-                let rank = rank.ok_or_else(|| no_form(site, "the activation's rank is unknown"))?;
-                let mut perm: Vec<i64> = (0..rank as i64).collect();
-                perm.swap(rank - 1, rank - 2);
-                Some((perm.clone(), perm))
-            }
-            Layout::Channels(axes) => {
-                let rank = i64::from(axes) + 2;
-                let last = [0].into_iter().chain(2..rank).chain([1]).collect();
-                let second = [0, rank - 1].into_iter().chain(1..rank - 1).collect();
-                Some((last, second))
-            }
-        };
-        let mut input = x;
-        if let Some((to_last, _)) = &swap {
-            let perm = Attr::Ints(to_last.clone());
-            input = self.standard(site, "Transpose", vec![x], vec![("perm", perm)]);
-        }
-        let mut y = self.sum_of_terms(site, input, &linear.matrix)?;
-        if linear.scale != 1.0 {
-            let scale = self.scalar(site, "scale", linear.scale);
-            let scale = scale.ok_or_else(|| no_form(site, "a scale of this type"))?;
-            y = self.standard(site, "Mul", vec![y, scale], Vec::new());
-        }
-        if let Some(bias) = linear.bias {
-            y = self.standard(site, "Add", vec![y, Operand::Weight(bias)], Vec::new());
-        }
-        if let Some((_, back)) = swap {
-            y = self.standard(site, "Transpose", vec![y], vec![("perm", Attr::Ints(back))]);
-        }
-        Ok(y)
-    }
-
-    fn rank(&self, operand: Operand) -> Option<usize> {
-        let Operand::Value(id) = operand else {
-            return None;
-        };
-        match self.graph.value(id)?.ty.as_ref()? {
-            Type::Tensor(tensor) => Some(tensor.shape.as_ref()?.len()),
-            _ => None,
-        }
     }
 
     /// Adds up parts; `None` where there are none.

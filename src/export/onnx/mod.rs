@@ -16,9 +16,12 @@ use crate::weights::{FileCache, WeightsError};
 
 mod attention;
 mod cache;
+mod codes;
 mod embed;
 mod external;
 mod factors;
+mod functions;
+mod linear;
 mod lower;
 mod moe;
 mod native;

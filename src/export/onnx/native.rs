@@ -31,6 +31,8 @@ impl Lowerer<'_> {
             Native::Softcap { cap } => self.softcap(site, x, *cap)?,
             Native::Slice { start, width } => {
                 let end = start.saturating_add(*width);
+                // Slice has its bounds as inputs and negative axes.
+                self.opset = self.opset.max(11);
                 self.cut(site, x, (*start as i64, end as i64), 1)
             }
             Native::Positions => self.positions(site, x),
@@ -257,7 +259,7 @@ impl Lowerer<'_> {
         self.graph.body.meta.set("name", Attr::str(name));
         self.out.meta.set("ir_version", Attr::Int(8));
         self.out.meta.set("producer_name", Attr::str("hlrc-opt"));
-        super::opset::import(&mut self.out, "", 17);
+        super::opset::import(&mut self.out.meta, "", 17);
         let ranks = super::shapes::last_dims(&self.graph);
         // Inner types are those of the source's precision and of single tokens.
         let inputs = self.graph.body.inputs.clone();

@@ -63,16 +63,15 @@ const REDUCTIONS: [&str; 9] = [
     "ReduceSumSquare",
 ];
 
-/// Opset of the standard domain.
-fn version(module: &Module) -> i64 {
-    let Some(Attr::List(list)) = module.meta.get("opset_import") else {
-        return 1;
+/// Opset of the standard domain, where one is declared.
+fn version(meta: &Attrs) -> Option<i64> {
+    let Some(Attr::List(list)) = meta.get("opset_import") else {
+        return None;
     };
-    let standard = list.iter().find_map(|item| match item {
+    list.iter().find_map(|item| match item {
         Attr::Dict(dict) if is_standard(dict) => dict.get("version").and_then(Attr::as_int),
         _ => None,
-    });
-    standard.unwrap_or(1)
+    })
 }
 
 fn is_standard(dict: &Attrs) -> bool {
@@ -83,7 +82,7 @@ fn is_standard(dict: &Attrs) -> bool {
 }
 
 /// Declares a domain, if it isn't yet.
-pub(super) fn import(module: &mut Module, domain: &str, version: i64) {
+pub(super) fn import(meta: &mut Attrs, domain: &str, version: i64) {
     let mut entry = Attrs::new();
     entry.set("domain", Attr::str(domain));
     entry.set("version", Attr::Int(version));
@@ -91,46 +90,69 @@ pub(super) fn import(module: &mut Module, domain: &str, version: i64) {
         Attr::Dict(dict) => dict.get("domain").and_then(Attr::as_str) == Some(domain),
         _ => false,
     };
-    match module
-        .meta
-        .0
-        .iter_mut()
-        .find(|(name, _)| name == "opset_import")
-    {
+    match meta.0.iter_mut().find(|(name, _)| name == "opset_import") {
         Some((_, Attr::List(list))) if list.iter().any(named) => {}
         Some((_, Attr::List(list))) => list.push(Attr::Dict(entry)),
-        _ => module
-            .meta
-            .set("opset_import", Attr::List(vec![Attr::Dict(entry)])),
+        _ => meta.set("opset_import", Attr::List(vec![Attr::Dict(entry)])),
     }
 }
 
-/// Raises the standard opset to `needed`, converting ops on the way.
+/// Raises the standard opset of the model and of its functions to `needed`, converting ops on the
+/// way.
 ///
 /// # Errors
 /// Ops that changed in between and have no rule, by name.
 pub(super) fn require(module: &mut Module, needed: i64) -> Result<(), ExportError> {
-    let from = version(module);
-    if needed <= from {
-        return Ok(());
+    for index in 0..module.graphs.len() {
+        let Some(from) = opset_of(module, index).filter(|from| *from < needed) else {
+            continue;
+        };
+        let blockers = blockers(module, index, from, needed);
+        if !blockers.is_empty() {
+            return Err(ExportError::Opset {
+                from,
+                to: needed,
+                ops: blockers.join(", "),
+            });
+        }
     }
-    let blockers = blockers(module, from, needed);
-    if !blockers.is_empty() {
-        return Err(ExportError::Opset {
-            from,
-            to: needed,
-            ops: blockers.join(", "),
-        });
+    for index in 0..module.graphs.len() {
+        let Some(from) = opset_of(module, index).filter(|from| *from < needed) else {
+            continue;
+        };
+        if from < 18 && needed >= 18 {
+            convert(module, index);
+        }
+        let meta = match index {
+            0 => Some(&mut module.meta),
+            _ => module.graphs.get_mut(index).map(|g| &mut g.body.meta),
+        };
+        if let Some(meta) = meta {
+            state(meta, needed);
+        }
+        // IR version that came with the opset: 4-bit types and blocks need 10.
+        let least = if needed >= 21 { 10 } else { 8 };
+        let now = module
+            .meta
+            .get("ir_version")
+            .and_then(Attr::as_int)
+            .unwrap_or(3);
+        module.meta.set("ir_version", Attr::Int(now.max(least)));
     }
-    if from < 18 && needed >= 18 {
-        convert(module);
+    Ok(())
+}
+
+/// The standard opset that graph number `index` is written for.
+fn opset_of(module: &Module, index: usize) -> Option<i64> {
+    match index {
+        0 => Some(version(&module.meta).unwrap_or(1)),
+        _ => version(&module.graphs.get(index)?.body.meta),
     }
-    if let Some((_, Attr::List(list))) = module
-        .meta
-        .0
-        .iter_mut()
-        .find(|(name, _)| name == "opset_import")
-    {
+}
+
+fn state(meta: &mut Attrs, needed: i64) {
+    let mut entries = meta.0.iter_mut();
+    if let Some((_, Attr::List(list))) = entries.find(|(name, _)| name == "opset_import") {
         for item in list {
             if let Attr::Dict(dict) = item
                 && is_standard(dict)
@@ -139,26 +161,13 @@ pub(super) fn require(module: &mut Module, needed: i64) -> Result<(), ExportErro
             }
         }
     }
-    // IR version that came with the opset: 4-bit types and blocks need 10.
-    let least = if needed >= 21 { 10 } else { 8 };
-    let now = module
-        .meta
-        .get("ir_version")
-        .and_then(Attr::as_int)
-        .unwrap_or(3);
-    module.meta.set("ir_version", Attr::Int(now.max(least)));
-    Ok(())
 }
 
 /// Ops in the way of an upgrade, sorted, each once.
-fn blockers(module: &Module, from: i64, to: i64) -> Vec<String> {
+fn blockers(module: &Module, index: usize, from: i64, to: i64) -> Vec<String> {
     let mut found: Vec<String> = Vec::new();
-    for onnx in module
-        .graphs
-        .iter()
-        .flat_map(|graph| &graph.ops)
-        .filter_map(standard)
-    {
+    let graph = module.graphs.get(index).into_iter();
+    for onnx in graph.flat_map(|graph| &graph.ops).filter_map(standard) {
         let changed = CHANGED
             .iter()
             .any(|&(name, at)| name == onnx.op_type && from < at && at <= to);
@@ -181,14 +190,18 @@ fn standard(op: &crate::ir::Op) -> Option<&OnnxOp> {
 
 /// The changes of opset 18: axes of reductions are an input, Split states its
 /// number of outputs where it states nothing else.
-fn convert(module: &mut Module) {
-    let Some(mut graph) = module.graphs.first_mut().map(std::mem::take) else {
+fn convert(module: &mut Module, index: usize) {
+    let Some(mut graph) = module.graphs.get_mut(index).map(std::mem::take) else {
         return;
     };
-    for index in 0..graph.ops.len() {
-        convert_op(module, &mut graph, index);
+    for op in 0..graph.ops.len() {
+        convert_op(module, &mut graph, op);
     }
-    if let Some(slot) = module.graphs.first_mut() {
+    if index > 0 {
+        // Functions declare no tensors; theirs become nodes.
+        graph.body.weights.clear();
+    }
+    if let Some(slot) = module.graphs.get_mut(index) {
         *slot = graph;
     }
 }

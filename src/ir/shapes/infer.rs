@@ -111,13 +111,17 @@ impl<'a> Inference<'a> {
         match &op.kind {
             OpKind::Onnx(onnx) => self.onnx(graph, op, onnx, depth),
             OpKind::Moe(moe) => {
+                let x = op.inputs.first().and_then(|&x| self.operand(x));
                 for region in &moe.experts {
+                    let tokens = self.names.unnamed();
+                    let width = x.as_ref().and_then(|x| x.shape.as_ref()?.last().cloned());
+                    let dtype = x.as_ref().and_then(|x| x.dtype);
+                    let shape = width.map(|width| vec![tokens, width]);
                     for &input in &region.inputs {
-                        self.make(graph, input, Fact::default());
+                        self.make(graph, input, Fact::new(dtype, shape.clone()));
                     }
                     self.region(graph, region, depth + 1);
                 }
-                let x = op.inputs.first().and_then(|&x| self.operand(x));
                 vec![Fact {
                     data: None,
                     ..x.unwrap_or_default()
@@ -162,16 +166,8 @@ impl<'a> Inference<'a> {
 
     /// Whether the model defines the op by a function of its own.
     fn is_function(&self, onnx: &OnnxOp) -> bool {
-        let domain = |graph: &Graph| {
-            let domain = graph.body.meta.get("domain").and_then(Attr::as_str);
-            domain.unwrap_or_default() == onnx.domain
-        };
-        let suffix = format!("::{}::", onnx.op_type);
         let mut functions = self.module.graphs.iter().skip(1);
-        functions.any(|graph| {
-            let name = &graph.body.name;
-            domain(graph) && (*name == onnx.op_type || name.contains(&suffix))
-        })
+        functions.any(|graph| super::names(onnx, graph))
     }
 
     fn constant(&mut self, onnx: &OnnxOp) -> Option<Fact> {

@@ -12,7 +12,7 @@
 //! sizes. Sizes are taken as they are in a run that succeeds; empty tensors aside, a `Reshape`
 //! with a name as a target keeps that size.
 
-use super::{Dim, Module, Operand, Type, ValueId, Weight};
+use super::{Attr, Dim, Graph, Module, OnnxOp, Op, OpKind, Operand, Type, ValueId, Weight};
 use crate::weights::DType;
 
 mod fact;
@@ -127,4 +127,17 @@ pub fn infer_with(
     Shapes {
         graphs: graphs.map(|graph| inference.graph(graph)).collect(),
     }
+}
+
+/// Whether an op is a call of the model-local function that is this graph.
+pub fn calls(op: &Op, function: &Graph) -> bool {
+    matches!(&op.kind, OpKind::Onnx(onnx) if names(onnx, function))
+}
+
+fn names(onnx: &OnnxOp, function: &Graph) -> bool {
+    let domain = function.body.meta.get("domain").and_then(Attr::as_str);
+    let name = &function.body.name;
+    // The second of a name has domain and overload around it.
+    let qualified = || format!("{}::{}::{}", onnx.domain, onnx.op_type, onnx.overload) == *name;
+    domain.unwrap_or_default() == onnx.domain && (*name == onnx.op_type || qualified())
 }

@@ -4,16 +4,16 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use super::build::Builder;
 use super::tensor::{self, Origin};
-use super::{ENTITIES, ImportError, Sources, attribute, generic, layout_of, types};
+use super::{ENTITIES, ImportError, Sources, generic, layout_of, types};
 use crate::ir::{
     Attr, Attrs, Graph, Module, OnnxOp, Op, OpId, OpKind, Operand, Region, ValueId, WeightId,
 };
 use crate::onnx::message::Message;
-use crate::onnx::schema::{attribute as attr_field, function, graph, node, sparse_tensor};
+use crate::onnx::schema::{attribute as attr_field, graph, node, sparse_tensor};
 use crate::onnx::schema::{tensor as tensor_field, value_info};
 
 /// Nesting of subgraphs that is followed; messages nest less deep anyway.
-const MAX_DEPTH: usize = 48;
+pub(super) const MAX_DEPTH: usize = 48;
 
 /// Marks an input that only declares an initializer.
 pub const INITIALIZER: &str = "initializer";
@@ -24,17 +24,17 @@ pub(super) struct Importer<'a> {
     pub(super) module: Module,
     pub(super) graph: Graph,
     /// Names visible in the graphs being read, innermost last.
-    scopes: Vec<HashMap<String, Operand>>,
+    pub(super) scopes: Vec<HashMap<String, Operand>>,
     weight_names: HashSet<String>,
     /// Tensors of attributes, declared before everything else, in order.
-    free: VecDeque<WeightId>,
+    pub(super) free: VecDeque<WeightId>,
     /// Initializers are constants even where an input has their name.
     pub(super) constant_inputs: bool,
 }
 
 /// Which values of a region have a type, while it is read.
 #[derive(Default)]
-struct Typed {
+pub(super) struct Typed {
     made: Vec<ValueId>,
     typed: HashSet<ValueId>,
     by_output: HashSet<ValueId>,
@@ -53,7 +53,7 @@ impl<'a> Importer<'a> {
         }
     }
 
-    fn weight(
+    pub(super) fn weight(
         &mut self,
         message: &Message,
         wanted: &str,
@@ -72,142 +72,7 @@ impl<'a> Importer<'a> {
         Ok(self.module.add_weight(weight))
     }
 
-    /// Declares the tensors of all attributes below a list of nodes, in the
-    /// order in which [`Importer::next_tensor`] is going to ask for them.
-    pub(super) fn declare<'m>(
-        &mut self,
-        nodes: impl Iterator<Item = &'m Message>,
-        place: &str,
-        depth: usize,
-    ) -> Result<(), ImportError> {
-        if depth > MAX_DEPTH {
-            return Err(ImportError::Depth {
-                place: place.to_owned(),
-                limit: MAX_DEPTH,
-            });
-        }
-        for (index, message) in nodes.enumerate() {
-            let place = node_place(place, index, message);
-            let output = message.texts(node::OUTPUT).find(|name| !name.is_empty());
-            let stem = output.unwrap_or_else(|| message.text_or_empty(node::NAME));
-            for attr in message.messages(node::ATTRIBUTE) {
-                self.declare_attribute(message, attr, stem, &place, depth)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn declare_attribute(
-        &mut self,
-        message: &Message,
-        attr: &Message,
-        stem: &str,
-        place: &str,
-        depth: usize,
-    ) -> Result<(), ImportError> {
-        if attr
-            .text(attr_field::REF_ATTR_NAME)
-            .is_some_and(|name| !name.is_empty())
-        {
-            return Ok(());
-        }
-        let attr_name = attr.text_or_empty(attr_field::NAME);
-        let constant = message.text(node::OP_TYPE) == Some("Constant");
-        let name = if constant {
-            stem.to_owned()
-        } else {
-            format!("{stem}.{attr_name}")
-        };
-        let place = format!("{place}, attribute {attr_name:?}");
-        let here = || place.clone();
-        use attribute::kind;
-        match attribute::kind_of(attr) {
-            kind::TENSOR => self.declare_all(attr.message(attr_field::T), &name, &here),
-            kind::TENSORS => self.declare_all(attr.messages(attr_field::TENSORS), &name, &here),
-            kind::SPARSE_TENSOR => {
-                let sparse = attr.message(attr_field::SPARSE_TENSOR);
-                self.declare_sparse(sparse, &name, &here)
-            }
-            kind::SPARSE_TENSORS => {
-                self.declare_sparse(attr.messages(attr_field::SPARSE_TENSORS), &name, &here)
-            }
-            kind::GRAPH => {
-                let graphs = attr.message(attr_field::G);
-                graphs
-                    .into_iter()
-                    .try_for_each(|g| self.declare_graph(g, &place, depth + 1))
-            }
-            kind::GRAPHS => attr
-                .messages(attr_field::GRAPHS)
-                .try_for_each(|g| self.declare_graph(g, &place, depth + 1)),
-            _ => Ok(()),
-        }
-    }
-
-    pub(super) fn declare_graph(
-        &mut self,
-        message: &Message,
-        place: &str,
-        depth: usize,
-    ) -> Result<(), ImportError> {
-        let here = || format!("{place}, sparse initializer");
-        for sparse in message.messages(graph::SPARSE_INITIALIZER) {
-            let values = sparse.message(sparse_tensor::VALUES);
-            let name = values.map_or("", |tensor| tensor.text_or_empty(tensor_field::NAME));
-            self.declare_sparse(Some(sparse), name, &here)?;
-        }
-        self.declare(message.messages(graph::NODE), place, depth)
-    }
-
-    /// As [`Importer::declare`], for a function and its attributes' defaults.
-    pub(super) fn declare_function(
-        &mut self,
-        message: &Message,
-        place: &str,
-    ) -> Result<(), ImportError> {
-        for attr in message.messages(function::ATTRIBUTE_PROTO) {
-            self.declare_attribute(message, attr, "default", place, 0)?;
-        }
-        self.declare(message.messages(function::NODE), place, 0)
-    }
-
-    fn declare_all<'m>(
-        &mut self,
-        tensors: impl IntoIterator<Item = &'m Message>,
-        name: &str,
-        place: &dyn Fn() -> String,
-    ) -> Result<(), ImportError> {
-        for tensor in tensors {
-            let id = self.weight(tensor, name, place)?;
-            self.free.push_back(id);
-        }
-        Ok(())
-    }
-
-    fn declare_sparse<'m>(
-        &mut self,
-        tensors: impl IntoIterator<Item = &'m Message>,
-        name: &str,
-        place: &dyn Fn() -> String,
-    ) -> Result<(), ImportError> {
-        for sparse in tensors {
-            self.declare_all(sparse.message(sparse_tensor::VALUES), name, place)?;
-            let indices = format!("{name}.indices");
-            self.declare_all(sparse.message(sparse_tensor::INDICES), &indices, place)?;
-        }
-        Ok(())
-    }
-
-    /// The next tensor that was declared.
-    pub(super) fn next_tensor(&mut self, place: &str) -> Result<Attr, ImportError> {
-        let missing = || ImportError::Tensor {
-            place: place.to_owned(),
-            what: "has no data".to_owned(),
-        };
-        self.free.pop_front().map(Attr::Weight).ok_or_else(missing)
-    }
-
-    fn define(
+    pub(super) fn define(
         &mut self,
         name: &str,
         operand: Operand,
@@ -226,7 +91,11 @@ impl<'a> Importer<'a> {
         }
     }
 
-    fn resolve(&self, name: &str, place: &dyn Fn() -> String) -> Result<Operand, ImportError> {
+    pub(super) fn resolve(
+        &self,
+        name: &str,
+        place: &dyn Fn() -> String,
+    ) -> Result<Operand, ImportError> {
         if name.is_empty() {
             return Ok(Operand::None);
         }
@@ -354,7 +223,7 @@ impl<'a> Importer<'a> {
         Ok(())
     }
 
-    fn node(
+    pub(super) fn node(
         &mut self,
         message: &Message,
         place: &str,
@@ -455,7 +324,7 @@ impl<'a> Importer<'a> {
 
     /// Types of inner values. Their order is noted where it isn't the usual
     /// one, that of making; so are entries that name no value made here.
-    fn value_infos<'m>(
+    pub(super) fn value_infos<'m>(
         &mut self,
         infos: impl Iterator<Item = &'m Message>,
         region: &mut Region,
@@ -489,80 +358,6 @@ impl<'a> Importer<'a> {
             region.meta.set("value_info", Attr::List(listed));
         }
     }
-
-    /// A model-local function as a graph of its own.
-    pub(super) fn function(&mut self, message: &Message, place: &str) -> Result<(), ImportError> {
-        self.graph = Graph::default();
-        self.scopes = vec![HashMap::new()];
-        let mut region = Region {
-            name: message.text_or_empty(function::NAME).to_owned(),
-            ..Region::default()
-        };
-        let taken = |name: &str| {
-            self.module
-                .graphs
-                .iter()
-                .any(|graph| graph.body.name == name)
-        };
-        if taken(&region.name) {
-            let domain = message.text_or_empty(function::DOMAIN);
-            let overload = message.text_or_empty(function::OVERLOAD);
-            region.name = format!("{domain}::{}::{overload}", region.name);
-        }
-        for name in message.texts(function::INPUT) {
-            let id = self.graph.add_value(name, None);
-            self.define(name, Operand::Value(id), &|| format!("{place}, input"))?;
-            region.inputs.push(id);
-        }
-        let mapped = [
-            function::INPUT,
-            function::OUTPUT,
-            function::NODE,
-            function::ATTRIBUTE_PROTO,
-            function::VALUE_INFO,
-        ];
-        region.meta = generic::to_attrs(message, &mapped, self.origin.file);
-        let mut defaults = Attrs::new();
-        for attr in message.messages(function::ATTRIBUTE_PROTO) {
-            let name = attr.text_or_empty(attr_field::NAME);
-            let value = self.attribute(attr, &format!("{place}, attribute {name:?}"))?;
-            defaults.0.push((name.to_owned(), value));
-        }
-        if !defaults.is_empty() {
-            region.meta.set("attribute_proto", Attr::Dict(defaults));
-        }
-        let mut typed = Typed::default();
-        for (index, one) in message.messages(function::NODE).enumerate() {
-            let id = self.node(one, &node_place(place, index, one), &mut typed)?;
-            region.ops.push(id);
-        }
-        for name in message.texts(function::OUTPUT) {
-            region
-                .outputs
-                .push(self.resolve(name, &|| format!("{place}, output"))?);
-        }
-        self.value_infos(
-            message.messages(function::VALUE_INFO),
-            &mut region,
-            &mut typed,
-        );
-        let mut sources = Sources::new(self.origin.path.clone());
-        let rebuilt = Builder::shallow(&self.module, &self.graph, &mut sources).function(&region);
-        if let Ok(rebuilt) = rebuilt {
-            layout_of(
-                &mut region.meta,
-                message,
-                &rebuilt,
-                &ENTITIES,
-                self.origin.file,
-            );
-        }
-        self.scopes.clear();
-        let mut graph = std::mem::take(&mut self.graph);
-        graph.body = region;
-        self.module.graphs.push(graph);
-        Ok(())
-    }
 }
 
 fn order_has(typed: &Typed, id: &ValueId) -> bool {
@@ -570,7 +365,7 @@ fn order_has(typed: &Typed, id: &ValueId) -> bool {
 }
 
 /// `graph, node 12 (MatMul "/encoder/MatMul")`
-fn node_place(place: &str, index: usize, message: &Message) -> String {
+pub(super) fn node_place(place: &str, index: usize, message: &Message) -> String {
     let op = message.text_or_empty(node::OP_TYPE);
     format!(
         "{place}, node {index} ({op} {:?})",

@@ -18,6 +18,8 @@ use crate::ir::{Attr, Attrs};
 
 mod attribute;
 mod build;
+mod declare;
+mod function;
 pub mod generic;
 mod graph;
 mod model;
