@@ -10,6 +10,9 @@ use crate::report::human;
 use serde_json::json;
 use std::time::Duration;
 
+/// Reading, hashing and writing a byte, nanoseconds.
+const NANOS_PER_BYTE: f64 = 1.0;
+
 /// Sums over the sites that passes would run on.
 #[derive(Default)]
 struct Sums {
@@ -40,7 +43,8 @@ pub fn run(
     let output = total
         .saturating_sub(sums.bytes)
         .saturating_add(estimate.term_bytes);
-    let seconds = sums.nanos / 1e9 / estimate.workers.max(1) as f64;
+    let moved = total.saturating_add(output) as f64 * NANOS_PER_BYTE;
+    let seconds = (sums.nanos / estimate.workers.max(1) as f64 + moved) / 1e9;
     let bits = 8.0 * estimate.term_bytes as f64 / sums.parameters.max(1) as f64;
     if args.json {
         let json = json!({
