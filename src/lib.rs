@@ -1,6 +1,7 @@
 //! hlrc: the library behind `hlrc-opt`.
 
 pub mod cli;
+pub mod eval;
 pub mod exec;
 pub mod export;
 pub mod import;

@@ -81,6 +81,8 @@ pub enum Command {
     Diff(DiffArgs),
     /// Check a model: hashes of the manifest, shapes, NaN and Inf, reload
     Verify(VerifyArgs),
+    /// Judge models: perplexity and KL divergence on text, outputs on given inputs
+    Eval(Box<super::eval::args::EvalArgs>),
     /// List the passes and presets, or describe one with its options
     Passes(PassesArgs),
     /// Run what a crash reproducer recorded
@@ -153,6 +155,10 @@ pub struct OptArgs {
     /// Print the report as one JSON object on stdout
     #[arg(long, help_heading = OUTPUT)]
     pub json: bool,
+    /// Judge the output against the input on this text (20 windows of 512 tokens; see `eval`) and report it
+    #[arg(long, value_name = "FILE", value_delimiter = ',', value_hint = ValueHint::FilePath,
+          conflicts_with = "dry_run", help_heading = OUTPUT)]
+    pub eval: Vec<PathBuf>,
 
     /// Memory to stay within, as 4GiB; refused at once where it can't be kept
     #[arg(long, value_name = "SIZE", value_parser = size, help_heading = LIMITS)]

@@ -27,12 +27,13 @@ const SINGLE_DASH: [&str; 20] = [
 ];
 
 /// The subcommands, as `args` defines them.
-pub const COMMANDS: [&str; 10] = [
+pub const COMMANDS: [&str; 11] = [
     "opt",
     "run",
     "inspect",
     "diff",
     "verify",
+    "eval",
     "passes",
     "run-reproducer",
     "new-pass",

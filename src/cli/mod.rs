@@ -8,6 +8,7 @@ mod dot;
 mod dry_run;
 mod error;
 mod errors;
+pub mod eval;
 mod generate;
 mod inspect;
 pub mod load;
@@ -119,6 +120,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Some(Command::Inspect(args)) => inspect::run(&args),
         Some(Command::Diff(args)) => diff::run(&args),
         Some(Command::Verify(args)) => verify::run(&args),
+        Some(Command::Eval(args)) => eval::run(&args),
         Some(Command::Passes(args)) => passes::run(&args),
         Some(Command::RunReproducer(args)) => opt::rerun(&args),
         Some(Command::Completions(args)) => generate::completions(&args),

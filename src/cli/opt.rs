@@ -5,7 +5,8 @@ use super::load::{self, Loaded, Source};
 use super::prepare::{Prepared, prepare};
 use super::target::{Target, report_beside};
 use super::watch::Watch;
-use super::{Exit, Failure, dry_run, errors, outcome, print, reproducer, signal};
+use super::{Exit, Failure, dry_run, errors, eval, outcome, print, reproducer, signal};
+use crate::eval::Evaluation;
 use crate::export::hlrc::{FolderError, partial_path};
 use crate::opt::{self, Job, OnnxOptions, OptError, Output, Summary};
 use crate::pass::manager::{self, PrintIr, RunError, RunOptions, Schedule};
@@ -34,6 +35,7 @@ pub fn run(args: &OptArgs) -> Result<Exit, Failure> {
     let source = Source::of(input)?;
     let target = Target::of(args, &source)?;
     outcome::check_remarks_file(&args.debug)?;
+    eval::after::check(args, &target)?;
     let progress = progress(&args.talk);
     progress.stage("Importing", &load::describe(&source));
     let loaded = load::source(&source)?;
@@ -286,11 +288,15 @@ fn conclude(
         began.elapsed(),
         progress,
     );
+    let judged = eval::after::judge(args, target, progress, &summary.report)?;
     let on_stdout = matches!(target, Target::Stdout | Target::OnnxStdout(_));
     if args.json && !matches!(target, Target::OnnxStdout(_)) {
-        print(&as_json(target, progress, summary, began))?;
+        print(&as_json(target, progress, summary, judged.as_ref(), began))?;
     } else if !on_stdout && !args.talk.quiet && !summary.report.sites.is_empty() {
         print(outcome::table(&summary.report).as_bytes())?;
+    }
+    if let Some(judged) = judged.filter(|_| !args.json && !on_stdout && !args.talk.quiet) {
+        print(format!("\n{}", eval::render(&judged)).as_bytes())?;
     }
     let place = match target {
         Target::Folder(path) => Some(path.join("report.json")),
@@ -307,9 +313,14 @@ fn conclude(
     Ok(Exit::Ok)
 }
 
-fn as_json(target: &Target, progress: &Progress, summary: &Summary, began: Instant) -> Vec<u8> {
-    let mut json: serde_json::Value =
-        serde_json::from_str(&summary.report.to_json()).unwrap_or_default();
+fn as_json(
+    target: &Target,
+    progress: &Progress,
+    summary: &Summary,
+    judged: Option<&Evaluation>,
+    began: Instant,
+) -> Vec<u8> {
+    let mut json = eval::after::report(&summary.report, judged);
     if let Some(object) = json.as_object_mut() {
         let output = target.path().map(|path| path.display().to_string());
         object.insert(

@@ -342,6 +342,40 @@ pub fn publish(
     Ok(manifest)
 }
 
+/// Replaces the report of a folder that is complete, and its hash in the manifest.
+///
+/// Each file appears whole; between the two the manifest has the old report's hash.
+///
+/// # Errors
+/// A file cannot be read or written, or the manifest is none.
+pub fn replace_report(folder: &Path, report: &str) -> Result<(), FolderError> {
+    let manifest_path = folder.join(MANIFEST_FILE);
+    let text = std::fs::read(&manifest_path).map_err(io(&manifest_path))?;
+    let mut manifest: Manifest = serde_json::from_slice(&text)
+        .map_err(|error| io(&manifest_path)(std::io::Error::other(error)))?;
+    write_whole(&folder.join(REPORT_FILE), report.as_bytes())?;
+    let info = hashed(folder, REPORT_FILE.to_string())?;
+    let listed = manifest.outputs.iter_mut().find(|o| o.file == REPORT_FILE);
+    match listed {
+        Some(listed) => *listed = info,
+        None => manifest.outputs.push(info),
+    }
+    let text = serde_json::to_string_pretty(&manifest).unwrap_or_default() + "\n";
+    write_whole(&manifest_path, text.as_bytes())
+}
+
+/// Writes a file under another name, then renames it.
+fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), FolderError> {
+    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+    let written =
+        std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, path));
+    written.map_err(|error| {
+        // Nothing half-written is left; that this fails too changes nothing.
+        let _ = std::fs::remove_file(&temporary);
+        io(path)(error)
+    })
+}
+
 fn hashed(folder: &Path, file: String) -> Result<ShardInfo, FolderError> {
     let path = folder.join(&file);
     let bytes = std::fs::metadata(&path).map_err(io(&path))?.len();

@@ -14,7 +14,7 @@ pub mod rope;
 pub mod sparse;
 
 pub(crate) mod gemm;
-mod math;
+pub(crate) mod math;
 pub(crate) mod scratch;
 pub(crate) mod vector;
 

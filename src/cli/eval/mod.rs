@@ -1,0 +1,196 @@
+//! `eval`: how good models are, and how close to the one that they were made from.
+
+pub mod after;
+pub mod args;
+mod models;
+mod table;
+mod text;
+mod watch;
+
+use super::{Exit, Failure, load, opt, print, signal};
+use crate::eval::inputs::{Inputs, read_npz, token_inputs};
+use crate::eval::report::OutputsScore;
+use crate::eval::report::{Against, OutputsReport};
+use crate::eval::{EvalError, Evaluation, outputs};
+use crate::exec::{Engine, Precision, Without};
+use crate::report::progress::Progress;
+use args::EvalArgs;
+use models::{Model, Opened, as_failure as failure, folder};
+use std::time::Instant;
+use watch::Watch;
+
+pub use table::render;
+
+/// Tokens of a line that an encoder is given at most, where --ctx says nothing.
+const LINE: usize = 128;
+/// Lines that are compared, where --windows says nothing.
+const LINES: usize = 64;
+
+/// Judges models.
+pub fn run(args: &EvalArgs) -> Result<Exit, Failure> {
+    let progress = opt::progress(&args.talk);
+    let evaluation = evaluate(args, &progress)?;
+    let text = match args.json {
+        true => serde_json::to_string_pretty(&evaluation).unwrap_or_default() + "\n",
+        false => render(&evaluation),
+    };
+    print(text.as_bytes())?;
+    gates(args, &evaluation)
+}
+
+/// What was found of the models.
+pub fn evaluate(args: &EvalArgs, progress: &Progress) -> Result<Evaluation, Failure> {
+    let reference = args.reference.as_deref().map(Opened::new).transpose()?;
+    let whole = |opened: &Opened| opened.model(args, Precision::Exact, Without::default());
+    let original = reference.as_ref().map(whole).transpose()?;
+    let mut models = Vec::new();
+    for path in &args.models {
+        models.extend(Opened::new(path)?.variants(args)?);
+    }
+    let is_text = match (args.inputs.is_empty(), models.first()) {
+        (true, Some(first)) => first.predictor()?.is_some(),
+        _ => false,
+    };
+    if is_text {
+        let original = reference.as_ref().zip(original.as_ref());
+        return text::evaluate(args, progress, original, &models).map(Evaluation::Text);
+    }
+    let Some(original) = &original else {
+        let what = "the model is no language model, and its outputs say nothing by themselves";
+        return Err(Failure::new(Exit::Usage, what).help("name the original with --ref"));
+    };
+    if args.max_kl.is_some() || args.max_ppl_ratio.is_some() {
+        let what = "--max-kl and --max-ppl-ratio are for language models on text";
+        return Err(
+            Failure::new(Exit::Usage, what).help("leave them out, or name text with --data")
+        );
+    }
+    compare_outputs(args, progress, original, &models).map(Evaluation::Outputs)
+}
+
+/// Compares outputs on arrays, or on lines of text.
+fn compare_outputs(
+    args: &EvalArgs,
+    progress: &Progress,
+    original: &Model,
+    models: &[Model],
+) -> Result<OutputsReport, Failure> {
+    let begun = Instant::now();
+    let (named, arrays, lines) = match args.inputs.is_empty() {
+        false => {
+            let arrays = args
+                .inputs
+                .iter()
+                .map(|path| read_npz(path).map_err(failure));
+            (
+                &args.inputs,
+                arrays.collect::<Result<Vec<Inputs>, Failure>>()?,
+                Vec::new(),
+            )
+        }
+        true => (&args.data, Vec::new(), token_lines(args)?),
+    };
+    let runs = arrays.len().max(lines.len());
+    if runs == 0 {
+        return Err(Failure::new(
+            Exit::Input,
+            "there is no line with text in --data",
+        ));
+    }
+    let inputs = |engine: &Engine, index: usize| match (arrays.get(index), lines.get(index)) {
+        (Some(arrays), _) => Ok(arrays.clone()),
+        (None, line) => token_inputs(engine, &original.name, line.map_or(&[], Vec::as_slice)),
+    };
+    let mut scores = Vec::new();
+    let mut watch = Watch::new(progress, &args.talk, runs * models.len(), "runs");
+    for (at, model) in models.iter().enumerate() {
+        let (a, b) = (
+            (&original.engine, &*original.name),
+            (&model.engine, &*model.name),
+        );
+        let found = outputs::compare(a, b, runs, &inputs, &mut |done| watch.at(at * runs + done));
+        scores.push(OutputsScore {
+            name: model.name.clone(),
+            without: model.without.clone(),
+            outputs: found.map_err(failure)?,
+        });
+    }
+    Ok(OutputsReport {
+        inputs: named
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect(),
+        reference: original.name.clone(),
+        models: scores,
+        seconds: begun.elapsed().as_secs_f64(),
+    })
+}
+
+/// Lines of the texts as tokens, with what the model expects around them.
+fn token_lines(args: &EvalArgs) -> Result<Vec<Vec<u32>>, Failure> {
+    let tokenizer = text::tokenizer(args)?;
+    let most = args.ctx.unwrap_or(LINE);
+    let mut out = Vec::new();
+    for path in &args.data {
+        let content = text::read(path)?;
+        for line in content.lines().filter(|line| !line.trim().is_empty()) {
+            if out.len() == args.windows.unwrap_or(LINES) {
+                return Ok(out);
+            }
+            let ids = tokenizer.encode_with_special(line);
+            let mut ids = ids.map_err(|error| text::failure(&error))?;
+            ids.truncate(most);
+            out.push(ids);
+        }
+    }
+    Ok(out)
+}
+
+/// Fails where a model is worse than it may be.
+fn gates(args: &EvalArgs, evaluation: &Evaluation) -> Result<Exit, Failure> {
+    let Evaluation::Text(report) = evaluation else {
+        return Ok(Exit::Ok);
+    };
+    let mut missed = Vec::new();
+    for model in report
+        .models
+        .iter()
+        .filter(|model| model.without.is_empty())
+    {
+        let Some(against) = &model.against else {
+            continue;
+        };
+        for (what, flag, value, limit) in measured(args, against) {
+            // What is no number passes no gate.
+            if value.is_nan() || value > limit {
+                missed.push(format!(
+                    "{}: {what} {value:.6} is above {flag} {limit}",
+                    model.name
+                ));
+            }
+        }
+    }
+    match missed.is_empty() {
+        true => Ok(Exit::Ok),
+        false => Err(Failure::new(Exit::Gate, missed.join("\n  "))),
+    }
+}
+
+type Gate = (&'static str, &'static str, f64, f64);
+
+fn measured(args: &EvalArgs, against: &Against) -> Vec<Gate> {
+    let kl = args
+        .max_kl
+        .map(|limit| ("the mean KL divergence", "--max-kl", against.kl.mean, limit));
+    let ratio = |limit| {
+        (
+            "the perplexity ratio",
+            "--max-ppl-ratio",
+            against.perplexity_ratio,
+            limit,
+        )
+    };
+    kl.into_iter()
+        .chain(args.max_ppl_ratio.map(ratio))
+        .collect()
+}

@@ -1,0 +1,172 @@
+//! Models of an evaluation, ready to run.
+
+use super::args::EvalArgs;
+use super::{Exit, Failure, failure, load, signal};
+use crate::cli::run::args::PrecisionArg;
+use crate::eval::{Causal, EvalError, Predictor, Whole, cache};
+use crate::exec::{Engine, ExecError, Options, Precision, Without};
+use crate::ir::site::sites;
+use crate::ir::{Module, Term, text};
+use crate::weights::FileCache;
+use std::path::{Path, PathBuf};
+
+/// A model with some terms left out, or none.
+pub struct Model {
+    /// The path, as the user named it.
+    pub name: String,
+    /// Kinds of terms that were left out.
+    pub without: Vec<String>,
+    /// It, ready to run.
+    pub engine: Engine,
+}
+
+/// An imported model, and who it is.
+pub struct Opened {
+    path: PathBuf,
+    module: Module,
+    files: FileCache,
+}
+
+impl Opened {
+    /// Imports a model.
+    pub fn new(path: &Path) -> Result<Self, Failure> {
+        Ok(Self {
+            path: path.to_path_buf(),
+            module: load::executable(path)?,
+            files: FileCache::new(),
+        })
+    }
+
+    /// The name that it is reported by.
+    fn name(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    /// What its logits depend on, for the cache.
+    pub fn identity(&self) -> Result<String, Failure> {
+        let files = load::source(&load::Source::of(&self.path)?)?.files;
+        Ok(cache::identify(&text::print(&self.module), &files))
+    }
+
+    /// It, ready to run.
+    pub fn model(
+        &self,
+        args: &EvalArgs,
+        precision: Precision,
+        without: Without,
+    ) -> Result<Model, Failure> {
+        let options = Options {
+            threads: threads(args),
+            precision,
+            without,
+        };
+        let engine = Engine::new(&self.module, &self.files, &options);
+        let mut engine = engine.map_err(|error| refused(&self.name(), &error))?;
+        engine.set_interrupt(signal::flag());
+        let named = [(without.low_rank, "low_rank"), (without.sparse, "sparse")];
+        Ok(Model {
+            name: self.name(),
+            without: named
+                .iter()
+                .filter(|(out, _)| *out)
+                .map(|(_, name)| (*name).to_string())
+                .collect(),
+            engine,
+        })
+    }
+
+    /// It, and where that was asked for it without the kinds of terms that it has.
+    pub fn variants(&self, args: &EvalArgs) -> Result<Vec<Model>, Failure> {
+        let precision = match args.precision {
+            PrecisionArg::Exact => Precision::Exact,
+            PrecisionArg::Int8 => Precision::Int8,
+        };
+        let mut wanted = vec![Without::default()];
+        if args.ablate {
+            let has = |kind: fn(&Term) -> bool| {
+                let sites = sites(&self.module);
+                let mut matrices = sites.iter().filter_map(|site| site.matrix(&self.module));
+                matrices.any(|matrix| matrix.terms.iter().any(kind))
+            };
+            let low_rank = has(|term| matches!(term, Term::LowRank(_)));
+            let sparse = has(|term| matches!(term, Term::Sparse(_) | Term::Columns(_)));
+            let all = [(true, false), (false, true), (true, true)];
+            let fits = all
+                .iter()
+                .filter(|(l, s)| (!l || low_rank) && (!s || sparse));
+            wanted.extend(fits.map(|&(low_rank, sparse)| Without { low_rank, sparse }));
+        }
+        wanted
+            .into_iter()
+            .map(|without| self.model(args, precision, without))
+            .collect()
+    }
+}
+
+impl Model {
+    /// It as a language model; `None` where it is none.
+    pub fn predictor(&self) -> Result<Option<Box<dyn Predictor + '_>>, Failure> {
+        if let Ok(causal) = Causal::new(&self.engine, &self.name) {
+            return Ok(Some(Box::new(causal)));
+        }
+        match Whole::fits(&self.engine) {
+            false => Ok(None),
+            true => match Whole::new(&self.engine, &self.name) {
+                Ok(whole) => Ok(Some(Box::new(whole))),
+                Err(error) => Err(failure(error)),
+            },
+        }
+    }
+
+    /// Tokens that it was made for, where it says.
+    pub fn positions(&self) -> Option<usize> {
+        self.engine.language_model().ok()?.max_positions
+    }
+}
+
+/// Threads that the user, or the machine, allows.
+fn threads(args: &EvalArgs) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    args.threads.map_or(cores, usize::from)
+}
+
+/// A model that can't be run.
+fn refused(name: &str, error: &ExecError) -> Failure {
+    Failure::new(Exit::Input, format!("{name}: {error}"))
+}
+
+/// The folder in which a model's tokenizer is looked for.
+pub fn folder(path: &Path) -> PathBuf {
+    match path.is_dir() {
+        true => path.to_path_buf(),
+        false => match path.parent().filter(|p| !p.as_os_str().is_empty()) {
+            Some(parent) => parent.to_path_buf(),
+            None => PathBuf::from("."),
+        },
+    }
+}
+
+/// Errors of an evaluation as failures of the command.
+pub fn as_failure(error: EvalError) -> Failure {
+    let text = error.to_string();
+    if error.is_interrupt() {
+        return Failure::new(Exit::Interrupted, "interrupted");
+    }
+    match error {
+        EvalError::Protocol(_) => Failure::new(Exit::Usage, text),
+        EvalError::TooShort(_) => {
+            Failure::new(Exit::Input, text).help("name more text with --data")
+        }
+        EvalError::NotFinite { .. } => Failure::new(Exit::Failure, text)
+            .help("`hlrc-opt verify` finds weights that are NaN or infinite"),
+        EvalError::Cache { .. } => {
+            Failure::new(Exit::Failure, text).help("--no-cache does without")
+        }
+        EvalError::Unlike { .. } => {
+            Failure::new(Exit::Input, text).help("--ref names the model that it was made from")
+        }
+        EvalError::Exec { .. } | EvalError::Damaged { .. } | EvalError::Inputs { .. } => {
+            Failure::new(Exit::Input, text)
+        }
+    }
+}
