@@ -5,9 +5,11 @@ use super::kernels::quant::{self, Int8Activations, QuantRows};
 use super::kernels::sparse::{self, ColumnsView, CsrView};
 use super::kernels::{Write, float, low_rank};
 use super::{ExecError, Pool, Without};
-use crate::ir::{FactorRef, Matrix, Module, QuantTerm, SparseTerm, Term, WeightId, WeightView};
+use crate::ir::{
+    FactorRef, LowRankTerm, Matrix, Module, QuantTerm, SparseTerm, Term, WeightId, WeightView,
+};
 use crate::numeric::float::Float;
-use crate::numeric::{Block, FactorFormat, Group, Scheme, Side};
+use crate::numeric::{Block, FactorFormat, Group, Scheme};
 use crate::store::{Located, Reader, StoreError};
 use crate::weights::read::decode_f32;
 use crate::weights::{DType, WeightsError};
@@ -365,11 +367,7 @@ impl Preparer<'_> {
         Ok(match term {
             Term::Dense(view) => self.dense(view)?,
             Term::Quant(q) => self.quant(q)?,
-            Term::LowRank(l) => PreparedTerm::LowRank {
-                blocks: self.blocks(&l.blocks, l.u.data)?,
-                u: self.factor(&l.u, Side::U, &l.blocks)?,
-                v: self.factor(&l.v, Side::V, &l.blocks)?,
-            },
+            Term::LowRank(l) => self.low_rank(l)?,
             Term::Sparse(s) => self.sparse(s)?,
             Term::Columns(c) => {
                 let indices = self.stored(c.columns)?;
@@ -457,38 +455,32 @@ impl Preparer<'_> {
         })
     }
 
-    fn blocks(&self, blocks: &[Block], first: WeightId) -> Result<Vec<Block>, ExecError> {
-        let inside = |b: &Block| {
-            b.row0
-                .checked_add(b.rows)
-                .is_some_and(|end| end <= self.rows)
-                && b.col0
-                    .checked_add(b.cols)
-                    .is_some_and(|end| end <= self.cols)
-                && b.rank <= b.rows.min(b.cols)
+    fn low_rank(&self, l: &LowRankTerm) -> Result<PreparedTerm, ExecError> {
+        let (u, v) = (self.factor(&l.u)?, self.factor(&l.v)?);
+        let view = LowRankView {
+            rows: self.rows,
+            cols: self.cols,
+            blocks: &l.blocks,
+            u: u.view()?,
+            v: v.view()?,
         };
-        if blocks.iter().all(inside) {
-            return Ok(blocks.to_vec());
-        }
-        let name = self.module.weight(first).map_or("", |w| &w.name);
-        Err(damaged(name, "a block outside its matrix".to_string()))
+        view.check()
+            .map_err(|e| damaged(&u.data.weight, e.to_string()))?;
+        Ok(PreparedTerm::LowRank {
+            blocks: l.blocks.clone(),
+            u,
+            v,
+        })
     }
 
-    fn factor(&self, f: &FactorRef, side: Side, blocks: &[Block]) -> Result<Factor, ExecError> {
-        let data = self.stored(f.data)?;
+    fn factor(&self, f: &FactorRef) -> Result<Factor, ExecError> {
         let scales = match f.scales {
             Some(id) => Some(self.stored(id)?),
             None => None,
         };
-        let needed: usize = blocks.iter().map(|b| f.format.bytes(side, b)).sum();
-        let held = data.located.len + scales.as_ref().map_or(0, |s| s.located.len);
-        if held != needed as u64 || scales.is_some() != f.format.scheme().is_some() {
-            let problem = format!("{held} bytes where the blocks need {needed}");
-            return Err(damaged(&data.weight, problem));
-        }
         Ok(Factor {
             format: f.format,
-            data,
+            data: self.stored(f.data)?,
             scales,
         })
     }

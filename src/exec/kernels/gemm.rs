@@ -192,14 +192,16 @@ unsafe fn group<S: Vector, const N: usize>(
     // SAFETY: the caller's promise.
     unsafe {
         let mut all = [[s.splat(0.0); N]; ROWS];
-        if S::WIDE {
+        if S::WIDE && rows > ROWS / 2 {
             all = sums::<S, ROWS, N>(s, k, a, at, b.stride);
         } else {
-            // As many sums as narrow registers hold.
+            // As many sums as narrow registers hold, or as a query's few heads need.
             let low = sums::<S, 4, N>(s, k, [a[0], a[1], a[2], a[3]], at, b.stride);
-            let high = sums::<S, 4, N>(s, k, [a[4], a[5], a[6], a[7]], at, b.stride);
             all[..4].copy_from_slice(&low);
-            all[4..].copy_from_slice(&high);
+            if rows > ROWS / 2 {
+                let high = sums::<S, 4, N>(s, k, [a[4], a[5], a[6], a[7]], at, b.stride);
+                all[4..].copy_from_slice(&high);
+            }
         }
         for n in 0..N {
             let mut column = [all[0][n]; ROWS];
@@ -342,10 +344,10 @@ fn pack_panel_body<S: Vector>(
     for first in (0..lanes).step_by(LANES) {
         let count = LANES.min(lanes - first);
         let x = &x[first * stride..];
-        let full = if count == LANES { k / LANES * LANES } else { 0 };
+        let full = k / LANES * LANES;
         for at in (0..full).step_by(LANES) {
             let mut block = [s.splat(0.0); LANES];
-            for i in 0..LANES {
+            for i in 0..count {
                 // SAFETY: row `i` has 16 values from `at`, by the check above.
                 block[i] = unsafe { s.load(x.as_ptr().add(i * stride + at)) };
             }

@@ -290,7 +290,7 @@ pub fn matmul(
     scratch::with(parts.len() * widest, |inner| {
         project(pool, w.cols, &parts, x, tokens, widest, inner);
         pool.split(out, w.rows, (tokens, TILE_ROWS), |mut tile| {
-            assemble(&parts, inner, widest, tokens, write, &mut tile);
+            assemble(pool, &parts, inner, (widest, tokens), write, &mut tile);
         });
     });
 }
@@ -360,10 +360,10 @@ fn project(
 
 /// One tile of output rows: the blocks that meet it, one after the other.
 fn assemble(
+    pool: &Pool,
     parts: &[Part<'_>],
     inner: &[f32],
-    widest: usize,
-    tokens: usize,
+    (widest, tokens): (usize, usize),
     write: Write,
     tile: &mut Tile<'_, f32>,
 ) {
@@ -373,8 +373,6 @@ fn assemble(
             tile.row_mut(token).fill(0.0);
         }
     }
-    // The pool's threads are busy with tiles like this one.
-    let alone = Pool::new(1);
     for (part, inner) in parts.iter().zip(inner.chunks(widest.max(1))) {
         let block = &part.block;
         let start = rows.start.max(block.row0);
@@ -386,9 +384,9 @@ fn assemble(
         let inner = &inner[..tokens * inner_width(block, tokens)];
         scratch::with(tokens * (end - start), |sums| {
             if multiplies_out(block, tokens) {
-                multiplied_out(&alone, part, &u, end - start, inner, tokens, sums);
+                multiplied_out(pool, part, &u, end - start, inner, tokens, sums);
             } else {
-                u.multiply(&alone, inner, tokens, Write::Overwrite, sums);
+                u.multiply(pool, inner, tokens, Write::Overwrite, sums);
             }
             for (token, sums) in tile.rows().zip(sums.chunks(end - start)) {
                 let out = &mut tile.row_mut(token)[start - rows.start..end - rows.start];
@@ -400,7 +398,7 @@ fn assemble(
 
 /// Products with `height` rows of `U`, by way of the same rows of `U · V`.
 fn multiplied_out(
-    alone: &Pool,
+    pool: &Pool,
     part: &Part<'_>,
     u: &Factor<'_>,
     height: usize,
@@ -427,9 +425,9 @@ fn multiplied_out(
             transposed,
         };
         let v = stored(bytes(right), cols, rank, true);
-        float::matmul(alone, &v, left, height, Write::Overwrite, product);
+        float::matmul(pool, &v, left, height, Write::Overwrite, product);
         let w = stored(bytes(product), height, cols, false);
-        float::matmul(alone, &w, x, tokens, Write::Overwrite, out);
+        float::matmul(pool, &w, x, tokens, Write::Overwrite, out);
     });
 }
 
