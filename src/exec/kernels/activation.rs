@@ -119,7 +119,7 @@ fn apply_gated_body<S: Vector>(s: S, function: Activation, up: &[f32], out: &mut
 fn each<S: Vector, F: Function>(s: S, out: &mut [f32]) {
     let (full, rest) = out.as_chunks_mut::<LANES>();
     for x in full {
-        *x = s.to_array(F::of(s, s.from_array(x)));
+        *x = s.to_array(F::of(s, s.load_array(x)));
     }
     let last = F::of(s, s.load_part(rest));
     s.store_part(last, rest);
@@ -130,7 +130,7 @@ fn each_gated<S: Vector, F: Function>(s: S, up: &[f32], out: &mut [f32]) {
     let (full, rest) = out.as_chunks_mut::<LANES>();
     let (up, up_rest) = up.as_chunks::<LANES>();
     for (x, up) in full.iter_mut().zip(up) {
-        *x = s.to_array(s.mul(F::of(s, s.from_array(x)), s.from_array(up)));
+        *x = s.to_array(s.mul(F::of(s, s.load_array(x)), s.load_array(up)));
     }
     let last = s.mul(F::of(s, s.load_part(rest)), s.load_part(up_rest));
     s.store_part(last, rest);

@@ -336,7 +336,7 @@ fn soften_row_body<S: Vector>(
     let (full, rest) = scores.as_chunks_mut::<LANES>();
     let mut most = s.splat(f32::NEG_INFINITY);
     for part in full.iter() {
-        most = s.max(s.from_array(part), most);
+        most = s.max(s.load_array(part), most);
     }
     let mut new = s.largest(most).max(*maximum);
     for &score in rest.iter() {
@@ -349,7 +349,7 @@ fn soften_row_body<S: Vector>(
     let shift = s.splat(new);
     let mut sums = s.splat(0.0);
     for part in full {
-        let weight = exp(s, s.sub(s.from_array(part), shift));
+        let weight = exp(s, s.sub(s.load_array(part), shift));
         sums = s.add(sums, weight);
         *part = s.to_array(weight);
     }

@@ -150,7 +150,7 @@ fn softcap_body<S: Vector>(s: S, cap: f32, x: &mut [f32]) {
     let (cap, inverse) = (s.splat(cap), s.splat(1.0 / cap));
     let (full, rest) = x.as_chunks_mut::<LANES>();
     for x in full {
-        *x = s.to_array(s.mul(cap, tanh(s, s.mul(s.from_array(x), inverse))));
+        *x = s.to_array(s.mul(cap, tanh(s, s.mul(s.load_array(x), inverse))));
     }
     let last = s.mul(cap, tanh(s, s.mul(s.load_part(rest), inverse)));
     s.store_part(last, rest);

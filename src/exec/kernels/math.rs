@@ -35,7 +35,7 @@ pub(crate) fn exp<S: Vector>(s: S, x: S::V) -> S::V {
         s,
         [
             0.5,
-            0.166_665_19,
+            0.166_665_2,
             0.041_666_206,
             0.008_368_888,
             0.001_395_048_8,
@@ -90,7 +90,7 @@ pub(crate) fn erf<S: Vector>(s: S, x: S::V) -> S::V {
     ];
     let small = s.fma(polynomial(s, c, s.mul(size, size)), x, x);
     let c = [
-        1.680_832_1e-4,
+        1.680_832e-4,
         -1.129_483_2,
         -0.633_411_16,
         -0.108_209_396,
@@ -130,7 +130,7 @@ pub(crate) mod tests {
     #[inline(always)]
     fn all<S: Vector>(s: S, x: &[f32], out: &mut [Vec<f32>; 4]) {
         for x in x.as_chunks::<LANES>().0 {
-            let x = s.from_array(x);
+            let x = s.load_array(x);
             let results = [exp(s, x), sigmoid(s, x), tanh(s, x), erf(s, x)];
             for (out, result) in out.iter_mut().zip(results) {
                 out.extend(s.to_array(result));

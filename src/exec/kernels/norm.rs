@@ -111,7 +111,7 @@ fn sum<S: Vector>(s: S, x: &[f32]) -> f32 {
     let (quads, rest) = x.as_chunks::<{ 4 * LANES }>();
     for quad in quads {
         for (sum, part) in sums.iter_mut().zip(quad.as_chunks::<LANES>().0) {
-            *sum = s.add(*sum, s.from_array(part));
+            *sum = s.add(*sum, s.load_array(part));
         }
     }
     for (sum, part) in sums.iter_mut().zip(rest.chunks(LANES)) {
@@ -128,13 +128,13 @@ fn sum_of_squares<S: Vector>(s: S, x: &[f32], mean: f32) -> f32 {
     let (quads, rest) = x.as_chunks::<{ 4 * LANES }>();
     for quad in quads {
         for (sum, part) in sums.iter_mut().zip(quad.as_chunks::<LANES>().0) {
-            let x = s.sub(s.from_array(part), center);
+            let x = s.sub(s.load_array(part), center);
             *sum = s.fma(x, x, *sum);
         }
     }
     let (parts, rest) = rest.as_chunks::<LANES>();
     for (sum, part) in sums.iter_mut().zip(parts) {
-        let x = s.sub(s.from_array(part), center);
+        let x = s.sub(s.load_array(part), center);
         *sum = s.fma(x, x, *sum);
     }
     let mut all = s.sum(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])));

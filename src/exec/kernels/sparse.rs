@@ -265,12 +265,12 @@ fn panel_body<S: Vector, const N: usize>(
                 let value = s.splat(value);
                 let lanes = &columns[N * column..N * column + N];
                 for n in 0..N {
-                    sums[n] = s.fma(value, s.from_array(&lanes[n]), sums[n]);
+                    sums[n] = s.fma(value, s.load_array(&lanes[n]), sums[n]);
                 }
             }
         }
-        for n in 0..N {
-            let values = s.to_array(sums[n]);
+        for (n, sum) in sums.into_iter().enumerate() {
+            let values = s.to_array(sum);
             let tokens = count.saturating_sub(n * LANES).min(LANES);
             for (lane, value) in values.into_iter().enumerate().take(tokens) {
                 let out = tile.row_mut(first + n * LANES + lane);

@@ -29,7 +29,7 @@ pub(super) trait Stored {
         let mut lanes = [0.0; LANES];
         let count = (bytes.len() / Self::BYTES).min(LANES);
         decode_into(Self::FORMAT, bytes, &mut lanes[..count]);
-        s.from_array(&lanes)
+        s.load_array(&lanes)
     }
 }
 
@@ -169,7 +169,7 @@ fn dots<S: Vector, F: Stored, const T: usize, const U: usize>(
             }
             for r in 0..SIDE {
                 let at = rows[r].as_ptr().wrapping_add(col * F::BYTES);
-                if u * LANES * F::BYTES % 64 == 0 {
+                if (u * LANES * F::BYTES).is_multiple_of(64) {
                     prefetch(at.wrapping_add(AHEAD));
                 }
                 // SAFETY: as above.

@@ -1,5 +1,5 @@
 //! AVX2 with FMA: two registers make a vector.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, clippy::needless_range_loop)]
 
 use super::{LANES, Vector};
 use std::arch::x86_64::*;

@@ -72,7 +72,7 @@ pub(crate) trait Vector: Copy {
 
     /// The lanes of an array.
     #[inline(always)]
-    fn from_array(self, x: &[f32; LANES]) -> Self::V {
+    fn load_array(self, x: &[f32; LANES]) -> Self::V {
         // SAFETY: the array has 16 values.
         unsafe { self.load(x.as_ptr()) }
     }
@@ -93,7 +93,7 @@ pub(crate) trait Vector: Copy {
         for (lane, &x) in lanes.iter_mut().zip(x) {
             *lane = x;
         }
-        self.from_array(&lanes)
+        self.load_array(&lanes)
     }
 
     /// As many lanes as `out` has room for.

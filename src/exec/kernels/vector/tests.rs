@@ -3,7 +3,7 @@ use super::*;
 #[inline(always)]
 #[allow(unsafe_code)]
 fn all_operations<S: Vector>(s: S, x: &[f32; LANES], y: &[f32; LANES]) -> Vec<u32> {
-    let (a, b) = (s.from_array(x), s.from_array(y));
+    let (a, b) = (s.load_array(x), s.load_array(y));
     let bytes: [u8; 32] = std::array::from_fn(|i| (i * 37 % 120) as u8);
     // SAFETY: both read 32 bytes.
     let (bf16, f16) = unsafe { (s.load_bf16(bytes.as_ptr()), s.load_f16(bytes.as_ptr())) };
