@@ -39,6 +39,12 @@ use run::Run;
 /// Logits that are computed at once, so that a long text does not need them all in memory.
 const LOGITS_AT_ONCE: usize = 1 << 23;
 
+/// Inputs of language models that [`Engine::forward`] supplies: token ids, a mask of ones (there
+/// is no padding) and the places behind the cache.
+const TOKENS: &str = "input_ids";
+const MASK: &str = "attention_mask";
+const POSITIONS: &str = "position_ids";
+
 /// How to run a module.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -190,8 +196,12 @@ impl Engine {
     /// [`ExecError::NotLanguageModel`] says what is missing.
     pub fn language_model(&self) -> Result<LanguageModel, ExecError> {
         let fault = |why: &str| Err(ExecError::NotLanguageModel(why.to_string()));
-        if self.program.inputs.len() != 1 {
-            return fault("it takes more than token ids");
+        let supplied = |p: &Port| matches!(&*p.name, TOKENS | MASK | POSITIONS);
+        if let Some(other) = self.program.inputs.iter().find(|p| !supplied(p)) {
+            return fault(&format!("it takes {:?} besides token ids", other.name));
+        }
+        if !self.program.inputs.iter().any(|p| p.name == TOKENS) {
+            return fault("it takes no input_ids");
         }
         if self.program.cache_widths.is_empty() {
             return fault("it has no attention with a KV cache");
@@ -252,8 +262,18 @@ impl Engine {
         };
         let before: Vec<usize> = (0..sequences).map(|s| state.len(s)).collect();
         let mut run = Run::new(self, Some(&mut *state));
-        if let Some(Arg::Slot(slot)) = self.program.inputs.first().map(|p| p.arg) {
-            let ids = tokens.iter().map(|&t| i64::from(t)).collect();
+        for port in &self.program.inputs {
+            let Arg::Slot(slot) = port.arg else { continue };
+            let ids = match &*port.name {
+                POSITIONS => {
+                    let places = before.iter().flat_map(|past| *past..past + len);
+                    places
+                        .map(|p| i64::try_from(p).unwrap_or(i64::MAX))
+                        .collect()
+                }
+                MASK => vec![1; tokens.len()],
+                _ => tokens.iter().map(|&t| i64::from(t)).collect(),
+            };
             run.set(slot, Tensor::i64(&[sequences, len], ids));
         }
         let chunk = (LOGITS_AT_ONCE / model.vocabulary.max(1)).clamp(16, 1 << 16);

@@ -23,6 +23,9 @@ pub(super) struct Foreign {
     runner: tract::Runner,
 }
 
+/// Kinds of ops that a message lists.
+const KINDS: usize = 3;
+
 /// What a run of ops is called in messages.
 #[derive(Clone, Debug)]
 struct Label {
@@ -108,8 +111,13 @@ fn label(graph: &Graph, ops: &[OpId]) -> Label {
     };
     let kinds: BTreeSet<String> = ops.iter().filter_map(kind).collect();
     let first = ops.first().and_then(|id| graph.op(*id));
+    let named: Vec<String> = kinds.iter().take(KINDS).cloned().collect();
+    let more = match kinds.len().saturating_sub(KINDS) {
+        0 => String::new(),
+        n => format!(" and {n} more kinds of ops, from"),
+    };
     Label {
-        ops: kinds.into_iter().collect::<Vec<_>>().join(", "),
+        ops: named.join(", ") + &more,
         name: first.map_or_else(String::new, |op| op.name.clone()),
     }
 }

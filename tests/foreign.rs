@@ -1,0 +1,135 @@
+//! ONNX ops that have no kernel run in tract, with ONNX Runtime's results.
+//!
+//! Needs a Python with numpy and onnxruntime, and the models of `../shared/models/make.py`; what is
+//! absent is skipped with a message.
+#![cfg(feature = "tract")]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use hlrc::exec::{Data, Engine, ExecError, Options, Tensor};
+use hlrc::import::Input;
+use hlrc::weights::FileCache;
+
+fn python() -> Option<String> {
+    let named = std::env::var("HLRC_PYTHON").ok();
+    let found = named.unwrap_or_else(|| "target/venv/bin/python".to_string());
+    let probe = Command::new(&found)
+        .args(["-c", "import numpy, onnxruntime"])
+        .output();
+    if probe.is_ok_and(|p| p.status.success()) {
+        return Some(found);
+    }
+    eprintln!("skipped: {found} has no numpy and onnxruntime (set HLRC_PYTHON, or run .ci/run)");
+    None
+}
+
+fn model(name: &str) -> Option<PathBuf> {
+    let folder = std::env::var("HLRC_MODELS").unwrap_or_else(|_| "target/models".to_string());
+    let path = Path::new(&folder).join(name);
+    if path.exists() {
+        return Some(path);
+    }
+    eprintln!(
+        "skipped: {} is not there (HLRC_MODELS names its folder)",
+        path.display()
+    );
+    None
+}
+
+fn load(path: &Path) -> Tensor {
+    let bytes = std::fs::read(path).expect("the script wrote it");
+    let file = npyz::NpyFile::new(&bytes[..]).expect("an array");
+    let shape: Vec<usize> = file.shape().iter().map(|&d| d as usize).collect();
+    let integer =
+        matches!(file.dtype(), npyz::DType::Plain(t) if t.type_char() == npyz::TypeChar::Int);
+    let data = if integer {
+        Data::I64(file.into_vec().expect("integers"))
+    } else {
+        Data::F32(file.into_vec().expect("floats"))
+    };
+    Tensor { shape, data }
+}
+
+/// Runs a model on inputs of the script's choice, and compares every output.
+fn equals_onnx_runtime(python: &str, path: &Path, shapes: &[&str]) -> Result<(), ExecError> {
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut script = Command::new(python);
+    script.arg("tests/peers/ort_outputs.py").arg(path);
+    script.arg(dir.path()).args(shapes);
+    let shown = path.display();
+    assert!(script.status().expect("python").success(), "{shown}");
+    let files = FileCache::new();
+    let module = hlrc::import::open(&Input::Path(path.into()), &files).expect("imports");
+    let engine = Engine::new(&module.module, &files, &Options::default())?;
+    let names: Vec<String> = engine.inputs().iter().map(|p| p.name.clone()).collect();
+    let given = |name: &String| load(&dir.path().join(format!("in_{name}.npy")));
+    let inputs: Vec<_> = names.iter().map(|n| (n.as_str(), given(n))).collect();
+    let outputs = engine.run(&inputs)?;
+    assert!(!outputs.is_empty());
+    for (name, actual) in outputs {
+        let expected = load(&dir.path().join(format!("out_{name}.npy")));
+        assert_eq!(actual.shape, expected.shape, "{shown} {name}");
+        let (Some(a), Some(e)) = (actual.floats(), expected.floats()) else {
+            assert_eq!(actual, expected, "{shown} {name}");
+            continue;
+        };
+        let top = e.iter().fold(0f32, |m, x| m.max(x.abs()));
+        let gaps = a.iter().zip(e).map(|(x, y)| (x - y).abs());
+        let worst = gaps.fold(0f32, f32::max);
+        println!("{shown} {name}: {:.1e}", worst / top);
+        assert!(worst <= 1e-4 * top, "{shown} {name}: {worst} of {top}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_transformer_runs_whole_in_tract() {
+    let Some(python) = python() else { return };
+    let stories = Path::new("tests/fixtures/stories260K/stories260K.onnx");
+    equals_onnx_runtime(&python, stories, &["input_ids=2,12"]).expect("runs");
+    if let Some(path) = model("paraphrase-MiniLM-L3-v2.onnx") {
+        let shapes = ["input_ids=2,9", "attention_mask=2,9"];
+        equals_onnx_runtime(&python, &path, &shapes).expect("runs");
+    }
+}
+
+#[test]
+fn voice_models_run_in_tract_or_are_refused_by_name() {
+    let Some(python) = python() else { return };
+    let Some(folder) = model("silero-vad") else {
+        return;
+    };
+    let run = |name: &str, shapes: &[&str]| {
+        let result = equals_onnx_runtime(&python, &folder.join(name), shapes);
+        println!("{name}: {result:?}");
+        result
+    };
+    run("silero_vad_openvino_16k.onnx", &[]).expect("runs");
+    let shapes = ["input=1,576", "state=2,1,128"];
+    // tract types an If only where both branches have one shape.
+    let refused = run("silero_vad_16k_op15.onnx", &shapes).expect_err("its If has two shapes");
+    assert!(refused.to_string().contains("If"), "{refused}");
+    for name in ["silero_vad_op18_ifless.onnx", "silero_vad_half.onnx"] {
+        let _seen = run(name, &shapes);
+    }
+    let _seen = run("silero_vad_16k_sequence.onnx", &["input=4,576"]);
+}
+
+#[test]
+fn a_refusal_names_the_op() {
+    let text = r#"hlir 1
+module "m" meta{format="onnx", ir_version=8, opset_import=[{version=17}]} {
+  graph @main(%x : f32[2]) -> (%y) {
+    %y = onnx.NoSuchOp(%x) name("odd") : f32[2]
+  }
+}
+"#;
+    let module = hlrc::ir::text::parse(text).expect("parses");
+    let files = FileCache::new();
+    let x = Tensor::f32(&[2], vec![1.0, 2.0]);
+    let error = Engine::new(&module, &files, &Options::default())
+        .and_then(|engine| engine.run(&[("x", x)]).map(|_| ()))
+        .expect_err("there is no such op");
+    assert!(error.to_string().contains("NoSuchOp"), "{error}");
+}
