@@ -227,87 +227,134 @@ fn rows<const BITS: usize, const T: usize, const ASYMMETRIC: bool>(
     for first in range.clone().step_by(ROWS) {
         let count = ROWS.min(range.end - first);
         // Rows beyond the last repeat it.
-        let each = std::array::from_fn(|i| first + i.min(count - 1));
-        let sums = four_rows::<BITS, T, ASYMMETRIC>(w, x, token, params, each);
-        for (t, sums) in sums.iter().enumerate() {
+        let sums: [_; ROWS] = std::array::from_fn(|i| {
+            row_sums::<BITS, T, ASYMMETRIC>(w, x, token, params, first + i.min(count - 1))
+        });
+        for t in 0..T {
+            let sums = totals(sums.map(|row| row[t]));
             let out = &mut tile.row_mut(token + t)[first - range.start..][..count];
-            for (o, &sum) in out.iter_mut().zip(sums) {
+            for (o, sum) in out.iter_mut().zip(sums) {
                 write.put(o, sum);
             }
         }
     }
 }
 
+/// How far ahead of their use codes are asked for, in bytes.
+///
+/// Rows lie one after the other: what is ahead is what comes.
+const AHEAD: usize = 2048;
+
+/// Sums of the products of one row with `T` tokens, lane by lane.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,avx2")]
-fn four_rows<const BITS: usize, const T: usize, const ASYMMETRIC: bool>(
+fn row_sums<const BITS: usize, const T: usize, const ASYMMETRIC: bool>(
     w: &QuantRows<'_>,
     x: &Few,
     token: usize,
     params: Params,
-    rows: [usize; ROWS],
-) -> [[f32; ROWS]; T] {
+    row: usize,
+) -> [__m512; T] {
+    let step = step(BITS);
+    let steps = SPAN / step;
+    let step_bytes = step * BITS / 8;
+    let codes = w.row_codes(row).as_ptr();
+    let mut sums = [_mm512_setzero_ps(); T];
+    for span in 0..x.spans {
+        let scale = params.scales(w, row, span);
+        let mut scales = [scale; T];
+        for (t, scale) in scales.iter_mut().enumerate() {
+            let at = ((token + t) * x.spans + span) * 16;
+            // SAFETY: `x.scales` is `[tokens, spans, 16]`.
+            let a = unsafe { _mm512_loadu_ps(x.scales.as_ptr().add(at)) };
+            if ASYMMETRIC {
+                // SAFETY: `x.minus_sums` has the same shape.
+                let minus = unsafe { _mm512_loadu_ps(x.minus_sums.as_ptr().add(at)) };
+                let zero = _mm512_cvtepi32_ps(params.zeros(w, row, span));
+                sums[t] = _mm512_fmadd_ps(_mm512_mul_ps(zero, *scale), minus, sums[t]);
+            }
+            *scale = _mm512_mul_ps(*scale, a);
+        }
+        let at = span * steps * step_bytes;
+        let left = w.row_bytes - at;
+        // SAFETY: `at` is inside the row.
+        let codes = unsafe { codes.add(at) };
+        if left >= steps * step_bytes {
+            for v in 0..steps {
+                // SAFETY: the whole span is inside the row.
+                let packed = unsafe { load_step::<BITS>(codes.add(v * step_bytes)) };
+                add_step::<BITS, T, ASYMMETRIC>(packed, x, token, (span, v), &scales, &mut sums);
+            }
+        } else {
+            for v in 0..left.div_ceil(step_bytes) {
+                let mask = mask64((left - v * step_bytes).min(step_bytes));
+                _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(v * step_bytes + AHEAD).cast());
+                // SAFETY: bytes beyond the row are masked off.
+                let packed =
+                    unsafe { _mm512_maskz_loadu_epi8(mask, codes.add(v * step_bytes).cast()) };
+                add_step::<BITS, T, ASYMMETRIC>(packed, x, token, (span, v), &scales, &mut sums);
+            }
+        }
+    }
+    sums
+}
+
+/// The packed codes of a whole step; asks for those that come later.
+///
+/// # Safety
+/// The step is inside its row.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,avx2")]
+unsafe fn load_step<const BITS: usize>(codes: *const u8) -> __m512i {
+    _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(AHEAD).cast());
+    // SAFETY: the caller's promise; a step of 3-bit codes is 48 bytes.
+    unsafe {
+        if BITS == 3 {
+            _mm512_maskz_loadu_epi8(mask64(48), codes.cast())
+        } else {
+            _mm512_loadu_epi8(codes.cast())
+        }
+    }
+}
+
+/// Adds the products of step `v` of a span.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,avx2")]
+fn add_step<const BITS: usize, const T: usize, const ASYMMETRIC: bool>(
+    packed: __m512i,
+    x: &Few,
+    token: usize,
+    (span, v): (usize, usize),
+    scales: &[__m512; T],
+    sums: &mut [__m512; T],
+) {
     let step = step(BITS);
     let (steps, parts) = (SPAN / step, step / 64);
-    let step_bytes = step * BITS / 8;
     let lane_block = _mm512_srlv_epi32(
         _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
         _mm512_set1_epi32((16 * BLOCK / step).trailing_zeros() as i32),
     );
-    let codes = rows.map(|row| w.row_codes(row).as_ptr());
-    let mut sums = [[_mm512_setzero_ps(); T]; ROWS];
-    for span in 0..x.spans {
-        let mut scales = [[_mm512_setzero_ps(); T]; ROWS];
-        for i in 0..ROWS {
-            let scale = params.scales(w, rows[i], span);
-            for t in 0..T {
-                let at = ((token + t) * x.spans + span) * 16;
-                // SAFETY: `x.scales` is `[tokens, spans, 16]`.
-                let a = unsafe { _mm512_loadu_ps(x.scales.as_ptr().add(at)) };
-                scales[i][t] = _mm512_mul_ps(scale, a);
-                if ASYMMETRIC {
-                    // SAFETY: `x.minus_sums` has the same shape.
-                    let minus = unsafe { _mm512_loadu_ps(x.minus_sums.as_ptr().add(at)) };
-                    let zero = _mm512_cvtepi32_ps(params.zeros(w, rows[i], span));
-                    let both = _mm512_mul_ps(zero, scale);
-                    sums[i][t] = _mm512_fmadd_ps(both, minus, sums[i][t]);
-                }
-            }
+    let block = _mm512_add_epi32(lane_block, _mm512_set1_epi32((v * step / BLOCK) as i32));
+    let weights = unpack::<BITS>(packed);
+    for t in 0..T {
+        let at = (token + t) * x.spans + span;
+        // SAFETY: `x.codes` is `[tokens, spans, 8]`, `x.minus` `[tokens, spans, steps]`.
+        let (x_codes, mut dot) = unsafe {
+            let dot = if ASYMMETRIC {
+                _mm512_setzero_si512()
+            } else {
+                load(x.minus.get_unchecked(at * steps + v))
+            };
+            (x.codes.as_ptr().add(at * 8 + v * parts), dot)
+        };
+        for (part, weights) in weights.into_iter().take(parts).enumerate() {
+            // SAFETY: as above.
+            let x = load(unsafe { &*x_codes.add(part) });
+            dot = _mm512_dpbusd_epi32(dot, weights, x);
         }
-        for v in 0..steps {
-            let at = (span * steps + v) * step_bytes;
-            if at >= w.row_bytes {
-                break;
-            }
-            let mask = mask64((w.row_bytes - at).min(step_bytes));
-            let block = _mm512_add_epi32(lane_block, _mm512_set1_epi32((v * step / BLOCK) as i32));
-            for i in 0..ROWS {
-                // SAFETY: `at` is inside the row; bytes beyond the row are masked off.
-                let packed = unsafe { _mm512_maskz_loadu_epi8(mask, codes[i].add(at).cast()) };
-                let weights = unpack::<BITS>(packed);
-                for t in 0..T {
-                    let at = (token + t) * x.spans + span;
-                    // SAFETY: `x.codes` is `[tokens, spans, 8]`, `x.minus` `[tokens, spans, steps]`.
-                    let (x_codes, mut dot) = unsafe {
-                        let dot = if ASYMMETRIC {
-                            _mm512_setzero_si512()
-                        } else {
-                            load(x.minus.get_unchecked(at * steps + v))
-                        };
-                        (x.codes.as_ptr().add(at * 8 + v * parts), dot)
-                    };
-                    for (part, weights) in weights.into_iter().take(parts).enumerate() {
-                        // SAFETY: as above.
-                        let x = load(unsafe { &*x_codes.add(part) });
-                        dot = _mm512_dpbusd_epi32(dot, weights, x);
-                    }
-                    let scale = _mm512_permutexvar_ps(block, scales[i][t]);
-                    sums[i][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, sums[i][t]);
-                }
-            }
-        }
+        let scale = _mm512_permutexvar_ps(block, scales[t]);
+        sums[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, sums[t]);
     }
-    std::array::from_fn(|t| totals(sums.map(|row| row[t])))
 }
 
 /// The totals of four vectors.

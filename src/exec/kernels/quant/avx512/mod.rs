@@ -72,6 +72,7 @@ impl Params {
         // SAFETY: `count` scales from `at` on are stored; others are masked off.
         let half = unsafe {
             let from = w.scales.as_ptr().add(at).cast();
+            _mm_prefetch::<_MM_HINT_T0>(w.scales.as_ptr().wrapping_add(at + 1024).cast());
             _mm256_maskz_loadu_epi16(mask16(count), from)
         };
         _mm512_permutexvar_ps(groups.index, _mm512_cvtph_ps(half))
