@@ -1,14 +1,16 @@
 //! Activations in 8 bits.
 
+#[cfg(target_arch = "x86_64")]
+use super::avx512;
 use super::{BLOCK, Kind, Level, QuantRows};
 use crate::exec::Pool;
 use crate::numeric::quant::Group;
 use crate::numeric::simd::{Level as SimdLevel, Simd, multiversion};
 use std::borrow::Cow;
-use std::sync::{Mutex, PoisonError};
+use std::cell::RefCell;
 
 /// Tokens from which kernels that decode a tile for many tokens are faster.
-pub(super) const MANY: usize = 6;
+pub(super) const MANY: usize = 5;
 
 /// Tokens whose codes are interleaved.
 pub(super) const TOKENS: usize = 8;
@@ -35,10 +37,11 @@ pub(super) enum Layout {
     /// Token after token.
     Rows(Rows),
     /// Eight tokens interleaved, for kernels that keep eight sums.
-    Blocks(Vec<Block>),
+    Blocks(Blocks),
 }
 
 /// Codes of few tokens, token after token.
+#[derive(Default)]
 pub(super) struct Rows {
     /// Codes per token, a multiple of [`PADDING`]; those beyond `cols` are 0.
     pub(super) stride: usize,
@@ -50,14 +53,67 @@ pub(super) struct Rows {
     pub(super) sums: Vec<i32>,
 }
 
-/// Codes of up to [`TOKENS`] tokens, interleaved.
-pub(super) struct Block {
-    /// Four neighbouring codes of a token in a word: `[cols / 4, TOKENS]`.
-    pub(super) words: Vec<i32>,
-    /// `[blocks, TOKENS]`.
-    pub(super) scales: Vec<f32>,
-    /// Sums with their sign turned, `[blocks, TOKENS]`.
-    pub(super) minus_sums: Vec<i32>,
+/// Codes of many tokens, [`TOKENS`] of them interleaved in each block.
+pub(super) struct Blocks {
+    /// Blocks of 32 columns.
+    columns: usize,
+    /// One [`Block`] after the other.
+    data: Vec<i32>,
+}
+
+/// Codes of up to [`TOKENS`] tokens.
+#[derive(Clone, Copy)]
+pub(super) struct Block<'a> {
+    /// Four neighbouring codes of a token in a word: `[columns, 8, TOKENS]`.
+    pub(super) words: &'a [[i32; 8 * TOKENS]],
+    /// The bits of scales, `[columns, TOKENS]`.
+    pub(super) scales: &'a [[i32; TOKENS]],
+    /// Sums with their sign turned, `[columns, TOKENS]`.
+    pub(super) minus_sums: &'a [[i32; TOKENS]],
+}
+
+impl Blocks {
+    /// Integers per block of tokens.
+    fn width(columns: usize) -> usize {
+        columns * (8 + 2) * TOKENS
+    }
+
+    /// Tokens `TOKENS * index..`.
+    pub(super) fn get(&self, index: usize) -> Block<'_> {
+        let width = Self::width(self.columns);
+        let data = &self.data[index * width..][..width];
+        let (words, rest) = data.split_at(self.columns * 8 * TOKENS);
+        let (scales, minus_sums) = rest.split_at(self.columns * TOKENS);
+        Block {
+            words: words.as_chunks().0,
+            scales: scales.as_chunks().0,
+            minus_sums: minus_sums.as_chunks().0,
+        }
+    }
+}
+
+thread_local! {
+    /// Buffers of activations that this thread is done with: fresh pages cost more than the work.
+    static SPARE: RefCell<Vec<Vec<i32>>> = const { RefCell::new(Vec::new()) };
+    /// Codes of the tokens that this thread interleaves.
+    static ROWS: RefCell<Rows> = RefCell::default();
+}
+
+/// Buffers that a thread keeps.
+const SPARE_BUFFERS: usize = 4;
+
+impl Drop for Blocks {
+    fn drop(&mut self) {
+        let data = std::mem::take(&mut self.data);
+        // A thread that ends may be past its buffers.
+        let _ = SPARE.try_with(|spare| {
+            if let Ok(mut spare) = spare.try_borrow_mut()
+                && spare.len() < SPARE_BUFFERS
+            {
+                spare.push(data);
+            }
+        });
+    }
 }
 
 impl<'a> Int8Activations<'a> {
@@ -115,7 +171,7 @@ impl<'a> Int8Activations<'a> {
 
     /// What the codes stand for, `[tokens, cols]`.
     pub(super) fn decode(&self) -> Vec<f32> {
-        let rows = rows_of(&self.values, (self.tokens, self.cols), None);
+        let rows = rows_of(self.level, &self.values, (self.tokens, self.cols), None);
         let mut out = Vec::with_capacity(self.values.len());
         for t in 0..self.tokens {
             let codes = &rows.codes[t * rows.stride..][..self.cols];
@@ -135,9 +191,9 @@ impl<'a> Int8Activations<'a> {
         weights: Option<&[u8]>,
     ) -> Self {
         let layout = if level.0 == Kind::Avx512 && tokens >= MANY && cols > 0 {
-            Layout::Blocks(blocks_of(pool, &values, cols, weights))
+            Layout::Blocks(blocks_of(level, pool, &values, cols, weights))
         } else {
-            Layout::Rows(rows_of(&values, (tokens, cols), weights))
+            Layout::Rows(rows_of(level, &values, (tokens, cols), weights))
         };
         Int8Activations {
             values,
@@ -156,63 +212,84 @@ pub(super) fn folded(x: &[f32], scales: &[f32]) -> Vec<f32> {
         .collect()
 }
 
-fn rows_of(x: &[f32], (tokens, cols): (usize, usize), weights: Option<&[u8]>) -> Rows {
-    let stride = cols.next_multiple_of(PADDING);
-    let blocks = stride / BLOCK;
-    let mut out = Rows {
-        stride,
-        codes: vec![0; tokens * stride],
-        scales: vec![0.0; tokens * blocks],
-        sums: vec![0; tokens * blocks],
-    };
-    let level = SimdLevel::detect();
-    for t in 0..tokens {
-        let x = &x[t * cols..][..cols];
-        let codes = &mut out.codes[t * stride..][..stride];
-        let scales = &mut out.scales[t * blocks..][..blocks];
-        let sums = &mut out.sums[t * blocks..][..blocks];
-        quantize_token(level, x, weights, codes, scales, sums);
-    }
+fn rows_of(
+    level: Level,
+    x: &[f32],
+    (tokens, cols): (usize, usize),
+    weights: Option<&[u8]>,
+) -> Rows {
+    let mut out = Rows::default();
+    out.fill(level, x, (tokens, cols), weights);
     out
 }
 
-fn blocks_of(pool: &Pool, x: &[f32], cols: usize, weights: Option<&[u8]>) -> Vec<Block> {
-    let tokens: Vec<&[f32]> = x.chunks(TOKENS * cols).collect();
-    let slots: Vec<Mutex<Option<Block>>> = tokens.iter().map(|_| Mutex::new(None)).collect();
-    pool.run(tokens.len(), |i| {
-        let rows = rows_of(tokens[i], (tokens[i].len() / cols, cols), weights);
-        let block = interleave(&rows, cols.div_ceil(BLOCK));
-        *slots[i].lock().unwrap_or_else(PoisonError::into_inner) = Some(block);
+impl Rows {
+    /// Quantizes tokens. Codes beyond the last block are left as they are: zeros in a new one.
+    fn fill(
+        &mut self,
+        level: Level,
+        x: &[f32],
+        (tokens, cols): (usize, usize),
+        weights: Option<&[u8]>,
+    ) {
+        let stride = cols.next_multiple_of(PADDING);
+        let blocks = stride / BLOCK;
+        self.stride = stride;
+        self.codes.resize(tokens * stride, 0);
+        self.scales.resize(tokens * blocks, 0.0);
+        self.sums.resize(tokens * blocks, 0);
+        let simd = SimdLevel::detect();
+        for t in 0..tokens {
+            let x = &x[t * cols..][..cols];
+            let codes = &mut self.codes[t * stride..][..stride];
+            let scales = &mut self.scales[t * blocks..][..blocks];
+            let sums = &mut self.sums[t * blocks..][..blocks];
+            match (level.0, weights) {
+                #[cfg(target_arch = "x86_64")]
+                (Kind::Avx512, None) => avx512::quantize_token(x, codes, scales, sums),
+                _ => quantize_token(simd, x, weights, codes, scales, sums),
+            }
+        }
+    }
+
+    /// Puts up to [`TOKENS`] tokens side by side, in the order of [`Block`].
+    fn interleave(&self, columns: usize, out: &mut [i32]) {
+        let (words, rest) = out.split_at_mut(columns * 8 * TOKENS);
+        let (scales, minus_sums) = rest.split_at_mut(columns * TOKENS);
+        #[cfg(target_arch = "x86_64")]
+        avx512::interleave(&self.codes, self.stride, words);
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = words; // no other kernel wants this form
+        let blocks = self.stride / BLOCK;
+        for t in 0..self.codes.len() / self.stride {
+            let from = self.scales[t * blocks..].iter();
+            for (out, a) in scales.chunks_exact_mut(TOKENS).zip(from) {
+                out[t] = a.to_bits() as i32;
+            }
+            let from = self.sums[t * blocks..].iter();
+            for (out, sum) in minus_sums.chunks_exact_mut(TOKENS).zip(from) {
+                out[t] = -sum;
+            }
+        }
+    }
+}
+
+fn blocks_of(level: Level, pool: &Pool, x: &[f32], cols: usize, weights: Option<&[u8]>) -> Blocks {
+    let columns = cols.div_ceil(BLOCK);
+    let width = Blocks::width(columns);
+    let count = (x.len() / cols).div_ceil(TOKENS);
+    let mut data = SPARE.with_borrow_mut(|spare| spare.pop().unwrap_or_default());
+    data.resize(count * width, 0);
+    pool.split(&mut data, width, (1, width), |mut tile| {
+        let i = tile.rows().start;
+        let x = &x[i * TOKENS * cols..];
+        let x = &x[..x.len().min(TOKENS * cols)];
+        ROWS.with_borrow_mut(|rows| {
+            rows.fill(level, x, (x.len() / cols, cols), weights);
+            rows.interleave(columns, tile.row_mut(i));
+        });
     });
-    let take =
-        |slot: Mutex<Option<Block>>| slot.into_inner().unwrap_or_else(PoisonError::into_inner);
-    slots.into_iter().filter_map(take).collect()
-}
-
-fn interleave(rows: &Rows, blocks: usize) -> Block {
-    let mut out = Block {
-        words: vec![0; blocks * (BLOCK / 4) * TOKENS],
-        scales: vec![0.0; blocks * TOKENS],
-        minus_sums: vec![0; blocks * TOKENS],
-    };
-    let per_token = rows.stride / BLOCK;
-    for (t, codes) in rows.codes.chunks(rows.stride).enumerate() {
-        for (out, word) in out
-            .words
-            .chunks_exact_mut(TOKENS)
-            .zip(codes.as_chunks::<4>().0)
-        {
-            out[t] = i32::from_le_bytes(word.map(|q| q as u8));
-        }
-        let first = t * per_token;
-        for (b, out) in out.scales.chunks_exact_mut(TOKENS).enumerate() {
-            out[t] = rows.scales[first + b];
-        }
-        for (b, out) in out.minus_sums.chunks_exact_mut(TOKENS).enumerate() {
-            out[t] = -rows.sums[first + b];
-        }
-    }
-    out
+    Blocks { columns, data }
 }
 
 multiversion! {

@@ -112,6 +112,15 @@ impl<'a> Decoder<'a> {
 
 fn few(w: &Decoder<'_>, x: &[f32], write: Write, mut tile: Tile<'_, f32>) {
     let cols = w.w.cols;
+    #[cfg(target_arch = "x86_64")]
+    if w.level.0 == Kind::Avx512 && w.w.shift().is_some() && tile.rows().len() == 1 {
+        let t = tile.rows().start;
+        for (i, row) in tile.cols().enumerate() {
+            let sum = avx512::dot_row(w.w, row, &x[t * cols..][..cols]);
+            write.put(&mut tile.row_mut(t)[i], sum);
+        }
+        return;
+    }
     DECODED.with_borrow_mut(|scratch| {
         scratch.resize(cols, 0.0);
         for (i, row) in tile.cols().enumerate() {

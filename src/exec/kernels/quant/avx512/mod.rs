@@ -8,10 +8,12 @@
 mod decode;
 mod few;
 mod many;
+mod quantize;
 
-pub(super) use decode::{decode_row, dot};
+pub(super) use decode::{decode_row, dot, dot_row};
 pub(super) use few::{Few, few};
 pub(super) use many::{TILE_ROWS, many};
+pub(super) use quantize::{interleave, quantize_token};
 
 use super::QuantRows;
 use std::arch::x86_64::*;
