@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use super::shared::entry::pass_entry;
 use crate::ir::patch::Patch;
-use crate::ir::shapes::Shapes;
+use crate::ir::shapes::{Shapes, Trust, infer_with};
 use crate::ir::{
     Attr, Attrs, Graph, Layout, Linear, Matrix, Module, OnnxOp, Op, OpId, OpKind, OpRef, Operand,
     Role, ValueId, WeightView,
@@ -71,6 +71,8 @@ fn has_one_result(op: &Op) -> bool {
 struct Finder<'a> {
     module: &'a Module,
     shapes: &'a Shapes,
+    /// What follows from the inputs alone, as the verifier infers it.
+    derived: &'a Shapes,
     /// Number of the graph.
     index: usize,
     graph: &'a Graph,
@@ -97,12 +99,14 @@ struct Finder<'a> {
 impl ModulePass for FindLinears {
     fn run(&self, module: &Module, remarks: &mut Vec<Remark>) -> Result<Patch, PassError> {
         let shapes = store::shapes(module);
+        let derived = infer_with(module, Trust::Inputs, &mut |_| None);
         let mut patch = Patch::new(module, "find-linears");
         let (mut names, mut largest_table) = (HashSet::new(), (0, 0));
         for (index, graph) in module.graphs.iter().enumerate() {
             let mut finder = Finder {
                 module,
                 shapes: &shapes,
+                derived: &derived,
                 index,
                 graph,
                 makers: HashMap::new(),

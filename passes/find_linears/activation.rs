@@ -32,9 +32,21 @@ impl Finder<'_> {
         let Operand::Value(id) = operand else {
             return Ok(());
         };
-        let Some(dims) = self.shapes.dims(self.index, id) else {
-            return Ok(());
-        };
+        // Where a statement contradicts a rule, one of the two alone knows.
+        for shapes in [self.shapes, self.derived] {
+            if let Some(dims) = shapes.dims(self.index, id) {
+                self.dims_fit(id, dims, (axis, rank, size))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn dims_fit(
+        &self,
+        id: ValueId,
+        dims: &[Dim],
+        (axis, rank, size): (isize, Option<usize>, u64),
+    ) -> Result<(), String> {
         let shown = || {
             let name = self.graph.value(id).map_or("", |value| &value.name);
             format!("the activation %{name} is {}", shape(dims))

@@ -9,6 +9,9 @@ use crate::weights::DType;
 /// Elements of integer tensors that are followed.
 pub(super) const MAX_ELEMENTS: usize = 512;
 
+/// Dimensions of a tensor that are followed.
+pub(super) const MAX_RANK: usize = 64;
+
 /// What is known of a tensor.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Fact {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::fact::{Fact, MAX_ELEMENTS};
+use super::fact::{Fact, MAX_ELEMENTS, MAX_RANK};
 use super::rules::{self, Node};
 use super::size::{Names, Size};
 use super::{Known, MAX_CONSTANT_BYTES, Trust};
@@ -77,7 +77,11 @@ impl<'a> Inference<'a> {
     /// Sets a value made inside to what was found and what is stated.
     fn make(&mut self, graph: &Graph, value: ValueId, found: Fact) {
         let stated = self.stated(graph, value);
-        let fact = found.meet(stated, &mut self.names);
+        let mut fact = found.meet(stated, &mut self.names);
+        // Gather of a tensor by itself doubles its rank, so a chain of them would fill the memory.
+        if fact.rank().is_some_and(|rank| rank > MAX_RANK) {
+            (fact.shape, fact.data) = (None, None);
+        }
         self.set(value, fact);
     }
 

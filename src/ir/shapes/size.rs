@@ -8,6 +8,9 @@ use crate::ir::Dim;
 const MAX_TERMS: usize = 8;
 const MAX_DEGREE: usize = 4;
 
+/// Bytes of a size's text; what is longer gets a new name, since every value would repeat it.
+const MAX_TEXT: usize = 200;
+
 /// A sum of products of named sizes: `2*S + past + 1`. Names stand for sizes, which are not
 /// negative; the whole may be, as an element of a tensor of integers.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
@@ -163,7 +166,9 @@ impl Names {
     pub(super) fn stated(&mut self, dim: &Dim) -> Size {
         match dim {
             Dim::Known(value) if *value >= 0 => Size::of(*value),
-            Dim::Symbol(text) if !text.is_empty() && !text.starts_with('?') => {
+            Dim::Symbol(text)
+                if !text.is_empty() && text.len() <= MAX_TEXT && !text.starts_with('?') =>
+            {
                 self.expression(text)
             }
             _ => self.unnamed(),
@@ -173,7 +178,7 @@ impl Names {
     /// A sum of products of names and numbers; any other text is one name.
     fn expression(&mut self, text: &str) -> Size {
         let plain = |c: char| c.is_alphanumeric() || " _.+*-".contains(c);
-        if text.len() > 200 || !text.chars().all(plain) || !text.contains(['+', '*', '-']) {
+        if !text.chars().all(plain) || !text.contains(['+', '*', '-']) {
             return self.intern(text);
         }
         let Some(size) = self.sum(text) else {
@@ -226,7 +231,11 @@ impl Names {
                 let Dim::Symbol(text) = self.dim(size) else {
                     return self.unnamed();
                 };
-                let name = self.intern(&format!("min({text}, {limit})"));
+                let name = format!("min({text}, {limit})");
+                if name.len() > MAX_TEXT {
+                    return self.unnamed();
+                }
+                let name = self.intern(&name);
                 self.lesser.insert(name.clone(), size.clone());
                 name
             }
@@ -284,6 +293,9 @@ impl Names {
                 parts.insert(0, value.unsigned_abs().to_string());
             }
             text.push_str(&parts.join("*"));
+        }
+        if text.len() > MAX_TEXT {
+            return Dim::Unknown;
         }
         Dim::Symbol(text)
     }

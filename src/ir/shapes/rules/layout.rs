@@ -193,12 +193,12 @@ fn concat(node: &Node<'_>, names: &mut Names) -> Option<Vec<Fact>> {
     let data = || {
         let parts = (0..node.inputs.len()).map(|at| node.fact(at)?.data.as_ref());
         let parts: Option<Vec<_>> = parts.collect();
-        Some(
-            parts?
-                .iter()
-                .flat_map(|part| part.iter().cloned())
-                .collect(),
-        )
+        let few = |parts: &Vec<_>| {
+            let lengths = parts.iter().map(|part: &&std::rc::Rc<Vec<_>>| part.len());
+            lengths.sum::<usize>() <= MAX_ELEMENTS
+        };
+        let parts = parts.filter(few)?;
+        Some(parts.iter().flat_map(|part| part.iter().cloned()).collect())
     };
     let data = if rank == 1 { data() } else { None };
     Some(vec![Fact::new(dtype, Some(shape)).with_data(data)])

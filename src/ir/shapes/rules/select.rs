@@ -96,7 +96,7 @@ fn slice(node: &Node<'_>, names: &mut Names) -> Option<Vec<Fact>> {
                 || Some(node.ints("starts")??.len()),
                 |fact| usize::try_from(fact.shape.as_ref()?.first()?.known()?).ok(),
             );
-            count.map(|n| (0..n).collect())
+            count.map(|n| (0..n.min(dims.len())).collect::<Vec<_>>())
         }
         false => node
             .numbers_of("axes", 3)
