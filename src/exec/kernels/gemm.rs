@@ -299,7 +299,7 @@ pub(crate) fn pack(pool: &Pool, x: &[f32], tokens: usize, k: usize, out: &mut [f
         let tokens = PANEL.min(tokens - first);
         pack_panel(isa, &x[first * k..], k, tokens, k, out);
     };
-    if tokens * k < 1 << 17 {
+    if tokens * k < 1 << 15 {
         for (panel, out) in out.chunks_mut((PANEL * k).max(1)).enumerate() {
             one(panel, out);
         }
