@@ -81,7 +81,7 @@ fn largest_body<S: Vector>(s: S, x: &[f32]) -> f32 {
     let (whole, rest) = x.as_chunks::<LANES>();
     let mut top = s.splat(f32::NEG_INFINITY);
     for chunk in whole {
-        top = s.max(s.from_array(chunk), top);
+        top = s.max(s.load_array(chunk), top);
     }
     rest.iter()
         .fold(s.largest(top), |m, &x| if x > m { x } else { m })
@@ -133,8 +133,8 @@ fn add<S: Vector>(
     top_c: f32,
     lanes: &mut [[f64; LANES]; 3],
 ) {
-    let r = s.sub(s.from_array(r), s.splat(top_r));
-    let c = s.sub(s.from_array(c), s.splat(top_c));
+    let r = s.sub(s.load_array(r), s.splat(top_r));
+    let c = s.sub(s.load_array(c), s.splat(top_c));
     let (er, ec) = (s.to_array(exp(s, r)), s.to_array(exp(s, c)));
     let difference = s.to_array(s.sub(r, c));
     let [reference, candidate, cross] = lanes;
