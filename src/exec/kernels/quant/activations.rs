@@ -159,7 +159,10 @@ impl<'a> Int8Activations<'a> {
         }
         let values = folded(&self.values, &w.column_scales());
         let shape = (self.tokens, self.cols);
-        let zeros = w.column_zeros();
+        let offset = i16::from(self.level.code_offset(w.scheme.bits));
+        let zeros: Vec<i16> = (0..self.cols)
+            .map(|c| i16::from(w.zero(0, c)) - offset)
+            .collect();
         Some(Int8Activations::with_weights(
             self.level,
             pool,
@@ -188,7 +191,7 @@ impl<'a> Int8Activations<'a> {
         pool: &Pool,
         values: Cow<'a, [f32]>,
         (tokens, cols): (usize, usize),
-        weights: Option<&[u8]>,
+        weights: Option<&[i16]>,
     ) -> Self {
         let layout = if level.0 == Kind::Avx512 && tokens >= MANY && cols > 0 {
             Layout::Blocks(blocks_of(level, pool, &values, cols, weights))
@@ -216,7 +219,7 @@ fn rows_of(
     level: Level,
     x: &[f32],
     (tokens, cols): (usize, usize),
-    weights: Option<&[u8]>,
+    weights: Option<&[i16]>,
 ) -> Rows {
     let mut out = Rows::default();
     out.fill(level, x, (tokens, cols), weights);
@@ -230,7 +233,7 @@ impl Rows {
         level: Level,
         x: &[f32],
         (tokens, cols): (usize, usize),
-        weights: Option<&[u8]>,
+        weights: Option<&[i16]>,
     ) {
         let stride = cols.next_multiple_of(PADDING);
         let blocks = stride / BLOCK;
@@ -274,7 +277,7 @@ impl Rows {
     }
 }
 
-fn blocks_of(level: Level, pool: &Pool, x: &[f32], cols: usize, weights: Option<&[u8]>) -> Blocks {
+fn blocks_of(level: Level, pool: &Pool, x: &[f32], cols: usize, weights: Option<&[i16]>) -> Blocks {
     let columns = cols.div_ceil(BLOCK);
     let width = Blocks::width(columns);
     let count = (x.len() / cols).div_ceil(TOKENS);
@@ -293,14 +296,14 @@ fn blocks_of(level: Level, pool: &Pool, x: &[f32], cols: usize, weights: Option<
 }
 
 multiversion! {
-    fn quantize_token(x: &[f32], weights: Option<&[u8]>, codes: &mut [i8], scales: &mut [f32], sums: &mut [i32]) = quantize_token_body;
+    fn quantize_token(x: &[f32], weights: Option<&[i16]>, codes: &mut [i8], scales: &mut [f32], sums: &mut [i32]) = quantize_token_body;
 }
 
 #[inline(always)]
 fn quantize_token_body<S: Simd>(
     _simd: S,
     x: &[f32],
-    weights: Option<&[u8]>,
+    weights: Option<&[i16]>,
     codes: &mut [i8],
     scales: &mut [f32],
     sums: &mut [i32],

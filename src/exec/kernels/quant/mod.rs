@@ -88,6 +88,14 @@ impl Level {
         Level(Kind::Scalar)
     }
 
+    /// What kernels take off codes, so that 8-bit ones are signed.
+    fn code_offset(self, bits: u8) -> u8 {
+        match self.0 {
+            Kind::Neon | Kind::Avx2 if bits == 8 => 128,
+            _ => 0,
+        }
+    }
+
     /// Every level that this processor can run, for tests.
     #[cfg(test)]
     fn available() -> Vec<Self> {
@@ -239,11 +247,6 @@ impl<'a> QuantRows<'a> {
     /// Scales of all columns, for column groups.
     fn column_scales(&self) -> Vec<f32> {
         (0..self.cols).map(|c| self.scale(c)).collect()
-    }
-
-    /// Zero points of all columns, for column groups.
-    fn column_zeros(&self) -> Vec<u8> {
-        (0..self.cols).map(|c| self.zero(0, c)).collect()
     }
 }
 
