@@ -1,8 +1,8 @@
 //! Products with `f32` activations: rows decode to a tile in the cache.
 
-use super::{Level, QuantRows, rows_per_part, scalar};
 #[cfg(target_arch = "x86_64")]
 use super::{Kind, avx2, avx512};
+use super::{Level, QuantRows, rows_per_part, scalar};
 use crate::exec::Pool;
 use crate::exec::kernels::Write;
 use crate::exec::pool::Tile;

@@ -16,6 +16,9 @@
 //! one is taken at run time. Output rows are cut into parts by the shape alone and sums have a
 //! fixed order: for a given processor, results are bit-identical for any number of threads.
 
+// Interleaved tokens and aligned lines are for AVX-512 alone.
+#![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+
 mod activations;
 mod exact;
 mod int8;
@@ -262,11 +265,13 @@ impl QuantMatrix {
 #[repr(C, align(64))]
 struct Line([u8; 64]);
 
-/// Output rows per part of a product: by the shape alone, a multiple of 16.
+/// Output rows per part of a product of few tokens: by the shape alone, a multiple of 4.
 ///
-/// A part reads some 48 KiB of codes: enough to be worth a thread's attention.
+/// Some 24 parts, so that threads end together, but none so small that starting it shows, nor so
+/// large that it leaves a core's cache.
 fn rows_per_part(w: &QuantRows<'_>) -> usize {
-    (48 * 1024 / w.row_bytes.max(1))
-        .clamp(16, 512)
-        .next_multiple_of(16)
+    let bytes = (w.codes.len() / 24).clamp(8 << 10, 64 << 10);
+    (bytes / w.row_bytes.max(1))
+        .clamp(4, 512)
+        .next_multiple_of(4)
 }

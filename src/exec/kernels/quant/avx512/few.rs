@@ -227,9 +227,11 @@ fn rows<const BITS: usize, const T: usize, const ASYMMETRIC: bool>(
     for first in range.clone().step_by(ROWS) {
         let count = ROWS.min(range.end - first);
         // Rows beyond the last repeat it.
-        let sums: [_; ROWS] = std::array::from_fn(|i| {
-            row_sums::<BITS, T, ASYMMETRIC>(w, x, token, params, first + i.min(count - 1))
-        });
+        let mut sums = [[_mm512_setzero_ps(); T]; ROWS];
+        for (i, sums) in sums.iter_mut().enumerate() {
+            let row = first + i.min(count - 1);
+            *sums = row_sums::<BITS, T, ASYMMETRIC>(w, x, token, params, row);
+        }
         for t in 0..T {
             let sums = totals(sums.map(|row| row[t]));
             let out = &mut tile.row_mut(token + t)[first - range.start..][..count];
