@@ -7,9 +7,11 @@
 //!
 //! Results are bit-identical for any number of threads.
 
+mod attend;
 mod error;
 mod foreign;
 pub mod kernels;
+mod linear;
 mod matrix;
 mod ops;
 pub mod pool;

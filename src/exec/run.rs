@@ -9,7 +9,7 @@ use super::kernels::rope::Angles;
 use super::program::{Arg, Kind, PreparedMoe, Step};
 use super::state::State;
 use super::tensor::{Buffers, Data, Tensor};
-use super::{Engine, ExecError, Precision, ops};
+use super::{Engine, ExecError, Precision, linear, ops};
 use crate::ir::Layout;
 
 /// One run of an engine.
@@ -91,9 +91,9 @@ impl<'a> Run<'a> {
 
     fn step(&mut self, step: &Step) -> Result<(), ExecError> {
         match &step.kind {
-            Kind::Linear(linear) => {
+            Kind::Linear(matrix) => {
                 let x = self.operand(step, 0)?;
-                let value = ops::linear_across(&self.engine.pool, linear, x, step)?;
+                let value = linear::linear_across(&self.engine.pool, matrix, x, step)?;
                 self.finish(step, value)
             }
             Kind::Embedding(table) => {
@@ -102,7 +102,7 @@ impl<'a> Run<'a> {
                 let ids = ids.ok_or_else(|| misfit(step, "needs integer indices"))?;
                 let shape = [indices.shape.as_slice(), &[table.cols]].concat();
                 let mut out = vec![0f32; ids.len() * table.cols];
-                ops::gather(step, &self.engine.pool, table, ids, &mut out)?;
+                linear::gather(step, &self.engine.pool, table, ids, &mut out)?;
                 self.finish(step, Tensor::f32(&shape, out))
             }
             Kind::Moe(moe) => self.moe(step, moe),
@@ -228,7 +228,7 @@ impl<'a> Run<'a> {
             let mut out = self.buffers.take(rows * matrix.rows);
             let activations = rounded.as_ref().filter(|_| round);
             matrix.multiply(pool, values, activations, &mut out)?;
-            ops::affine(pool, linear.scale, linear.bias.as_deref(), &mut out);
+            linear::affine(pool, linear.scale, linear.bias.as_deref(), &mut out);
             self.finish(step, Tensor::f32(&shape, out))?;
         }
         Ok(())
@@ -248,7 +248,7 @@ impl<'a> Run<'a> {
             );
             return Err(misfit(step, problem));
         }
-        let chosen = ops::choose(self.floats(step, 1)?, experts, moe.top_k, moe.normalize);
+        let chosen = linear::choose(self.floats(step, 1)?, experts, moe.top_k, moe.normalize);
         let x = self.floats(step, 0)?.to_vec();
         let mut out = vec![0f32; x.len()];
         for (e, expert) in moe.experts.iter().enumerate() {
