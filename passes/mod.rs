@@ -17,6 +17,7 @@ pub mod int8;
 pub mod lowrank;
 pub mod multilevel;
 pub mod outlier;
+pub mod raise;
 pub mod shared;
 
 /// Every built-in pass; the tidy test checks that no file is missing here.
@@ -32,4 +33,5 @@ pub const ALL: &[PassEntry] = &[
     lowrank::ENTRY,
     multilevel::ENTRY,
     outlier::ENTRY,
+    raise::ENTRY,
 ];

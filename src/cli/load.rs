@@ -161,7 +161,11 @@ pub fn model(path: &Path) -> Result<Module, Failure> {
 /// # Errors
 /// As [`model`].
 pub fn executable(path: &Path) -> Result<Module, Failure> {
-    model(path)
+    let mut module = source(&Source::of(path)?)?.module;
+    let raised = crate::passes::raise::raise_to_run(&mut module);
+    raised.map_err(|error| Failure::new(Exit::Failure, format!("raise: {error}")))?;
+    find_linears(&mut module)?;
+    Ok(module)
 }
 
 /// Sees linears and embeddings in the module's ONNX nodes, as a pipeline would.

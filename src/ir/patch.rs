@@ -6,7 +6,9 @@
 use std::collections::{HashMap, HashSet};
 
 use super::verify::{Violations, verify};
-use super::{Graph, Module, Op, OpId, OpRef, Region, Type, Value, ValueId, Weight, WeightId};
+use super::{
+    Graph, Module, Op, OpId, OpRef, Operand, Region, Type, Value, ValueId, Weight, WeightId,
+};
 
 /// A change to a module, not yet made.
 #[derive(Clone, Debug)]
@@ -19,6 +21,7 @@ pub struct Patch {
     values: Vec<Vec<Value>>,
     replaced: HashMap<OpRef, Vec<Op>>,
     dropped: Vec<WeightId>,
+    ports: HashMap<usize, (Vec<ValueId>, Vec<Operand>)>,
 }
 
 /// Why a patch was not applied. The module is as it was.
@@ -56,6 +59,7 @@ impl Patch {
             values: vec![Vec::new(); module.graphs.len()],
             replaced: HashMap::new(),
             dropped: Vec::new(),
+            ports: HashMap::new(),
         }
     }
 
@@ -89,6 +93,11 @@ impl Patch {
         self.dropped.push(id);
     }
 
+    /// Replaces the inputs and outputs of graph number `graph`.
+    pub fn set_ports(&mut self, graph: usize, inputs: Vec<ValueId>, outputs: Vec<Operand>) {
+        self.ports.insert(graph, (inputs, outputs));
+    }
+
     /// Whether the patch already replaces the op.
     pub fn touches(&self, at: OpRef) -> bool {
         self.replaced.contains_key(&at)
@@ -96,7 +105,10 @@ impl Patch {
 
     /// Whether the patch changes nothing.
     pub fn is_empty(&self) -> bool {
-        self.weights.is_empty() && self.replaced.is_empty() && self.dropped.is_empty()
+        self.weights.is_empty()
+            && self.replaced.is_empty()
+            && self.dropped.is_empty()
+            && self.ports.is_empty()
     }
 
     /// Number of ops replaced or removed.
@@ -118,6 +130,10 @@ impl Patch {
         for (index, graph) in next.graphs.iter_mut().enumerate() {
             graph.values.append(&mut self.values[index]);
             self.edit_graph(index, graph);
+            if let Some((inputs, outputs)) = self.ports.remove(&index) {
+                graph.body.inputs = inputs;
+                graph.body.outputs = outputs;
+            }
         }
         if let Some(op) = self.replaced.keys().min() {
             return Err(PatchError::NoSuchOp {
