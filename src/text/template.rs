@@ -19,12 +19,23 @@ use crate::report::resources;
 const DEPTH: usize = 64;
 /// Spaces of indentation that a template may ask for.
 const INDENT: usize = 16;
-/// Bytes of the longest prompt that a template may make.
-const LENGTH: usize = 64 << 20;
-/// How long a template may take.
-const TIME: Duration = Duration::from_secs(5);
-/// Bytes by which the process may grow meanwhile.
-const MEMORY: u64 = 1 << 30;
+/// What a template may take.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    /// Until its text is there.
+    time: Duration,
+    /// Bytes of its text.
+    length: usize,
+    /// Bytes by which the process may grow meanwhile.
+    memory: u64,
+}
+
+/// Far beyond what a conversation needs.
+const LIMITS: Limits = Limits {
+    time: Duration::from_secs(5),
+    length: 64 << 20,
+    memory: 1 << 30,
+};
 /// Stack of the thread that renders; values nested as deep as the limits allow are dropped on it.
 const STACK: usize = 256 << 20;
 
@@ -33,11 +44,15 @@ const STACK: usize = 256 << 20;
 /// This happens on a thread of its own. One that goes beyond its limits is left behind: it can't be
 /// ended, and the caller ends the process.
 pub(super) fn render(source: &str, values: Value, now: SystemTime) -> Result<String, String> {
+    within(LIMITS, source, values, now)
+}
+
+fn within(limits: Limits, source: &str, values: Value, now: SystemTime) -> Result<String, String> {
     let source = plain(source);
     let (sender, receiver) = mpsc::channel();
     let work = move || {
         // Nobody waits any more where the limits were passed.
-        let _ = sender.send(rendered(&source, values, now));
+        let _ = sender.send(rendered(&source, values, now, limits.length));
     };
     let thread = std::thread::Builder::new()
         .name("chat-template".into())
@@ -52,35 +67,41 @@ pub(super) fn render(source: &str, values: Value, now: SystemTime) -> Result<Str
             Err(mpsc::RecvTimeoutError::Disconnected) => return Err("it breaks its reader".into()),
             Err(mpsc::RecvTimeoutError::Timeout) => {}
         }
-        if start.elapsed() > TIME {
-            return Err(format!("it takes longer than {} s", TIME.as_secs()));
+        if start.elapsed() > limits.time {
+            return Err(format!("it takes longer than {:?}", limits.time));
         }
-        if resources::peak_rss().saturating_sub(before) > MEMORY {
-            return Err("it takes more than 1 GiB of memory".into());
+        if resources::peak_rss().saturating_sub(before) > limits.memory {
+            return Err("it takes too much memory".into());
         }
     }
 }
 
-fn rendered(source: &str, values: Value, now: SystemTime) -> Result<String, String> {
+fn rendered(source: &str, values: Value, now: SystemTime, length: usize) -> Result<String, String> {
     let environment = environment(now).map_err(|error| told(&error))?;
     let template = environment.template_from_named_str("chat_template", source);
     let template = template.map_err(|error| told(&error))?;
-    let mut out = Limited(Vec::new());
+    let mut out = Limited {
+        text: Vec::new(),
+        length,
+    };
     template
         .render_captured_to(values, &mut out)
         .map_err(|error| told(&error))?;
-    String::from_utf8(out.0).map_err(|error| error.to_string())
+    String::from_utf8(out.text).map_err(|error| error.to_string())
 }
 
 /// Text up to a length.
-struct Limited(Vec<u8>);
+struct Limited {
+    text: Vec<u8>,
+    length: usize,
+}
 
 impl Write for Limited {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        if self.0.len().saturating_add(bytes.len()) > LENGTH {
-            return Err(IoError::other("it makes more than 64 MiB of text"));
+        if self.text.len().saturating_add(bytes.len()) > self.length {
+            return Err(IoError::other("its text is too long"));
         }
-        self.0.extend_from_slice(bytes);
+        self.text.extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
@@ -309,17 +330,21 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_end_is_ended() {
-        let start = Instant::now();
-        let forever =
-            "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}";
-        assert!(run(forever).expect_err("endless").contains("longer than"));
-        let flood = format!(
-            "{{% set s = 'x' * 1000000 %}}{}",
-            forever.replace("{% endfor", "{{ s }}{% endfor")
-        );
-        assert!(run(&flood).expect_err("flood").contains("64 MiB"));
-        assert!(start.elapsed() < TIME * 3);
+    fn what_goes_beyond_its_limits_is_ended() {
+        let end = |limits: Limits, source: &str| {
+            let values = Value::from(());
+            within(limits, source, values, SystemTime::UNIX_EPOCH).expect_err("beyond")
+        };
+        // Seconds of work, so that it doesn't outlive the tests by much.
+        let long = "{% for i in range(99999) %}{% for j in range(300) %}{% endfor %}{% endfor %}";
+        let time = Duration::from_millis(50);
+        assert!(end(Limits { time, ..LIMITS }, long).contains("longer than 50ms"));
+        let flood = "{% for i in range(99999) %}{{ 'x' * 1000 }}{% endfor %}";
+        assert!(end(LIMITS, flood).contains("too long"));
+        let memory = 16 << 20;
+        let large = "{% set n = namespace(x=[]) %}{% for i in range(2000) %}\
+            {% set n.x = n.x + ['x' * 1000000] %}{% for j in range(5000) %}{% endfor %}{% endfor %}";
+        assert!(end(Limits { memory, ..LIMITS }, large).contains("memory"));
     }
 
     #[test]

@@ -71,12 +71,8 @@ impl Output {
             // On a terminal the next line is the shell's; elsewhere the text stays what it is.
             None if std::io::stdout().is_terminal() && !made.text.ends_with('\n') => print(b"\n"),
             None => Ok(()),
-            Some(form) => {
-                let object = object(made, run);
-                let text = match form {
-                    JsonForm::Object => serde_json::to_string_pretty(&object),
-                    JsonForm::Lines => serde_json::to_string(&object),
-                };
+            Some(_) => {
+                let text = serde_json::to_string(&object(made, run));
                 print((text.unwrap_or_default() + "\n").as_bytes())
             }
         }
