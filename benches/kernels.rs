@@ -109,19 +109,21 @@ fn median(mut call: impl FnMut(usize)) -> f64 {
     times[times.len() / 2]
 }
 
-/// Bytes per second of a plain read of a large buffer.
+/// Bytes per second of a plain read of a large buffer, a few MiB at a time.
 fn ceiling(pool: &Pool, buffer: &[u64]) -> f64 {
-    const PART: usize = 1 << 16;
-    let parts: Vec<&[u64]> = buffer.chunks(PART).collect();
+    const PART: usize = 1 << 13;
+    const PARTS: usize = 64;
+    let turns: Vec<&[u64]> = buffer.chunks_exact(PART * PARTS).collect();
     let sum = AtomicU64::new(0);
-    let seconds = median(|_| {
-        pool.run(parts.len(), |i| {
+    let seconds = median(|turn| {
+        let parts = turns[turn % turns.len()].as_chunks::<PART>().0;
+        pool.run(PARTS, |i| {
             let part = parts[i].iter().fold(0u64, |a, &b| a ^ b);
             sum.fetch_xor(part, Ordering::Relaxed);
         });
     });
     black_box(sum);
-    (buffer.len() * 8) as f64 / seconds
+    (PART * PARTS * 8) as f64 / seconds
 }
 
 fn report(
