@@ -18,7 +18,7 @@ use hlrc::weights::{DType, FileCache, Header, MappedFile};
 const TOLERANCE: f32 = 1e-4;
 
 /// Fixtures of which every op is raised.
-const WHOLE: [&str; 18] = [
+const WHOLE: [&str; 19] = [
     "bert.dynamo",
     "bert.script",
     "distilbert.script",
@@ -35,6 +35,7 @@ const WHOLE: [&str; 18] = [
     "llama3.script",
     "mistral.script",
     "mistral_far.dynamo",
+    "phi.dynamo",
     "phi3.script",
     "qwen3.dynamo",
 ];
@@ -101,6 +102,22 @@ fn raised_models_compute_what_onnx_runtime_does() {
                 worst <= TOLERANCE * top,
                 "{name}: {output}: {worst} of {top}"
             );
+        }
+    }
+}
+
+#[test]
+fn windows_beyond_the_probes_are_seen() {
+    for (name, wanted) in [
+        ("mistral.script", Some(4)),
+        ("mistral_far.dynamo", Some(40)),
+        ("llama.dynamo", None),
+    ] {
+        let module = raised(&Path::new("tests/fixtures/raise").join(format!("{name}.onnx")));
+        for op in module.graphs.iter().flat_map(|g| &g.ops) {
+            if let OpKind::Native(Native::Attention { window, .. }) = &op.kind {
+                assert_eq!(*window, wanted, "{name}");
+            }
         }
     }
 }

@@ -16,6 +16,8 @@ impl Lowerer<'_> {
         op: &Op,
         native: &Native,
     ) -> Result<Operand, ExportError> {
+        // The forms below are those of opset 17; a raised model may come from an older one.
+        self.opset = self.opset.max(17);
         let inputs: Vec<Operand> = op
             .inputs
             .iter()
@@ -214,8 +216,17 @@ impl Lowerer<'_> {
             sliced = self.reshape(site, x, &[0, 0, -1, width as i64]);
         }
         let square = self.standard(site, "Mul", vec![sliced, sliced], Vec::new());
-        let mean = vec![("axes", Attr::Ints(vec![-1]))];
-        let mean = self.standard(site, "ReduceMean", vec![square], mean);
+        let mean = match super::opset::version(&self.source.meta) {
+            // From opset 18 on axes are an input.
+            Some(18..) => {
+                let axes = self.ints(site, "axes", &[-1]);
+                self.standard(site, "ReduceMean", vec![square, axes], Vec::new())
+            }
+            _ => {
+                let axes = vec![("axes", Attr::Ints(vec![-1]))];
+                self.standard(site, "ReduceMean", vec![square], axes)
+            }
+        };
         let mean = self.plus(site, mean, eps)?;
         let root = self.unary(site, "Sqrt", mean);
         let scaled = self.standard(site, "Div", vec![sliced, root], Vec::new());

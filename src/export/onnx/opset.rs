@@ -64,7 +64,7 @@ const REDUCTIONS: [&str; 9] = [
 ];
 
 /// Opset of the standard domain, where one is declared.
-fn version(meta: &Attrs) -> Option<i64> {
+pub(super) fn version(meta: &Attrs) -> Option<i64> {
     let Some(Attr::List(list)) = meta.get("opset_import") else {
         return None;
     };
