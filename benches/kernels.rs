@@ -29,6 +29,9 @@ const SHAPES: [(usize, usize); 5] = [
 
 const TOKENS: [usize; 3] = [1, 8, 512];
 
+/// Codes, scales, zero points.
+type Stored = (Vec<u8>, Vec<u8>, Option<Vec<u8>>);
+
 /// Matrices of one shape that are larger than the caches together.
 struct Matrices {
     label: String,
@@ -36,7 +39,7 @@ struct Matrices {
     scheme: Scheme,
     group: Group,
     /// Codes, scales, zero points.
-    parts: Vec<(Vec<u8>, Vec<u8>, Option<Vec<u8>>)>,
+    parts: Vec<Stored>,
 }
 
 impl Matrices {

@@ -6,7 +6,7 @@
 //! runs llama.cpp between these runs on the same machine.
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use hlrc::exec::{Engine, Options, Pool, Precision, Rows};
@@ -66,9 +66,9 @@ fn choices() -> Choices {
     choices
 }
 
-fn measure(path: &PathBuf, choices: &Choices, ceiling: f64) {
+fn measure(path: &Path, choices: &Choices, ceiling: f64) {
     let files = FileCache::new();
-    let module = match hlrc::import::open(&Input::Path(path.clone()), &files) {
+    let module = match hlrc::import::open(&Input::Path(path.to_path_buf()), &files) {
         Ok(input) => input.module,
         Err(e) => return eprintln!("tokens: {e}"),
     };

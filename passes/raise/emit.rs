@@ -132,9 +132,9 @@ impl<'a> Raiser<'a> {
             }
         }
         for at in 0..self.made.len() {
-            if !results.contains_key(&at) {
-                results.insert(at, self.patch.add_value(0, "", None));
-            }
+            results
+                .entry(at)
+                .or_insert_with(|| self.patch.add_value(0, "", None));
         }
         results
     }

@@ -244,7 +244,7 @@ fn sizes_that_no_memory_holds_are_unknown() {
     inferred(
         "%x : f32[4,6], %s : i64[9223372036854775807], %i : i64[2,2]",
         "weight @far : i64[1] = hex\"ffffffffffffff7f\"",
-        "%a = onnx.Slice(%x, %s, %s) %b = onnx.Tile(%x, %far) %c = onnx.ConstantOfShape(%far)
+        "%a = onnx.Slice(%x, %s, %s) %b = onnx.Tile(%x, @far) %c = onnx.ConstantOfShape(@far)
          %d = onnx.Gather(%i, %i) %e = onnx.Gather(%d, %d) %f = onnx.Gather(%e, %e) %g = onnx.Gather(%f, %f)
          %h = onnx.Gather(%g, %g) %j = onnx.Gather(%h, %h) %k = onnx.Gather(%j, %j)",
         &["a: f32[?1,?2]", "k: i64[*]"],
