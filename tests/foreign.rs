@@ -4,38 +4,15 @@
 //! absent is skipped with a message.
 #![cfg(feature = "tract")]
 
-use std::path::{Path, PathBuf};
+mod common;
+
+use std::path::Path;
 use std::process::Command;
 
+use common::{model, python};
 use hlrc::exec::{Data, Engine, ExecError, Options, Tensor};
 use hlrc::import::Input;
 use hlrc::weights::FileCache;
-
-fn python() -> Option<String> {
-    let named = std::env::var("HLRC_PYTHON").ok();
-    let found = named.unwrap_or_else(|| "target/venv/bin/python".to_string());
-    let probe = Command::new(&found)
-        .args(["-c", "import numpy, onnxruntime"])
-        .output();
-    if probe.is_ok_and(|p| p.status.success()) {
-        return Some(found);
-    }
-    eprintln!("skipped: {found} has no numpy and onnxruntime (set HLRC_PYTHON, or run .ci/run)");
-    None
-}
-
-fn model(name: &str) -> Option<PathBuf> {
-    let folder = std::env::var("HLRC_MODELS").unwrap_or_else(|_| "target/models".to_string());
-    let path = Path::new(&folder).join(name);
-    if path.exists() {
-        return Some(path);
-    }
-    eprintln!(
-        "skipped: {} is not there (HLRC_MODELS names its folder)",
-        path.display()
-    );
-    None
-}
 
 fn load(path: &Path) -> Tensor {
     let bytes = std::fs::read(path).expect("the script wrote it");
@@ -85,7 +62,9 @@ fn equals_onnx_runtime(python: &str, path: &Path, shapes: &[&str]) -> Result<(),
 
 #[test]
 fn a_transformer_runs_whole_in_tract() {
-    let Some(python) = python() else { return };
+    let Some(python) = python("numpy, onnxruntime") else {
+        return;
+    };
     let stories = Path::new("tests/fixtures/stories260K/stories260K.onnx");
     equals_onnx_runtime(&python, stories, &["input_ids=2,12"]).expect("runs");
     if let Some(path) = model("paraphrase-MiniLM-L3-v2.onnx") {
@@ -96,7 +75,9 @@ fn a_transformer_runs_whole_in_tract() {
 
 #[test]
 fn voice_models_run_in_tract_or_are_refused_by_name() {
-    let Some(python) = python() else { return };
+    let Some(python) = python("numpy, onnxruntime") else {
+        return;
+    };
     let Some(folder) = model("silero-vad") else {
         return;
     };

@@ -2,20 +2,16 @@
 //! real model stay below.
 //!
 //! The model is smollm2-135m, `model.safetensors` with its `config.json`, in `$HLRC_MODELS`
-//! (default: `target/models`) or `../shared/models`; without it there is nothing to measure.
+//! (default: `target/models`); without it there is nothing to measure.
 
-use std::path::{Path, PathBuf};
+mod common;
+
+use std::path::Path;
 use std::process::{Command, Output};
 
-const MODEL: &str = "smollm2-135m";
+use common::model;
 
-fn model() -> Option<PathBuf> {
-    let own = std::env::var_os("HLRC_MODELS").map_or_else(|| "target/models".into(), PathBuf::from);
-    let places = [own, "../shared/models".into()];
-    let found = places.into_iter().map(|p| p.join(MODEL));
-    let found = found.filter_map(|p| p.canonicalize().ok());
-    found.into_iter().find(|p| p.join("config.json").is_file())
-}
+const MODEL: &str = "smollm2-135m";
 
 fn run(dir: &Path, args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hlrc-opt"));
@@ -45,10 +41,10 @@ fn check(dir: &Path, name: &str, args: &[&str]) {
 
 #[test]
 fn runs_stay_below_their_estimates() {
-    let Some(model) = model() else {
-        eprintln!("skipped: no {MODEL} in $HLRC_MODELS, target/models or ../shared/models");
+    let Some(model) = model(MODEL) else {
         return;
     };
+    let model = model.canonicalize().expect("it is there");
     let dir = tempfile::tempdir().expect("a folder");
     let (dir, model) = (dir.path(), model.to_str().expect("a path in UTF-8"));
     let fast = "int4{scale=absmax}";

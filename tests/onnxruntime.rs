@@ -4,48 +4,17 @@
 //! layout in `docs/format.md`. They need a Python with numpy, onnx and onnxruntime: `HLRC_PYTHON`, or
 //! `target/venv` as `.ci/run` makes it. Without one these tests say so and skip.
 
-use std::path::{Path, PathBuf};
+mod common;
+
+use std::path::Path;
 use std::process::Command;
 
+use common::{model, python, succeed};
+
+/// What the scripts import.
+const PEERS: &str = "numpy, onnx, onnxruntime";
+
 const STORIES: &str = "tests/fixtures/stories260K/stories260K.onnx";
-
-/// A Python that has what the scripts need.
-fn python() -> Option<String> {
-    let named = std::env::var("HLRC_PYTHON").ok();
-    let found = named.unwrap_or_else(|| "target/venv/bin/python".to_string());
-    let probe = Command::new(&found)
-        .args(["-c", "import numpy, onnx, onnxruntime"])
-        .output();
-    if probe.is_ok_and(|p| p.status.success()) {
-        return Some(found);
-    }
-    eprintln!(
-        "skipped: {found} has no numpy, onnx and onnxruntime (set HLRC_PYTHON, or run .ci/run)"
-    );
-    None
-}
-
-/// A model that `../shared/models/make.py` makes.
-fn model(name: &str) -> Option<PathBuf> {
-    let folder = std::env::var("HLRC_MODELS").unwrap_or_else(|_| "target/models".to_string());
-    let path = Path::new(&folder).join(name);
-    if path.exists() {
-        return Some(path);
-    }
-    eprintln!(
-        "skipped: {} is not there (HLRC_MODELS names its folder)",
-        path.display()
-    );
-    None
-}
-
-fn succeed(command: &mut Command) -> String {
-    let output = command.output().expect("started");
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let (out, err) = (text(&output.stdout), text(&output.stderr));
-    assert!(output.status.success(), "{command:?}\n{out}{err}");
-    out
-}
 
 fn tool() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hlrc-opt"));
@@ -103,7 +72,7 @@ const PIPELINES: [&str; 10] = [
 
 #[test]
 fn untouched_models_come_back() {
-    let Some(python) = python() else { return };
+    let Some(python) = python(PEERS) else { return };
     comes_back(&python, Path::new(STORIES));
     let mut sources = Vec::from_iter(model("paraphrase-MiniLM-L3-v2.onnx"));
     if let Some(folder) = model("silero-vad") {
@@ -118,7 +87,7 @@ fn untouched_models_come_back() {
 
 #[test]
 fn rewritten_models_equal_their_terms() {
-    let Some(python) = python() else { return };
+    let Some(python) = python(PEERS) else { return };
     for pipeline in PIPELINES {
         // Its feed-forward width of 172 leaves a tail in every group.
         equals_its_terms(&python, Path::new(STORIES), pipeline, "--onnx-quant=nbits");
@@ -141,7 +110,7 @@ fn rewritten_models_equal_their_terms() {
 
 #[test]
 fn every_spelling_of_a_linear_is_found() {
-    let Some(python) = python() else { return };
+    let Some(python) = python(PEERS) else { return };
     for form in ["--onnx-quant=nbits", "--onnx-quant=qdq"] {
         let mut check = Command::new(&python);
         check.arg("tests/peers/spellings.py");
@@ -151,7 +120,7 @@ fn every_spelling_of_a_linear_is_found() {
 
 #[test]
 fn native_ops_equal_numpy() {
-    let Some(python) = python() else { return };
+    let Some(python) = python(PEERS) else { return };
     let mut check = Command::new(python);
     check.arg("tests/peers/native_onnx.py");
     succeed(check.arg(env!("CARGO_BIN_EXE_hlrc-opt")));

@@ -4,9 +4,12 @@
 //! The fixtures of `tests/fixtures/raise` and what ONNX Runtime makes of them come from its
 //! `make.py`; no Python is needed here.
 
+mod common;
+
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
+use common::model;
 use hlrc::exec::{Data, Engine, Options, Tensor};
 use hlrc::import::{Input, open};
 use hlrc::ir::{Graph, Matrix, Module, Native, Op, OpKind, Operand, Term, ValueId, WeightId};
@@ -150,13 +153,13 @@ fn stories260k_is_the_module_of_its_checkpoint() {
 
 #[test]
 fn an_encoder_is_raised_up_to_its_pooling() {
-    let models = std::env::var("HLRC_MODELS").unwrap_or_else(|_| "target/models".to_string());
-    let path = Path::new(&models).join("paraphrase-MiniLM-L3-v2.onnx");
-    let twin = Path::new(&models).join("all-MiniLM-L6-v2");
-    if !path.exists() || !twin.exists() {
-        println!("skipped: {} is missing", path.display());
+    let models = (
+        model("paraphrase-MiniLM-L3-v2.onnx"),
+        model("all-MiniLM-L6-v2"),
+    );
+    let (Some(path), Some(twin)) = models else {
         return;
-    }
+    };
     let (onnx, twin) = (raised(&path), import(&twin));
     let kinds = |module: &Module| {
         let mut counts: BTreeMap<String, usize> = BTreeMap::new();

@@ -1,9 +1,12 @@
 //! `hlrc-opt run` as users meet it, on the model that the repository ships.
 
+mod common;
+
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use common::model;
 use serde_json::Value;
 
 const STORIES: &str = "tests/fixtures/stories260K";
@@ -403,19 +406,6 @@ fn a_closed_pipe_is_no_error() {
     let output = child.wait_with_output().expect("ends");
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success() && told.is_empty(), "{told}");
-}
-
-/// The files that only some machines have.
-fn model(name: &str) -> Option<PathBuf> {
-    let homes = std::env::var("HLRC_MODELS").into_iter();
-    let homes = homes.chain(["target/models".into(), "../shared/models".into()]);
-    let found = homes
-        .map(|home| Path::new(&home).join(name))
-        .find(|f| f.join("model.safetensors").exists());
-    if found.is_none() {
-        eprintln!("skipped: {name} is in none of HLRC_MODELS, target/models, ../shared/models");
-    }
-    found
 }
 
 #[test]

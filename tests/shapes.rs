@@ -3,28 +3,18 @@
 //! Needs a Python with numpy, onnx and onnxruntime, as `tests/onnxruntime.rs` does, and skips
 //! without. The check is `tests/peers/shapes.py`.
 
+mod common;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use common::python;
 use hlrc::import::{self, Input};
 use hlrc::ir::Dim;
 use hlrc::store;
 use hlrc::weights::FileCache;
 
 const STORIES: &str = "tests/fixtures/stories260K/stories260K.onnx";
-
-fn python() -> Option<String> {
-    let named = std::env::var("HLRC_PYTHON").ok();
-    let found = named.unwrap_or_else(|| "target/venv/bin/python".to_string());
-    let probe = Command::new(&found)
-        .args(["-c", "import numpy, onnx, onnxruntime"])
-        .output();
-    if probe.is_ok_and(|p| p.status.success()) {
-        return Some(found);
-    }
-    eprintln!("skipped: {found} has no numpy, onnx and onnxruntime (set HLRC_PYTHON)");
-    None
-}
 
 /// Every value's name, element type and dimensions, one line each, tabs between.
 fn table(path: &Path) -> String {
@@ -72,7 +62,9 @@ fn check(python: &str, path: &Path) {
 
 #[test]
 fn inferred_shapes_agree_with_peers() {
-    let Some(python) = python() else { return };
+    let Some(python) = python("numpy, onnx, onnxruntime") else {
+        return;
+    };
     let folder = std::env::var("HLRC_MODELS").unwrap_or_else(|_| "target/models".to_string());
     let mut sources = vec![PathBuf::from(STORIES)];
     for folder in [

@@ -9,7 +9,7 @@ use hlrc::pass::pipeline::option_docs;
 use serde_json::{Map, Value};
 
 /// Lines of the longest source file that is still read in one go.
-const MAX_LINES: usize = 600;
+const MAX_LINES: usize = 500;
 
 #[test]
 fn every_pass_file_is_registered() {

@@ -2,9 +2,12 @@
 //!
 //! It needs a Python with that package: `HLRC_PYTHON`, or `target/venv` as `.ci/run` makes it.
 
+mod common;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use common::python;
 use hlrc::text::{Decode, Detokenizer, Tokenizer};
 
 /// Lines that tokenizers trip over: scripts, joined emoji, spaces, digits, contractions, special tokens.
@@ -30,19 +33,6 @@ const LINES: [&str; 16] = [
 /// Lines of each text in `../shared/text`, where that is there.
 const MANY: usize = 300;
 
-fn python() -> Option<String> {
-    let named = std::env::var("HLRC_PYTHON").ok();
-    let found = named.unwrap_or_else(|| "target/venv/bin/python".to_string());
-    let probe = Command::new(&found)
-        .args(["-c", "import tokenizers"])
-        .output();
-    if probe.is_ok_and(|p| p.status.success()) {
-        return Some(found);
-    }
-    eprintln!("skipped: {found} has no tokenizers (set HLRC_PYTHON, or run .ci/run)");
-    None
-}
-
 fn lines() -> Vec<String> {
     let mut lines: Vec<String> = LINES.map(str::to_owned).into();
     for name in [
@@ -63,7 +53,7 @@ fn lines() -> Vec<String> {
 }
 
 fn agrees(folder: &Path) {
-    let Some(python) = python() else {
+    let Some(python) = python("tokenizers") else {
         return;
     };
     let lines = lines();

@@ -1,7 +1,7 @@
 //! Fixtures, the engine on them, and how far apart two outputs are.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use hlrc::exec::{Data, Engine, Options, Tensor};
 use hlrc::import::{Input, open};
@@ -145,31 +145,4 @@ pub(crate) fn error(have: &[f32], want: &[f32]) -> f64 {
         greatest = greatest.max(f64::from(want).abs());
     }
     (off / size).sqrt().max(worst / greatest)
-}
-
-/// A Python that has the modules; says so where there is none.
-pub(crate) fn python(modules: &str) -> Option<String> {
-    let named = std::env::var("HLRC_PYTHON").ok();
-    let found = named.unwrap_or_else(|| "target/venv/bin/python".to_string());
-    let mut probe = std::process::Command::new(&found);
-    let probe = probe.args(["-c", &format!("import {modules}")]).output();
-    if probe.is_ok_and(|p| p.status.success()) {
-        return Some(found);
-    }
-    eprintln!("skipped: {found} has no {modules} (set HLRC_PYTHON, or run .ci/run)");
-    None
-}
-
-/// A real model's folder or file; says so where it is not there.
-pub(crate) fn model(name: &str) -> Option<PathBuf> {
-    let named = std::env::var("HLRC_MODELS").unwrap_or_else(|_| "target/models".to_string());
-    let path = Path::new(&named).join(name);
-    if path.exists() {
-        return Some(path);
-    }
-    eprintln!(
-        "skipped: {} is not there (HLRC_MODELS names its folder)",
-        path.display()
-    );
-    None
 }

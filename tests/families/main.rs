@@ -4,6 +4,8 @@
 //! excerpts in `tests/fixtures/logits` are made by `tests/peers/logits.py`. No Python is needed here,
 //! except where a test says that it skips.
 
+#[path = "../common/mod.rs"]
+mod common;
 mod fixture;
 mod real;
 mod swaps;

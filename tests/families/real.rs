@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use super::fixture::{engine, error, exec, f32s, i64s, import, model, tensors};
+use super::common::model;
+use super::fixture::{engine, error, exec, f32s, i64s, import, tensors};
 use hlrc::exec::Tensor;
 
 /// Most relative error of a real model.

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::process::Command;
 
 use super::FAMILIES;
-use super::fixture::{Fixture, engine, exec, import, python};
+use super::common::{python, succeed};
+use super::fixture::{Fixture, engine, exec, import};
 use hlrc::exec::{Data, Tensor};
 
 /// Pipelines that leave every kind of term, and the families that they are tried on.
@@ -31,13 +32,6 @@ const PIPELINES: [(&str, &[&str]); 14] = [
 fn tool(arguments: &[&Path]) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hlrc-opt"));
     succeed(command.arg("-q").args(arguments));
-}
-
-fn succeed(command: &mut Command) {
-    let output = command.output().expect("started");
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let (out, err) = (text(&output.stdout), text(&output.stderr));
-    assert!(output.status.success(), "{command:?}\n{out}{err}");
 }
 
 /// A safetensors file of these tensors.
