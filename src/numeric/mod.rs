@@ -10,6 +10,7 @@
 //! order, and products that use threads are split into fixed row panels.
 
 pub mod float;
+pub mod hessian;
 pub mod lowrank;
 pub mod matrix;
 pub mod quant;

@@ -17,14 +17,18 @@ mod decode;
 mod encode;
 mod kernel;
 mod pack;
+mod panel;
 mod scale;
 mod search;
+mod weighted;
 
 pub use encode::{
     Quantized, Source, SumsOfSquares, quantize, quantize_bf16, quantize_f16, quantize_source,
 };
 pub(crate) use kernel::{group_error, group_residual};
 pub use pack::{pack_row, packed_len, unpack_row};
+pub(crate) use panel::{Codes, Column, PanelGrid, PanelParams};
+pub(crate) use weighted::{stored_scale, weighted_params};
 
 use half::f16;
 

@@ -238,9 +238,15 @@ impl<S: Simd> Lanes<S> {
         let s = self.simd;
         let clamped = s.min(s.max(s.mul(x, self.inverse), self.low), self.high);
         let shifted = s.add(clamped, self.rounder);
+        (shifted, s.sub(x, self.value(shifted)))
+    }
+
+    /// What [`Lanes::encode`]'s codes decode to.
+    #[inline(always)]
+    pub(super) fn value(&self, shifted: S::F) -> S::F {
         // The product is exact: 8 bits of code times 8 bits of scale.
-        let value = s.mul(s.sub(shifted, self.rounder), self.scale);
-        (shifted, s.sub(x, value))
+        let s = self.simd;
+        s.mul(s.sub(shifted, self.rounder), self.scale)
     }
 }
 

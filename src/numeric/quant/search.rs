@@ -12,7 +12,7 @@ use crate::numeric::simd::{LANES, Simd, multiversion};
 
 /// Ratios of the coarse grid for a scheme: the fewer bits, the more is cut off.
 #[inline(always)]
-fn ratio_range(grid: &Grid) -> (f32, f32) {
+pub(super) fn ratio_range(grid: &Grid) -> (f32, f32) {
     match grid.bits {
         2 => (0.2, 1.1),
         3 => (0.35, 1.1),
@@ -23,7 +23,12 @@ fn ratio_range(grid: &Grid) -> (f32, f32) {
 
 /// Scales and zero points of the grids that cover `[lo, hi]` times each ratio.
 #[inline(always)]
-fn candidates<S: Simd>(simd: S, (lo, hi): (f32, f32), ratios: S::F, grid: &Grid) -> (S::F, S::F) {
+pub(super) fn candidates<S: Simd>(
+    simd: S,
+    (lo, hi): (f32, f32),
+    ratios: S::F,
+    grid: &Grid,
+) -> (S::F, S::F) {
     if grid.symmetric {
         let unit = simd.splat(hi / (grid.max + 1 - grid.mid) as f32);
         return (
@@ -41,7 +46,7 @@ fn candidates<S: Simd>(simd: S, (lo, hi): (f32, f32), ratios: S::F, grid: &Grid)
 
 /// 16 ratios, `step` apart.
 #[inline(always)]
-fn ratios<S: Simd>(simd: S, first: f32, step: f32) -> S::F {
+pub(super) fn ratios<S: Simd>(simd: S, first: f32, step: f32) -> S::F {
     let index = simd.load(&std::array::from_fn(|i| i as f32));
     simd.add(simd.splat(first), simd.mul(index, simd.splat(step)))
 }
