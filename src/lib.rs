@@ -1,5 +1,6 @@
 //! hlrc: the library behind `hlrc-opt`.
 
+pub mod calib;
 pub mod cli;
 pub mod eval;
 pub mod exec;

@@ -83,6 +83,8 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Judge models: perplexity and KL divergence on text, outputs on given inputs
     Eval(Box<super::eval::args::EvalArgs>),
+    /// Measure what goes into each linear on text, for passes that weigh errors by it
+    Calibrate(Box<super::calibrate::args::CalibrateArgs>),
     /// List the passes and presets, or describe one with its options
     Passes(PassesArgs),
     /// Run what a crash reproducer recorded

@@ -27,13 +27,14 @@ const SINGLE_DASH: [&str; 20] = [
 ];
 
 /// The subcommands, as `args` defines them.
-pub const COMMANDS: [&str; 11] = [
+pub const COMMANDS: [&str; 12] = [
     "opt",
     "run",
     "inspect",
     "diff",
     "verify",
     "eval",
+    "calibrate",
     "passes",
     "run-reproducer",
     "new-pass",

@@ -2,6 +2,7 @@
 
 pub mod args;
 mod argv;
+pub mod calibrate;
 mod describe;
 mod diff;
 mod dot;
@@ -121,6 +122,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Some(Command::Diff(args)) => diff::run(&args),
         Some(Command::Verify(args)) => verify::run(&args),
         Some(Command::Eval(args)) => eval::run(&args),
+        Some(Command::Calibrate(args)) => calibrate::run(&args),
         Some(Command::Passes(args)) => passes::run(&args),
         Some(Command::RunReproducer(args)) => opt::rerun(&args),
         Some(Command::Completions(args)) => generate::completions(&args),

@@ -39,13 +39,20 @@ pub(super) fn affine(pool: &Pool, scale: f32, bias: Option<&[f32]>, out: &mut [f
     }
 }
 
-/// A linear along another axis than the last: the activations are turned, multiplied, turned back.
-pub(super) fn linear_across(
-    pool: &Pool,
+/// Activations of a linear as rows along `in`, and where that axis was.
+pub(super) struct Turned {
+    /// `[.., in]`.
+    pub(super) values: Vec<f32>,
+    axis: usize,
+    inner: usize,
+}
+
+/// Turns activations so that the linear's axis is the last.
+pub(super) fn turned(
     linear: &PreparedLinear,
     x: &Tensor,
     step: &Step,
-) -> Result<Tensor, ExecError> {
+) -> Result<Turned, ExecError> {
     let (matrix, rank) = (&linear.matrix, x.shape.len());
     let axis = match linear.layout {
         Layout::Rows => rank.checked_sub(1),
@@ -57,14 +64,29 @@ pub(super) fn linear_across(
     let axis = axis.ok_or_else(|| misfit(step, problem()))?;
     let values = x.floats().ok_or_else(|| misfit(step, "needs floats"))?;
     let inner: usize = x.shape[axis + 1..].iter().product();
-    let turned = turn(values, matrix.cols, inner);
-    let rows = turned.len() / matrix.cols.max(1);
+    Ok(Turned {
+        values: turn(values, matrix.cols, inner),
+        axis,
+        inner,
+    })
+}
+
+/// A linear along another axis than the last: the activations are turned, multiplied, turned back.
+pub(super) fn linear_across(
+    pool: &Pool,
+    linear: &PreparedLinear,
+    x: &Tensor,
+    step: &Step,
+) -> Result<Tensor, ExecError> {
+    let matrix = &linear.matrix;
+    let turned = turned(linear, x, step)?;
+    let rows = turned.values.len() / matrix.cols.max(1);
     let mut out = vec![0f32; rows * matrix.rows];
-    matrix.multiply(pool, &turned, None, &mut out)?;
+    matrix.multiply(pool, &turned.values, None, &mut out)?;
     affine(pool, linear.scale, linear.bias.as_deref(), &mut out);
     let mut shape = x.shape.clone();
-    shape[axis] = matrix.rows;
-    Ok(Tensor::f32(&shape, turn(&out, inner, matrix.rows)))
+    shape[turned.axis] = matrix.rows;
+    Ok(Tensor::f32(&shape, turn(&out, turned.inner, matrix.rows)))
 }
 
 /// Turns each `[a, b]` of a row-major stack into `[b, a]`.

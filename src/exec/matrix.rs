@@ -1,5 +1,7 @@
 //! A matrix `Σ terms`, located and checked once, multiplied straight from the mapped files.
 
+mod release;
+
 use super::kernels::low_rank::{FactorData, LowRankView};
 use super::kernels::quant::{self, Int8Activations, QuantRows};
 use super::kernels::sparse::{self, ColumnsView, CsrView};

@@ -17,6 +17,7 @@ mod ops;
 pub mod pool;
 mod program;
 mod run;
+pub mod segments;
 mod state;
 mod tensor;
 #[cfg(test)]

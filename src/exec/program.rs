@@ -1,6 +1,10 @@
 //! From a graph to steps: weights located, buffers' last uses known.
 
+mod fuse;
+
 use std::collections::{HashMap, HashSet};
+
+use fuse::fuse_glu;
 
 use super::kernels::rope::RopeTable;
 use super::matrix::PreparedMatrix;
@@ -45,7 +49,7 @@ pub struct Port {
 }
 
 /// Where an operand comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Arg {
     None,
     Slot(usize),
@@ -55,6 +59,8 @@ pub(super) enum Arg {
 /// One op, ready to run.
 pub(super) struct Step {
     pub(super) kind: Kind,
+    /// The op that it is of; of several the first, of a gate the product.
+    pub(super) id: OpId,
     /// What the op is called in text, for messages.
     pub(super) op: &'static str,
     /// The op's name in its source.
@@ -193,7 +199,7 @@ impl Compiler<'_> {
                 continue;
             }
             self.flush(&mut foreign, region, &mut steps)?;
-            steps.push(self.step(op)?);
+            steps.push(self.step(id, op)?);
         }
         self.flush(&mut foreign, region, &mut steps)?;
         Ok(steps)
@@ -207,7 +213,8 @@ impl Compiler<'_> {
         steps: &mut Vec<Step>,
     ) -> Result<(), ExecError> {
         let ops = std::mem::take(ops);
-        let Some(first) = ops.first().and_then(|id| self.graph.op(*id)) else {
+        let first = ops.first().and_then(|id| Some((*id, self.graph.op(*id)?)));
+        let Some((id, first)) = first else {
             return Ok(());
         };
         let name = first.name.clone();
@@ -217,6 +224,7 @@ impl Compiler<'_> {
             inputs: inputs.collect(),
             outputs: foreign.outputs().iter().map(|v| Some(v.index())).collect(),
             kind: Kind::Foreign(Box::new(foreign)),
+            id,
             op: "onnx",
             name,
             last_uses: Vec::new(),
@@ -224,7 +232,7 @@ impl Compiler<'_> {
         Ok(())
     }
 
-    fn step(&mut self, op: &Op) -> Result<Step, ExecError> {
+    fn step(&mut self, id: OpId, op: &Op) -> Result<Step, ExecError> {
         let (kind, label) = match &op.kind {
             OpKind::Linear(linear) => (self.linear(linear)?, "linear"),
             OpKind::Embedding(e) => (Kind::Embedding(self.matrix(&e.matrix)?), "embedding"),
@@ -241,6 +249,7 @@ impl Compiler<'_> {
         let inputs: Result<Vec<Arg>, ExecError> = op.inputs.iter().map(|o| self.arg(o)).collect();
         Ok(Step {
             kind,
+            id,
             op: label,
             name: op.name.clone(),
             inputs: inputs?,
@@ -377,47 +386,6 @@ impl Compiler<'_> {
     }
 }
 
-/// Turns `t = activate(a); y = mul(t, b)` into one step where nothing else reads `t`.
-fn fuse_glu(steps: &mut Vec<Step>, outputs: &[Port]) {
-    let mut uses: HashMap<usize, usize> = HashMap::new();
-    for slot in steps.iter().flat_map(Step::reads) {
-        *uses.entry(slot).or_default() += 1;
-    }
-    for port in outputs {
-        if let Arg::Slot(slot) = port.arg {
-            *uses.entry(slot).or_default() += 1;
-        }
-    }
-    let mut at = 0;
-    while at + 1 < steps.len() {
-        if let Some(glu) = glu(&steps[at], &steps[at + 1], &uses) {
-            steps.splice(at..at + 2, [glu]);
-        }
-        at += 1;
-    }
-}
-
-fn glu(first: &Step, second: &Step, uses: &HashMap<usize, usize>) -> Option<Step> {
-    let Kind::Native(Prepared::Activate(function)) = first.kind else {
-        return None;
-    };
-    let Kind::Native(Prepared::Mul) = second.kind else {
-        return None;
-    };
-    let gated = (*first.outputs.first()?)?;
-    let (a, b) = (*second.inputs.first()?, *second.inputs.get(1)?);
-    let other = if a == Arg::Slot(gated) { b } else { a };
-    let once = uses.get(&gated) == Some(&1) && (a == Arg::Slot(gated) || b == Arg::Slot(gated));
-    once.then(|| Step {
-        kind: Kind::Glu(function),
-        op: "activate·mul",
-        name: second.name.clone(),
-        inputs: vec![first.inputs[0], other],
-        outputs: second.outputs.clone(),
-        last_uses: Vec::new(),
-    })
-}
-
 fn mark_last_uses(steps: &mut [Step], outputs: &[Port]) {
     let mut needed: HashSet<usize> = slots(outputs.iter().map(|p| p.arg)).collect();
     for step in steps.iter_mut().rev() {
@@ -470,7 +438,7 @@ fn slots(args: impl Iterator<Item = Arg>) -> impl Iterator<Item = usize> {
 
 impl Step {
     /// The values that the step reads, those of nested regions included.
-    fn reads(&self) -> impl Iterator<Item = usize> + '_ {
+    pub(super) fn reads(&self) -> impl Iterator<Item = usize> + '_ {
         let nested = match &self.kind {
             Kind::Moe(moe) => moe.experts.iter().flat_map(Expert::reads_outside).collect(),
             _ => Vec::new(),

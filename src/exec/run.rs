@@ -7,6 +7,7 @@ use super::kernels::activation;
 use super::kernels::quant::Int8Activations;
 use super::kernels::rope::Angles;
 use super::program::{Arg, Kind, PreparedMoe, Step};
+use super::segments::Tap;
 use super::state::State;
 use super::tensor::{Buffers, Data, Tensor};
 use super::{Engine, ExecError, Precision, linear, ops};
@@ -19,6 +20,8 @@ pub(super) struct Run<'a> {
     pub(super) buffers: Buffers,
     /// KV caches, where the run has them.
     pub(super) state: Option<&'a mut State>,
+    /// Who sees what goes into linears.
+    pub(super) tap: Option<&'a mut dyn Tap>,
     /// Angles of rotary embeddings, by table and positions: all layers share them.
     pub(super) angles: Vec<((usize, Arg), Angles)>,
 }
@@ -39,6 +42,7 @@ impl<'a> Run<'a> {
             slots: vec![None; engine.program.slots],
             buffers: Buffers::default(),
             state,
+            tap: None,
             angles: Vec::new(),
         }
     }
@@ -92,6 +96,11 @@ impl<'a> Run<'a> {
     fn step(&mut self, step: &Step) -> Result<(), ExecError> {
         match &step.kind {
             Kind::Linear(matrix) => {
+                let x = self.operand(step, 0)?;
+                if self.tap.is_some() {
+                    let turned = linear::turned(matrix, x, step)?.values;
+                    self.tell(step, &turned, matrix.matrix.cols);
+                }
                 let x = self.operand(step, 0)?;
                 let value = linear::linear_across(&self.engine.pool, matrix, x, step)?;
                 self.finish(step, value)
@@ -204,6 +213,13 @@ impl<'a> Run<'a> {
         result
     }
 
+    /// Shows rows of activations to who wants to see them.
+    pub(super) fn tell(&mut self, step: &Step, x: &[f32], width: usize) {
+        if let Some(tap) = &mut self.tap {
+            tap.see(step.id, x, width);
+        }
+    }
+
     fn linears_of(&mut self, steps: &[Step], x: &Tensor) -> Result<(), ExecError> {
         let pool = &self.engine.pool;
         let mut rounded = None;
@@ -217,6 +233,7 @@ impl<'a> Run<'a> {
                 let problem = format!("activations {:?} where `in` is {}", x.shape, matrix.cols);
                 return Err(misfit(step, problem));
             }
+            self.tell(step, values, matrix.cols);
             let round = self.engine.options.precision == Precision::Int8 && matrix.is_quantized();
             if round && rounded.is_none() {
                 rounded = Some(Int8Activations::quantize(pool, values, rows, matrix.cols));
@@ -250,6 +267,7 @@ impl<'a> Run<'a> {
         }
         let chosen = linear::choose(self.floats(step, 1)?, experts, moe.top_k, moe.normalize);
         let x = self.floats(step, 0)?.to_vec();
+        self.tell(step, &x, width);
         let mut out = vec![0f32; x.len()];
         for (e, expert) in moe.experts.iter().enumerate() {
             let mine: Vec<(usize, f32)> = chosen

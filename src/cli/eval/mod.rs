@@ -2,10 +2,10 @@
 
 pub mod after;
 pub mod args;
-mod models;
+pub mod models;
 mod table;
-mod text;
-mod watch;
+pub mod text;
+pub mod watch;
 
 use super::{Exit, Failure, load, opt, print, signal};
 use crate::eval::inputs::{Inputs, read_npz, token_inputs};

@@ -157,7 +157,8 @@ fn protocol(
     })
 }
 
-fn bos(when: Bos, tokenizer: &Tokenizer) -> Result<Option<u32>, Failure> {
+/// The token that windows begin with.
+pub fn bos(when: Bos, tokenizer: &Tokenizer) -> Result<Option<u32>, Failure> {
     let first = tokenizer.begins_with();
     match when {
         Bos::Never => Ok(None),

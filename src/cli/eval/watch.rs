@@ -14,6 +14,7 @@ pub struct Watch<'a> {
     bar: ProgressBar,
     progress: &'a Progress,
     lines: bool,
+    verb: &'static str,
     unit: &'static str,
     total: usize,
     begun: Instant,
@@ -40,11 +41,20 @@ impl<'a> Watch<'a> {
             bar,
             progress,
             lines: !on_bar && !talk.quiet,
+            verb: "Evaluating",
             unit,
             total,
             begun: Instant::now(),
             told: Instant::now(),
         }
+    }
+
+    /// The same, called something else than evaluating.
+    #[must_use]
+    pub fn called(mut self, verb: &'static str) -> Self {
+        self.verb = verb;
+        self.bar.set_prefix(verb);
+        self
     }
 
     /// So many are done.
@@ -57,7 +67,7 @@ impl<'a> Watch<'a> {
         let left = self.total.saturating_sub(done) as f64 / done as f64;
         let eta = human::duration(self.begun.elapsed().mul_f64(left.min(1e6)));
         let text = format!("{done}/{} {}, ETA {eta}", self.total, self.unit);
-        self.progress.stage("Evaluating", &text);
+        self.progress.stage(self.verb, &text);
     }
 }
 

@@ -7,6 +7,7 @@ pub mod activation;
 pub mod attention;
 pub mod elementwise;
 pub mod float;
+pub mod gram;
 pub mod low_rank;
 pub mod norm;
 pub mod quant;

@@ -1,0 +1,170 @@
+//! From files of text to windows of tokens.
+
+use super::failure;
+use crate::calib::{self, DataFile, Protocol, Windows};
+use crate::cli::args::TalkArgs;
+use crate::cli::eval::args::Bos;
+use crate::cli::eval::models::folder;
+use crate::cli::eval::text;
+use crate::cli::eval::watch::Watch;
+use crate::cli::{Exit, Failure};
+use crate::eval::Whole;
+use crate::exec::Engine;
+use crate::report::progress::Progress;
+use crate::text::Tokenizer;
+use crate::weights::Digest;
+use std::path::{Path, PathBuf};
+
+/// Name in place of a file for text that the model writes itself.
+pub const SELF: &str = "self";
+
+/// How windows are made.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Text files; [`SELF`] alone is the model's own text.
+    pub data: Vec<PathBuf>,
+    /// Tokens of a window.
+    pub context: usize,
+    /// Windows of all files.
+    pub windows: usize,
+    /// Whether every window begins with BOS.
+    pub bos: Bos,
+    /// Seed of the model's own text.
+    pub seed: u64,
+    /// Where the tokenizer is, if not beside the model.
+    pub tokenizer: Option<PathBuf>,
+}
+
+impl Settings {
+    /// The defaults: 64 windows of 512 tokens.
+    pub fn new(data: &[PathBuf]) -> Self {
+        Self {
+            data: data.to_vec(),
+            context: 512,
+            windows: 64,
+            bos: Bos::Auto,
+            seed: 0,
+            tokenizer: None,
+        }
+    }
+}
+
+/// What a model runs on.
+pub struct Text {
+    /// How the text was cut.
+    pub protocol: Protocol,
+    /// The files.
+    pub data: Vec<DataFile>,
+    /// Token ids.
+    pub windows: Windows,
+}
+
+/// Reads, tokenizes and cuts the text for a model.
+///
+/// # Errors
+/// A file, or the tokenizer, can't be read; the model has fewer positions than a window.
+pub fn prepare(
+    model: &Path,
+    engine: &Engine,
+    settings: &Settings,
+    talk: &TalkArgs,
+    progress: &Progress,
+) -> Result<Text, Failure> {
+    let place = settings.tokenizer.clone().unwrap_or_else(|| folder(model));
+    let tokenizer = Tokenizer::open(&place).map_err(|error| text::failure(&error))?;
+    let causal = engine.language_model();
+    let positions = causal.as_ref().ok().and_then(|m| m.max_positions);
+    if let Some(most) = positions.filter(|&most| settings.context > most) {
+        let what = format!("--ctx {}: the model has {most} positions", settings.context);
+        return Err(Failure::new(Exit::Infeasible, what).help(format!("take at most {most}")));
+    }
+    let lines = causal.is_err() && !Whole::fits(engine);
+    let bos = match lines {
+        true => None,
+        false => text::bos(settings.bos, &tokenizer)?,
+    };
+    let protocol = Protocol {
+        context: settings.context,
+        windows: settings.windows,
+        lines,
+        bos,
+        seed: settings.seed,
+    };
+    if settings.data.as_slice() == [PathBuf::from(SELF)] {
+        // Text begins with BOS where the model has one, whatever windows of other texts begin with.
+        let bos = bos.or_else(|| tokenizer.begins_with());
+        let protocol = Protocol { bos, ..protocol };
+        return own(model, engine, protocol, talk, progress);
+    }
+    let mut data = Vec::new();
+    let mut contents = Vec::new();
+    for path in &settings.data {
+        let content = text::read(path)?;
+        data.push(DataFile {
+            name: path.display().to_string(),
+            sha256: Digest::of(content.as_bytes()).to_hex(),
+        });
+        contents.push(content);
+    }
+    let windows = match lines {
+        true => calib::lines(&token_lines(&contents, &tokenizer, &protocol)?, &protocol),
+        false => calib::cut(&tokens(&contents, &tokenizer)?, &protocol),
+    };
+    Ok(Text {
+        protocol,
+        data,
+        windows: windows.map_err(failure)?,
+    })
+}
+
+/// Text that the model writes itself.
+fn own(
+    model: &Path,
+    engine: &Engine,
+    protocol: Protocol,
+    talk: &TalkArgs,
+    progress: &Progress,
+) -> Result<Text, Failure> {
+    let total = protocol.windows.saturating_mul(protocol.context);
+    let mut watch = Watch::new(progress, talk, total, "tokens").called("Writing");
+    let name = model.display().to_string();
+    let windows = calib::write_own(engine, &name, &protocol, &mut |done| watch.at(done));
+    let windows = windows.map_err(failure)?;
+    Ok(Text {
+        protocol,
+        data: vec![DataFile {
+            name: SELF.to_string(),
+            sha256: calib::token_hash(&windows.list),
+        }],
+        windows,
+    })
+}
+
+fn tokens(contents: &[String], tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>, Failure> {
+    let ids = contents.iter().map(|content| tokenizer.encode(content));
+    ids.map(|ids| ids.map_err(|error| text::failure(&error)))
+        .collect()
+}
+
+/// Lines with what the model expects around them, no more than are needed.
+fn token_lines(
+    contents: &[String],
+    tokenizer: &Tokenizer,
+    protocol: &Protocol,
+) -> Result<Vec<Vec<Vec<u32>>>, Failure> {
+    let most = protocol.windows.saturating_mul(protocol.context);
+    let of_text = |content: &String| {
+        let (mut lines, mut used) = (Vec::new(), 0);
+        for line in content.lines().filter(|line| !line.trim().is_empty()) {
+            if used >= most {
+                break;
+            }
+            let ids = tokenizer.encode_with_special(line);
+            let ids = ids.map_err(|error| text::failure(&error))?;
+            used += ids.len().min(protocol.context);
+            lines.push(ids);
+        }
+        Ok(lines)
+    };
+    contents.iter().map(of_text).collect()
+}

@@ -1,0 +1,157 @@
+//! `hlrc-opt calibrate` from outside: sums as an independent implementation has them, the same bytes
+//! whatever the threads, the memory and the interruptions.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const STORIES: &str = "tests/fixtures/stories260K";
+
+/// A Python that has what the scripts need.
+fn python() -> Option<String> {
+    let named = std::env::var("HLRC_PYTHON").ok();
+    let found = named.unwrap_or_else(|| "target/venv/bin/python".to_string());
+    let probe = Command::new(&found).args(["-c", "import numpy"]).output();
+    if probe.is_ok_and(|p| p.status.success()) {
+        return Some(found);
+    }
+    eprintln!("skipped: {found} has no numpy (set HLRC_PYTHON, or run .ci/run)");
+    None
+}
+
+fn succeed(command: &mut Command) -> String {
+    let output = command.output().expect("started");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{command:?}\n{out}{err}");
+    out
+}
+
+fn refused(command: &mut Command, code: i32) -> String {
+    let output = command.output().expect("started");
+    assert_eq!(output.status.code(), Some(code), "{command:?}");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn tool(dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hlrc-opt"));
+    command.env("XDG_CACHE_HOME", dir);
+    command.args(["calibrate", "-q"]);
+    command
+}
+
+/// A text in which all of the model's words occur somewhere.
+fn text(dir: &Path, name: &str, skip: usize) -> PathBuf {
+    let path = dir.join(name);
+    let words = [
+        "little", "girl", "found", "a", "red", "ball", "and", "took", "it", "home", "because",
+        "sun",
+    ];
+    let mut out = String::new();
+    for i in 0..4000usize {
+        let word = words[(i * i * 7 + i * 3 + skip * (i % 5)) % words.len()];
+        out.push_str(word);
+        out.push(if i % 9 == 8 { '.' } else { ' ' });
+    }
+    std::fs::write(&path, out).expect("written");
+    path
+}
+
+fn calibrate(dir: &Path, name: &str, extra: &[&str]) -> PathBuf {
+    let data = text(dir, "text.txt", 0);
+    let output = dir.join(name);
+    let mut command = tool(dir);
+    command.arg(STORIES).arg("--data").arg(data);
+    command.args(["--ctx", "96", "--windows", "30", "--bos", "never", "-o"]);
+    succeed(command.arg(&output).args(extra));
+    output
+}
+
+#[test]
+fn threads_and_memory_do_not_change_a_byte() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let one = std::fs::read(calibrate(dir.path(), "one", &["--threads", "1"])).expect("written");
+    let three =
+        std::fs::read(calibrate(dir.path(), "three", &["--threads", "3"])).expect("written");
+    // What lives between segments is 30 · 96 · 64 values; this leaves room for none of them.
+    let mut command = tool(dir.path());
+    command
+        .arg(STORIES)
+        .arg("--data")
+        .arg(dir.path().join("text.txt"));
+    command.args([
+        "--ctx",
+        "96",
+        "--windows",
+        "30",
+        "--mem-limit",
+        "1MiB",
+        "-o",
+    ]);
+    let told = refused(command.arg(dir.path().join("no")), 4);
+    assert!(told.contains("--mem-limit is 1.0 MiB"), "{told}");
+    let need = told
+        .split("take ")
+        .nth(1)
+        .and_then(|t| t.split(" MiB").next());
+    let need: f64 = need.and_then(|n| n.parse().ok()).expect("a size in MiB");
+    let limit = format!("{:.1}MiB", need + 0.2);
+    let spilled = calibrate(dir.path(), "spilled", &["--mem-limit", &limit]);
+    assert!(one == three && one == std::fs::read(spilled).expect("written"));
+}
+
+#[test]
+fn sums_are_those_of_numpy() {
+    let Some(python) = python() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let stats = calibrate(dir.path(), "stats", &[]);
+    let tokenizer = hlrc::text::Tokenizer::open(Path::new(STORIES)).expect("a tokenizer");
+    let content = std::fs::read_to_string(dir.path().join("text.txt")).expect("text");
+    let ids = tokenizer.encode(&content).expect("tokens");
+    let windows: Vec<&[u32]> = ids.chunks_exact(96).take(30).collect();
+    assert_eq!(windows.len(), 30);
+    let tokens = dir.path().join("tokens.json");
+    std::fs::write(&tokens, serde_json::to_vec(&windows).expect("json")).expect("written");
+    let mut check = Command::new(python);
+    check
+        .arg("tests/peers/hessians.py")
+        .args([STORIES.as_ref(), stats.as_path(), &tokens]);
+    let said: serde_json::Value = serde_json::from_str(&succeed(&mut check)).expect("json");
+    assert_eq!(said["compared"], 5 * 7 + 1);
+    assert!(said["worst"].as_f64().expect("a number") < 1e-4, "{said}");
+}
+
+#[test]
+fn what_is_there_is_kept() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let stats = calibrate(dir.path(), "stats", &[]);
+    let before = stats.metadata().expect("there").modified().expect("a time");
+    calibrate(dir.path(), "stats", &[]);
+    assert_eq!(
+        stats.metadata().expect("there").modified().expect("a time"),
+        before
+    );
+    let mut other = tool(dir.path());
+    other
+        .arg(STORIES)
+        .arg("--data")
+        .arg(dir.path().join("text.txt"));
+    other.args(["--ctx", "48", "-o"]).arg(&stats);
+    assert!(refused(&mut other, 1).contains("-f replaces it"));
+    assert!(!dir.path().join("stats.partial").exists());
+    let shown = succeed(tool(dir.path()).arg("--show").arg(&stats));
+    assert!(
+        shown.contains("mlp.down_proj") && shown.contains("2880 tokens in all"),
+        "{shown}"
+    );
+    let resumed = refused(
+        tool(dir.path())
+            .arg(STORIES)
+            .arg("--resume")
+            .arg("--data")
+            .arg(dir.path().join("text.txt"))
+            .arg("-o")
+            .arg(dir.path().join("none")),
+        2,
+    );
+    assert!(resumed.contains("without --resume"), "{resumed}");
+}
