@@ -85,6 +85,8 @@ pub enum Command {
     Eval(Box<super::eval::args::EvalArgs>),
     /// Measure what goes into each linear on text, for passes that weigh errors by it
     Calibrate(Box<super::calibrate::args::CalibrateArgs>),
+    /// Write the report of an output as an HTML page with plots
+    Report(super::report::args::ReportArgs),
     /// List the passes and presets, or describe one with its options
     Passes(PassesArgs),
     /// Run what a crash reproducer recorded
@@ -161,6 +163,14 @@ pub struct OptArgs {
     #[arg(long, value_name = "FILE", value_delimiter = ',', value_hint = ValueHint::FilePath,
           conflicts_with = "dry_run", help_heading = OUTPUT)]
     pub eval: Vec<PathBuf>,
+    /// Write the report as an HTML page with plots too (see `report`)
+    #[arg(long, value_name = "FILE.html", value_hint = ValueHint::FilePath, conflicts_with = "dry_run",
+          help_heading = OUTPUT)]
+    pub html: Option<PathBuf>,
+    /// Matrices whose singular values the page shows, or `none`
+    #[arg(long, value_name = "N", default_value = super::report::args::SPECTRA, requires = "html",
+          value_parser = super::report::args::spectra, help_heading = OUTPUT)]
+    pub spectra: usize,
 
     /// Memory to stay within, as 4GiB; refused at once where it can't be kept
     #[arg(long, value_name = "SIZE", value_parser = size, help_heading = LIMITS)]

@@ -27,7 +27,7 @@ const SINGLE_DASH: [&str; 20] = [
 ];
 
 /// The subcommands, as `args` defines them.
-pub const COMMANDS: [&str; 12] = [
+pub const COMMANDS: [&str; 13] = [
     "opt",
     "run",
     "inspect",
@@ -35,6 +35,7 @@ pub const COMMANDS: [&str; 12] = [
     "verify",
     "eval",
     "calibrate",
+    "report",
     "passes",
     "run-reproducer",
     "new-pass",

@@ -18,6 +18,7 @@ mod opt;
 mod outcome;
 mod passes;
 pub mod prepare;
+pub mod report;
 mod reproducer;
 pub mod run;
 pub mod signal;
@@ -123,6 +124,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Some(Command::Verify(args)) => verify::run(&args),
         Some(Command::Eval(args)) => eval::run(&args),
         Some(Command::Calibrate(args)) => calibrate::run(&args),
+        Some(Command::Report(args)) => report::run(&args),
         Some(Command::Passes(args)) => passes::run(&args),
         Some(Command::RunReproducer(args)) => opt::rerun(&args),
         Some(Command::Completions(args)) => generate::completions(&args),

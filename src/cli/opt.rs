@@ -5,7 +5,7 @@ use super::load::{self, Loaded, Source};
 use super::prepare::{Prepared, prepare};
 use super::target::{Target, report_beside};
 use super::watch::Watch;
-use super::{Exit, Failure, dry_run, errors, eval, outcome, print, reproducer, signal};
+use super::{Exit, Failure, dry_run, errors, eval, outcome, print, report, reproducer, signal};
 use crate::eval::Evaluation;
 use crate::export::hlrc::{FolderError, partial_path};
 use crate::opt::{self, Job, OnnxOptions, OptError, Output, Summary};
@@ -36,6 +36,7 @@ pub fn run(args: &OptArgs) -> Result<Exit, Failure> {
     let target = Target::of(args, &source)?;
     outcome::check_remarks_file(&args.debug)?;
     eval::after::check(args, &target)?;
+    report::check(args, &target)?;
     let progress = progress(&args.talk);
     progress.stage("Importing", &load::describe(&source));
     let loaded = load::source(&source)?;
@@ -91,6 +92,7 @@ pub fn rerun(args: &ReproducerArgs) -> Result<Exit, Failure> {
     };
     again.talk = args.talk;
     again.output = Some(scratch.clone());
+    again.html = None;
     let prepared = prepare(&again)?;
     let progress = progress(&again.talk);
     progress.stage("Reproducing", &recorded.failure);
@@ -289,6 +291,7 @@ fn conclude(
         progress,
     );
     let judged = eval::after::judge(args, target, progress, &summary.report)?;
+    report::after_opt(args, progress, &summary.report, judged.as_ref())?;
     let on_stdout = matches!(target, Target::Stdout | Target::OnnxStdout(_));
     if args.json && !matches!(target, Target::OnnxStdout(_)) {
         print(&as_json(target, progress, summary, judged.as_ref(), began))?;

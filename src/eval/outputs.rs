@@ -16,14 +16,19 @@ pub struct OutputReport {
     /// Vectors compared: everything along the last axis.
     pub vectors: usize,
     /// Mean cosine of the vectors' angles.
+    #[serde(deserialize_with = "crate::report::number::or_nan")]
     pub cosine_mean: f64,
     /// The smallest cosine.
+    #[serde(deserialize_with = "crate::report::number::or_nan")]
     pub cosine_worst: f64,
     /// Mean over runs of ‖candidate - reference‖ / ‖reference‖.
+    #[serde(deserialize_with = "crate::report::number::or_nan")]
     pub relative_error_mean: f64,
     /// The largest of them.
+    #[serde(deserialize_with = "crate::report::number::or_nan")]
     pub relative_error_worst: f64,
     /// The largest difference of two entries.
+    #[serde(deserialize_with = "crate::report::number::or_nan")]
     pub largest_difference: f64,
     /// Entries that are integers or conditions and differ.
     pub unequal: usize,

@@ -39,6 +39,7 @@ pub struct TextReport {
     /// Where the reference's logits came from: `computed`, `cached`.
     pub reference_logits: Option<String>,
     /// Wall time, seconds.
+    #[serde(deserialize_with = "crate::report::number::or_nan")]
     pub seconds: f64,
 }
 
@@ -50,12 +51,15 @@ pub struct ModelScore {
     /// Kinds of terms that were left out.
     pub without: Vec<String>,
     /// e^(mean nll).
+    #[serde(deserialize_with = "crate::report::number::or_nan")]
     pub perplexity: f64,
     /// Perplexity · standard error of the mean nll.
+    #[serde(deserialize_with = "crate::report::number::or_nan")]
     pub perplexity_standard_error: f64,
     /// Mean -ln p(token), nats.
     pub nll: Mean,
     /// Share of predictions whose likeliest token was the right one.
+    #[serde(deserialize_with = "crate::report::number::or_nan")]
     pub top1_accuracy: f64,
     /// How it differs from the reference.
     pub against: Option<Against>,
@@ -67,16 +71,21 @@ pub struct Against {
     /// KL(reference ‖ candidate) of each predicted token, nats.
     pub kl: Distribution,
     /// Share of predictions with the same likeliest token.
+    #[serde(deserialize_with = "crate::report::number::or_nan")]
     pub top1_agreement: f64,
     /// √(a (1 - a) / (n - 1)).
+    #[serde(deserialize_with = "crate::report::number::or_nan")]
     pub top1_agreement_standard_error: f64,
     /// Perplexity over the reference's.
+    #[serde(deserialize_with = "crate::report::number::or_nan")]
     pub perplexity_ratio: f64,
     /// Its standard error, from the paired differences of tokens.
+    #[serde(deserialize_with = "crate::report::number::or_nan")]
     pub perplexity_ratio_standard_error: f64,
     /// ln p(token) of the candidate minus the reference's.
     pub delta_log_p: Mean,
     /// Root mean square of the difference of p(token).
+    #[serde(deserialize_with = "crate::report::number::or_nan")]
     pub rms_delta_p: f64,
     /// Windows' mean nll, candidate minus reference.
     pub nll_by_window: Option<Paired>,
@@ -107,6 +116,7 @@ pub struct OutputsReport {
     /// The candidates.
     pub models: Vec<OutputsScore>,
     /// Wall time, seconds.
+    #[serde(deserialize_with = "crate::report::number::or_nan")]
     pub seconds: f64,
 }
 

@@ -6,8 +6,10 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Mean {
     /// The mean.
+    #[serde(deserialize_with = "crate::report::number::or_nan")]
     pub mean: f64,
     /// Its standard error, s / √n; not a number for one value.
+    #[serde(deserialize_with = "crate::report::number::or_nan")]
     pub standard_error: f64,
 }
 
@@ -15,20 +17,28 @@ pub struct Mean {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Distribution {
     /// The mean.
+    #[serde(deserialize_with = "crate::report::number::or_nan")]
     pub mean: f64,
     /// Its standard error, tokens taken as independent.
+    #[serde(deserialize_with = "crate::report::number::or_nan")]
     pub standard_error: f64,
     /// Half are below.
+    #[serde(deserialize_with = "crate::report::number::or_nan")]
     pub median: f64,
     /// 90 % are below.
+    #[serde(deserialize_with = "crate::report::number::or_nan")]
     pub p90: f64,
     /// 95 % are below.
+    #[serde(deserialize_with = "crate::report::number::or_nan")]
     pub p95: f64,
     /// 99 % are below.
+    #[serde(deserialize_with = "crate::report::number::or_nan")]
     pub p99: f64,
     /// 99.9 % are below.
+    #[serde(deserialize_with = "crate::report::number::or_nan")]
     pub p999: f64,
     /// The largest.
+    #[serde(deserialize_with = "crate::report::number::or_nan")]
     pub max: f64,
 }
 
@@ -38,10 +48,13 @@ pub struct Paired {
     /// Number of windows.
     pub windows: usize,
     /// Mean of the windows' differences.
+    #[serde(deserialize_with = "crate::report::number::or_nan")]
     pub difference: f64,
     /// Its standard error.
+    #[serde(deserialize_with = "crate::report::number::or_nan")]
     pub standard_error: f64,
     /// 95 % confidence interval (Student's t over windows).
+    #[serde(deserialize_with = "crate::report::number::pair_or_nan")]
     pub confidence: [f64; 2],
     /// Windows in which the first is the lower one.
     pub first_lower: usize,

@@ -2,16 +2,24 @@
 
 use std::collections::HashMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::SiteReport;
+use super::budget::{self, Untouched};
+use super::{SiteReport, number};
 use crate::ir::site::sites;
 use crate::ir::{Module, OpRef, Role, Term, Weight};
 use crate::pass::Remark;
 use crate::pass::manager::Outcome;
 
+/// The layout of reports that this tool writes; it reads all up to this.
+pub const REPORT_VERSION: u32 = 1;
+
+fn first() -> u32 {
+    1
+}
+
 /// Sums over some matrices or weights.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Totals {
     /// Parameters before.
     pub params_before: u64,
@@ -22,10 +30,13 @@ pub struct Totals {
     /// Bytes after.
     pub bytes_after: u64,
     /// Bytes before over bytes after.
+    #[serde(deserialize_with = "number::or_nan")]
     pub ratio: f64,
     /// Share of the bytes that is gone, percent.
+    #[serde(deserialize_with = "number::or_nan")]
     pub reduction_percent: f64,
     /// 8 × bytes after / parameters before.
+    #[serde(deserialize_with = "number::or_nan")]
     pub bits_per_weight: f64,
     /// FLOPs per token before (linears only).
     pub flops_before: u64,
@@ -34,8 +45,11 @@ pub struct Totals {
 }
 
 /// The whole report.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelReport {
+    /// Version of this layout; reports of the first had none.
+    #[serde(default = "first")]
+    pub report_version: u32,
     /// The model's name.
     pub model: String,
     /// The canonical pipeline.
@@ -47,11 +61,15 @@ pub struct ModelReport {
     /// Embeddings and head, as they are now.
     pub embeddings_and_head: Totals,
     /// Share of the output's bytes that embeddings and head hold, percent.
+    #[serde(deserialize_with = "number::or_nan")]
     pub embeddings_and_head_percent: f64,
     /// Sites that were kept as they were although passes ran.
     pub reverted: u64,
     /// Every matrix that passes ran on, in order.
     pub sites: Vec<SiteReport>,
+    /// What no pass rewrote; with the parts of the sites, all bytes of the output.
+    #[serde(default)]
+    pub untouched: Vec<Untouched>,
     /// Everything that passes said.
     pub remarks: Vec<Remark>,
     #[serde(skip)]
@@ -106,7 +124,10 @@ impl ModelReport {
                 by_user.extend(site.users.iter().map(|u| (*u, i)));
             }
         }
+        let mut reports = outcome.sites.clone();
+        let untouched = budget::split(after, &mut reports);
         Self {
+            report_version: REPORT_VERSION,
             model: before.name.clone(),
             pipeline: pipeline.to_string(),
             model_totals: model.finish(),
@@ -118,7 +139,8 @@ impl ModelReport {
                 .iter()
                 .filter(|s| s.reverted.is_some())
                 .count() as u64,
-            sites: outcome.sites.clone(),
+            sites: reports,
+            untouched,
             remarks: outcome.remarks.clone(),
             by_user,
         }

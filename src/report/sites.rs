@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::budget::Parts;
+use super::number;
 use crate::ir::site::Site;
 use crate::ir::{Role, Term};
 use crate::weights::DType;
@@ -16,6 +18,7 @@ pub struct StepReport {
     /// Bytes of that term, everything counted.
     pub bytes: u64,
     /// ‖W − Σ terms so far‖ / ‖W‖, Frobenius; 0 for a zero matrix.
+    #[serde(deserialize_with = "number::or_nan")]
     pub rel_error: f64,
 }
 
@@ -50,11 +53,16 @@ pub struct SiteReport {
     pub bytes_before: u64,
     /// Bytes of all terms.
     pub bytes_after: u64,
+    /// Those bytes by what they hold; nothing in reports of earlier versions.
+    #[serde(default)]
+    pub parts: Parts,
     /// 8 × bytes after / (out × in).
+    #[serde(deserialize_with = "number::or_nan")]
     pub bits_per_weight: f64,
     /// What each pass did, in order.
     pub steps: Vec<StepReport>,
     /// Relative error of what is stored.
+    #[serde(deserialize_with = "number::or_nan")]
     pub rel_error: f64,
     /// Multiplications and additions for one token through the source: 2 × out × in.
     pub flops_before: u64,
@@ -80,6 +88,7 @@ impl SiteReport {
             params_after: params,
             bytes_before: 0,
             bytes_after: 0,
+            parts: Parts::default(),
             bits_per_weight: f64::from(dtype.bits()),
             steps: Vec::new(),
             rel_error,
