@@ -290,8 +290,10 @@ fn conclude(
         began.elapsed(),
         progress,
     );
-    let judged = eval::after::judge(args, target, progress, &summary.report)?;
-    report::after_opt(args, progress, &summary.report, judged.as_ref())?;
+    let judged = eval::after::judge(args, target, progress, &summary.report);
+    let found = judged.as_ref().ok().and_then(Option::as_ref);
+    report::after_opt(args, progress, &summary.report, found)?;
+    let judged = judged?;
     let on_stdout = matches!(target, Target::Stdout | Target::OnnxStdout(_));
     if args.json && !matches!(target, Target::OnnxStdout(_)) {
         print(&as_json(target, progress, summary, judged.as_ref(), began))?;

@@ -70,6 +70,14 @@ pub fn error(value: f64) -> String {
     format!("{value:.1e}")
 }
 
+/// A number with so many decimals, or in powers of ten where it is long: `35.87`, `6.79e6`.
+pub fn figure(value: f64, decimals: usize) -> String {
+    match value.abs() < 1e5 || !value.is_finite() {
+        true => format!("{value:.decimals$}"),
+        false => format!("{value:.2e}"),
+    }
+}
+
 /// A size as users write it: `4GiB`, `1.5G`, `500MB`, `65536`.
 ///
 /// `K`, `M`, `G`, `T` and the `iB` forms are powers of 1024, `KB`, `MB`, `GB`, `TB` powers of 1000.
@@ -144,5 +152,9 @@ mod tests {
         assert_eq!(error(0.0312), "0.0312");
         assert_eq!(error(4.1e-7), "4.1e-7");
         assert_eq!(error(f64::NAN), "NaN");
+        assert_eq!(
+            (figure(35.867, 2), figure(6_792_743.8, 2)),
+            ("35.87".into(), "6.79e6".into())
+        );
     }
 }

@@ -5,11 +5,11 @@
 
 use std::fmt::Write;
 
-use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::HtmlError;
+use super::axis::Axis;
 
 /// Units of a plot per pixel of the page: coordinates are whole numbers, and half a pixel shows.
 pub const SCALE: u32 = 2;
@@ -77,51 +77,8 @@ impl Paint {
     }
 }
 
-/// An axis: where it starts and ends, and what is written at which places.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Axis {
-    /// What it shows, with the unit.
-    pub label: String,
-    /// Start.
-    pub from: f64,
-    /// End.
-    pub to: f64,
-    /// Places with text.
-    pub ticks: Vec<(f64, String)>,
-    /// Whether lines go through the places.
-    pub grid: bool,
-}
-
 /// A plot that is being drawn.
 pub type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<Axis, Axis>>;
-
-impl Ranged for Axis {
-    type FormatOption = NoDefaultFormatting;
-    type ValueType = f64;
-
-    fn map(&self, value: &f64, limit: (i32, i32)) -> i32 {
-        let share = (value - self.from) / (self.to - self.from);
-        let length = f64::from(limit.1 - limit.0);
-        limit.0 + (share * length).round() as i32
-    }
-
-    fn key_points<Hint: KeyPointHint>(&self, hint: Hint) -> Vec<f64> {
-        match hint.weight().allow_light_points() {
-            true => Vec::new(),
-            false => self.ticks.iter().map(|(at, _)| *at).collect(),
-        }
-    }
-
-    fn range(&self) -> std::ops::Range<f64> {
-        self.from..self.to
-    }
-}
-
-impl ValueFormatter<f64> for Axis {
-    fn format(place: &f64) -> String {
-        place.to_string()
-    }
-}
 
 /// What drawing may end with.
 pub type Drawn = Result<(), DrawingAreaErrorKind<std::io::Error>>;
@@ -149,133 +106,6 @@ impl Size {
     };
 }
 
-impl Axis {
-    /// A linear axis over values, from zero where that is near.
-    pub fn linear(label: &str, low: f64, high: f64) -> Self {
-        let (low, high) = widen(low, high);
-        let low = if low > 0.0 && low < 0.5 * high {
-            0.0
-        } else {
-            low
-        };
-        let step = nice((high - low) / 5.0);
-        let first = (low / step).floor();
-        let count = ((high / step).ceil() - first).clamp(1.0, 12.0) as usize;
-        let digits = (-step.log10().floor()).clamp(0.0, 9.0) as usize;
-        let at = |i: usize| (first + i as f64) * step;
-        Self {
-            label: label.into(),
-            from: at(0),
-            to: at(count),
-            ticks: (0..=count)
-                .map(|i| (at(i), format!("{:.digits$}", at(i))))
-                .collect(),
-            grid: true,
-        }
-    }
-
-    /// A logarithmic axis: places are decimal logarithms.
-    pub fn log(label: &str, low: f64, high: f64) -> Self {
-        let low = if low.is_finite() && low > 0.0 {
-            low
-        } else {
-            1e-6
-        };
-        let high = if high.is_finite() && high > low {
-            high
-        } else {
-            low * 10.0
-        };
-        let (from, to) = (low.log10(), high.log10());
-        let middle = 0.5 * (from + to);
-        // Half a decade at least, so that noise does not look like structure.
-        let half = (0.5 * (to - from)).max(0.25) * 1.06;
-        let (from, to) = (middle - half, middle + half);
-        let steps: &[f64] = match to - from {
-            span if span < 1.3 => &[1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0],
-            span if span < 2.6 => &[1.0, 2.0, 5.0],
-            _ => &[1.0],
-        };
-        let every = ((to - from) / 7.0).ceil().max(1.0) as i32;
-        let mut ticks = Vec::new();
-        for decade in from.floor() as i32..=to.ceil() as i32 {
-            for step in steps {
-                let place = f64::from(decade) + step.log10();
-                if (from..=to).contains(&place) && decade.rem_euclid(every) == 0 {
-                    ticks.push((place, power(*step, decade)));
-                }
-            }
-        }
-        Self {
-            label: label.into(),
-            from,
-            to,
-            ticks,
-            grid: true,
-        }
-    }
-
-    /// An axis of `names`, the i-th at i + 0.5; as many are written as there is room for.
-    pub fn names(label: &str, names: &[String], room: usize) -> Self {
-        let every = names.len().div_ceil(room.max(1)).max(1);
-        let shown = names.iter().enumerate().step_by(every);
-        Self {
-            label: label.into(),
-            from: 0.0,
-            to: names.len().max(1) as f64,
-            ticks: shown
-                .map(|(i, name)| (i as f64 + 0.5, name.clone()))
-                .collect(),
-            grid: false,
-        }
-    }
-
-    /// The same with the first at the top, or at the right.
-    #[must_use]
-    pub fn reversed(mut self) -> Self {
-        std::mem::swap(&mut self.from, &mut self.to);
-        self
-    }
-
-    fn text(&self, place: f64) -> String {
-        let near = |(at, _): &&(f64, String)| (at - place).abs() < 1e-9;
-        self.ticks
-            .iter()
-            .find(near)
-            .map_or_else(String::new, |(_, text)| text.clone())
-    }
-}
-
-fn widen(low: f64, high: f64) -> (f64, f64) {
-    match (low.is_finite() && high.is_finite(), high > low) {
-        (false, _) => (0.0, 1.0),
-        (true, true) => (low, high),
-        (true, false) if low == 0.0 => (0.0, 1.0),
-        (true, false) => (low - 0.5 * low.abs(), low + 0.5 * low.abs()),
-    }
-}
-
-/// The next of 1, 2, 5 × 10ⁿ.
-fn nice(step: f64) -> f64 {
-    let size = 10f64.powf(step.log10().floor());
-    let lead = step / size;
-    let nice = [1.0, 2.0, 5.0].into_iter().find(|n| lead <= *n + 1e-9);
-    nice.unwrap_or(10.0) * size
-}
-
-/// `0.02`, `3e-7`, `200`.
-fn power(step: f64, decade: i32) -> String {
-    match decade {
-        -3..=3 => {
-            let value = step * 10f64.powi(decade);
-            let digits =
-                (-decade).max(0) as usize + usize::from(step.fract() != 0.0 && decade <= 0);
-            format!("{value:.digits$}")
-        }
-        _ => format!("{step}e{decade}"),
-    }
-}
-
 /// Draws a plot: axes, then what `paint` adds.
 ///
 /// # Errors
@@ -290,7 +120,7 @@ pub fn draw(
     let mut svg = String::new();
     let outcome = onto(&mut svg, size, x, y, paint);
     outcome.map_err(|error| HtmlError::Plot(format!("{label}: {error}")))?;
-    Ok(dressed(&svg, label))
+    Ok(dressed(&svg, label, size.width))
 }
 
 fn onto(
@@ -336,7 +166,7 @@ fn onto(
 }
 
 /// The drawing with the page's colours, and a name for those who can't see it.
-fn dressed(svg: &str, label: &str) -> String {
+fn dressed(svg: &str, label: &str, width: u32) -> String {
     let mut out = svg.replace(" xmlns=\"http://www.w3.org/2000/svg\"", "");
     for plain in [
         " opacity=\"1\"",
@@ -354,7 +184,10 @@ fn dressed(svg: &str, label: &str) -> String {
         return out;
     };
     let label = super::markup::escape(label);
-    format!("<svg role=\"img\" aria-label=\"{label}\"{}", &out[at..])
+    format!(
+        "<svg role=\"img\" aria-label=\"{label}\" style=\"--w:{width}\"{}",
+        &out[at..]
+    )
 }
 
 /// A mark at a place, in one of eight shapes.
@@ -445,73 +278,15 @@ pub fn note(chart: &mut Chart<'_, '_>, place: (f64, f64), text: &str, right: boo
         .into_font()
         .color(&Paint::Ink.color())
         .pos(Pos::new(side, VPos::Center));
-    let by = if right { 10 } else { -10 };
+    let by = if right { 16 } else { -16 };
     let element = EmptyElement::at(place) + Text::new(text.to_string(), (by, 0), style);
     chart.draw_series([element])?;
     Ok(())
 }
 
-/// Text above a place.
-pub fn above(chart: &mut Chart<'_, '_>, place: (f64, f64), text: &str) -> Drawn {
-    let style = ("sans-serif", TEXT)
-        .into_font()
-        .color(&Paint::Ink.color())
-        .pos(Pos::new(HPos::Center, VPos::Bottom));
-    let element = EmptyElement::at(place) + Text::new(text.to_string(), (0, -10), style);
-    chart.draw_series([element])?;
-    Ok(())
-}
-
-/// At most `most` of the places of `0..count`, ends included, close together at the start.
-pub fn thinned(count: usize, most: usize) -> Vec<usize> {
-    if count <= most {
-        return (0..count).collect();
-    }
-    let last = (count - 1) as f64;
-    let place = |i: usize| {
-        let share = i as f64 / (most - 1).max(1) as f64;
-        (last * share * share.sqrt()).round() as usize
-    };
-    let mut places: Vec<usize> = (0..most).map(place).collect();
-    places.dedup();
-    places
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn axes() {
-        let texts = |axis: Axis| axis.ticks.into_iter().map(|t| t.1).collect::<Vec<_>>();
-        assert_eq!(
-            texts(Axis::linear("", 0.3, 4.7)),
-            ["0", "1", "2", "3", "4", "5"]
-        );
-        assert_eq!(
-            texts(Axis::linear("", 7.8, 8.2))
-                .first()
-                .map(String::as_str),
-            Some("7.8")
-        );
-        assert_eq!(
-            texts(Axis::log("", 1e-3, 1.0)),
-            ["0.001", "0.01", "0.1", "1"]
-        );
-        assert_eq!(
-            texts(Axis::log("", 0.012, 0.034)),
-            ["0.010", "0.015", "0.020", "0.030", "0.040"].map(String::from)[1..]
-        );
-        for axis in [
-            Axis::linear("", f64::NAN, 1.0),
-            Axis::linear("", 0.0, 0.0),
-            Axis::linear("", -3.0, -3.0),
-            Axis::log("", 0.0, f64::INFINITY),
-            Axis::names("", &[], 5),
-        ] {
-            assert!(axis.from < axis.to && axis.ticks.len() < 20, "{axis:?}");
-        }
-    }
 
     #[test]
     fn colours_are_the_pages() {
@@ -528,18 +303,10 @@ mod tests {
         });
         let svg = svg.expect("a plot");
         assert!(
-            svg.starts_with("<svg role=\"img\" aria-label=\"a &lt; b\" viewBox=\"0 0 200 200\">"),
+            svg.starts_with("<svg role=\"img\" aria-label=\"a &lt; b\" style=\"--w:100\" viewBox=\"0 0 200 200\">"),
             "{svg}"
         );
         assert!(svg.contains("var(--r3)") && svg.contains("var(--s2)"));
         assert!(!svg.contains('#') && !svg.contains("http"), "{svg}");
-    }
-
-    #[test]
-    fn thinning_keeps_the_ends() {
-        assert_eq!(thinned(3, 5), [0, 1, 2]);
-        let few = thinned(1000, 50);
-        assert_eq!((few.first(), few.last()), (Some(&0), Some(&999)));
-        assert!(few.len() <= 50);
     }
 }

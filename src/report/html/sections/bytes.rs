@@ -2,8 +2,9 @@
 
 use crate::report::budget::Parts;
 use crate::report::groups::Groups;
+use crate::report::html::axis::Axis;
 use crate::report::html::markup::{Cell, Figure, Table, block, key, section, tail};
-use crate::report::html::plot::{self, Axis, Paint, Size};
+use crate::report::html::plot::{self, Paint, Size};
 use crate::report::html::{HtmlError, Page, nothing};
 use crate::report::human;
 
@@ -84,7 +85,7 @@ fn bars(page: &Page<'_>, groups: &Groups) -> Vec<Bar> {
     bars.extend(page.report.untouched.iter().map(|group| {
         let dense = group.bytes;
         Bar {
-            name: format!("{} (left alone)", group.what),
+            name: group.what.clone(),
             count: group.count,
             params: None,
             before: None,
@@ -110,7 +111,7 @@ fn unit(bytes: u64) -> (f64, &'static str) {
 fn figure(bars: &[Bar]) -> Result<String, HtmlError> {
     let most = bars.iter().map(|bar| bar.parts.total()).max().unwrap_or(0);
     let (scale, unit) = unit(most);
-    let names: Vec<String> = bars.iter().map(|bar| tail(&bar.name, 30)).collect();
+    let names: Vec<String> = bars.iter().map(|bar| tail(&bar.name, 34)).collect();
     let longest = names
         .iter()
         .map(|name| name.chars().count())

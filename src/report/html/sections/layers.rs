@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use crate::report::groups::{Groups, Sum};
+use crate::report::html::axis::Axis;
 use crate::report::html::markup::{Figure, block, key, section, tail};
-use crate::report::html::plot::{self, Axis, Paint, RAMP, SERIES, Size};
+use crate::report::html::plot::{self, Paint, RAMP, SERIES, Size};
 use crate::report::html::{HtmlError, Page, nothing};
 use crate::report::human;
 
@@ -124,7 +125,8 @@ fn heat(groups: &Groups, places: &Places, shown: &Shown) -> Result<String, HtmlE
     if rows.is_empty() || !low.is_finite() {
         return Ok(nothing(&format!("{}: nothing to show.", shown.title)));
     }
-    let step = |value: f64| match (shown.log, high > low) {
+    let log = shown.log && high > 10.0 * low;
+    let step = |value: f64| match (log, high > low) {
         (_, false) => RAMP / 2,
         (_, true) if value <= low => 0,
         (true, true) => level((value / low).ln() / (high / low).ln()),
@@ -166,7 +168,7 @@ fn heat(groups: &Groups, places: &Places, shown: &Shown) -> Result<String, HtmlE
     Ok(Figure {
         title: shown.title,
         svg,
-        key: ramp(low, high, shown),
+        key: ramp(low, high, log, shown),
         caption: shown.caption,
         wide: true,
     }
@@ -178,7 +180,7 @@ fn level(share: f64) -> usize {
 }
 
 /// The key of a ramp: its steps between the smallest and the largest value.
-fn ramp(low: f64, high: f64, shown: &Shown) -> String {
+fn ramp(low: f64, high: f64, log: bool, shown: &Shown) -> String {
     if high <= low {
         let paint = Paint::Ramp(RAMP / 2);
         return key(
@@ -190,7 +192,7 @@ fn ramp(low: f64, high: f64, shown: &Shown) -> String {
         .map(|i| block(&Paint::Ramp(i).variable()))
         .collect();
     let ends = ((shown.text)(low), (shown.text)(high));
-    let kind = if shown.log { ", logarithmic" } else { "" };
+    let kind = if log { ", logarithmic" } else { "" };
     format!(
         "<span>{} <span class=\"ramp\">{blocks}</span> {}{kind}</span>",
         ends.0, ends.1

@@ -23,7 +23,8 @@ pub fn render(page: &Page<'_>, groups: &Groups) -> String {
         .map(|s| s.rel_error)
         .filter(|e| e.is_finite())
         .fold(0.0, f64::max);
-    let mut table = Table::new(&[
+    let noted = sites.iter().any(|site| site.reverted.is_some());
+    let mut heads = vec![
         "matrix",
         "role",
         "layer>",
@@ -34,15 +35,16 @@ pub fn render(page: &Page<'_>, groups: &Groups) -> String {
         "bits per weight>",
         "relative error>",
         "FLOPs>",
-        "note",
-    ])
-    .class("tall sortable");
+    ];
+    heads.extend(noted.then_some("note"));
+    let mut table = Table::new(&heads).class("tall sortable");
     for index in order.iter().take(MOST_ROWS) {
         let (Some(site), Some((role, _))) = (sites.get(*index), groups.places.get(*index)) else {
             continue;
         };
         let role = groups.roles.get(*role).map_or("", String::as_str);
-        table.row(row(site, role, worst));
+        let note = noted.then(|| Cell::text(site.reverted.as_deref().unwrap_or("")));
+        table.row(row(site, role, worst).into_iter().chain(note));
     }
     let mut intro = String::from("The largest errors first; a click on a heading sorts by it.");
     if sites.len() > MOST_ROWS {
@@ -84,7 +86,6 @@ fn row(site: &SiteReport, role: &str, worst: f64) -> Vec<Cell> {
         ),
         error.valued(site.rel_error),
         Cell::number(&format!("{share:.0} %"), share),
-        Cell::text(site.reverted.as_deref().unwrap_or("")),
     ]
 }
 

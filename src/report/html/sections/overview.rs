@@ -89,13 +89,13 @@ fn quality(page: &Page<'_>) -> String {
         };
     };
     let Some(against) = &model.against else {
-        return format!("Its perplexity is {:.3}. ", model.perplexity);
+        return format!("Its perplexity is {}. ", human::figure(model.perplexity, 3));
     };
     format!(
-        "Its perplexity is {:.3}, {:.3} times the original's; it agrees with the original on the likeliest \
+        "Its perplexity is {}, {} times the original's; it agrees with the original on the likeliest \
          token in {:.1} % of {} predictions, at a mean KL divergence of {} nats. ",
-        model.perplexity,
-        against.perplexity_ratio,
+        human::figure(model.perplexity, 3),
+        human::figure(against.perplexity_ratio, 3),
         100.0 * against.top1_agreement,
         predictions(page),
         human::error(against.kl.mean),
@@ -158,12 +158,12 @@ fn cards(page: &Page<'_>) -> Vec<String> {
     ];
     if let Some(model) = judged(page.evaluation) {
         let note = match &model.against {
-            Some(a) => format!("{:.4} × the original's", a.perplexity_ratio),
+            Some(a) => format!("{} × the original's", human::figure(a.perplexity_ratio, 4)),
             None => "without an original to compare with".into(),
         };
         cards.push(card(
             "Perplexity",
-            &format!("{:.3}", model.perplexity),
+            &human::figure(model.perplexity, 3),
             &note,
         ));
         if let Some(against) = &model.against {

@@ -3,8 +3,9 @@
 use crate::eval::Evaluation;
 use crate::eval::report::{ModelScore, OutputsReport, PairReport, TextReport};
 use crate::eval::stats::Paired;
+use crate::report::html::axis::Axis;
 use crate::report::html::markup::{Cell, Figure, Table, escape, key, section, tail};
-use crate::report::html::plot::{self, Axis, SERIES, Size};
+use crate::report::html::plot::{self, SERIES, Size};
 use crate::report::html::{HtmlError, Page, nothing};
 use crate::report::human;
 
@@ -46,10 +47,9 @@ fn on_text(title: &str, report: &TextReport) -> Result<String, HtmlError> {
     body.push_str(&quantiles(report));
     body.push_str(&differences(report));
     let intro = format!(
-        "Text: {}. Protocol: {}. {} predictions.",
+        "Text: {}. Protocol: {}.",
         report.data.join(", "),
-        report.described,
-        report.predictions
+        report.described
     );
     Ok(section("quality", title, &intro, &body))
 }
@@ -103,8 +103,10 @@ fn perplexities(report: &TextReport) -> Result<String, HtmlError> {
             );
             plot::line(chart, [(place(from), at), (place(to), at)], row)?;
             plot::mark(chart, [(place(model.perplexity), at)], row)?;
-            let text = format!("{:.2}", model.perplexity);
-            plot::above(chart, (place(model.perplexity), at), &text)?;
+            let text = human::figure(model.perplexity, 2);
+            let right = place(to) < 0.5 * (x.from + x.to);
+            let beside = if right { place(to) } else { place(from) };
+            plot::note(chart, (beside, at), &text, right)?;
         }
         Ok(())
     })?;
@@ -209,13 +211,18 @@ fn scores(report: &TextReport) -> String {
         "likeliest token right>",
         "same as the original's>",
     ]);
-    for model in report.reference.iter().chain(&report.models) {
+    let original = report
+        .reference
+        .iter()
+        .map(|r| (format!("original: {}", label(r)), r));
+    let others = report.models.iter().map(|m| (label(m), m));
+    for (name, model) in original.chain(others) {
         let percent = |share: f64| Cell::number(&format!("{:.2} %", 100.0 * share), share);
-        let digits = |value: f64, digits: usize| Cell::number(&format!("{value:.digits$}"), value);
+        let digits = |value: f64, digits: usize| Cell::number(&human::figure(value, digits), value);
         let against = model.against.as_ref();
         let dash = || Cell::text("–");
         table.row([
-            Cell::text(&label(model)),
+            Cell::text(&name),
             digits(model.perplexity, 4),
             digits(model.perplexity_standard_error, 4),
             against.map_or_else(dash, |a| digits(a.perplexity_ratio, 5)),

@@ -11,6 +11,9 @@ const MOST_GROUPS: usize = 150;
 /// Remarks that are listed of a group.
 const MOST_LISTED: usize = 60;
 
+/// Stands for a number in a pattern; no message has it.
+const SLOT: char = '\u{1}';
+
 /// Remarks of one kind and pass that differ in names and numbers only.
 struct Group<'a> {
     kind: RemarkKind,
@@ -42,8 +45,8 @@ pub fn render(page: &Page<'_>) -> String {
             "{more} more groups of remarks are in report.json."
         )));
     }
-    let intro = "Missed is what a pass was asked for and did not do, and why. Remarks that differ in their numbers \
-                 only are one line; # stands for the number.";
+    let intro = "Missed is what a pass was asked for and did not do, and why. Remarks that differ in their \
+                 numbers only are one line, with the smallest and the largest of each number.";
     section("remarks", title, intro, &body)
 }
 
@@ -60,7 +63,7 @@ fn collect(remarks: &[Remark]) -> Vec<Group<'_>> {
     let mut groups: Vec<Group<'_>> = Vec::new();
     let mut index: HashMap<(RemarkKind, &str, String), usize> = HashMap::new();
     for remark in remarks {
-        let pattern = pattern(&remark.message);
+        let (pattern, _) = split(&remark.message);
         let next = groups.len();
         let key = (remark.kind, remark.pass.as_str(), pattern.clone());
         let at = *index.entry(key).or_insert(next);
@@ -80,21 +83,61 @@ fn collect(remarks: &[Remark]) -> Vec<Group<'_>> {
     groups
 }
 
-/// A message with every number replaced.
-fn pattern(message: &str) -> String {
+/// A message as its text with [`SLOT`] for each number, and the numbers.
+fn split(message: &str) -> (String, Vec<&str>) {
+    let (mut text, mut numbers) = (String::new(), Vec::new());
+    let mut rest = message;
+    while let Some(start) = rest.find(|c: char| c.is_ascii_digit()) {
+        let (before, from) = rest.split_at(start);
+        let end = from.find(|c: char| !(c.is_ascii_digit() || c == '.' || c == ','));
+        let (number, behind) = from.split_at(end.unwrap_or(from.len()));
+        // What ends a sentence is no part of a number.
+        let own = number.trim_end_matches(['.', ',']);
+        text.push_str(before);
+        text.push(SLOT);
+        text.push_str(number.get(own.len()..).unwrap_or_default());
+        numbers.push(own);
+        rest = behind;
+    }
+    text.push_str(rest);
+    (text, numbers)
+}
+
+/// What all remarks of a group say, with the range of each number: `rank 8 to 32`.
+fn common(group: &Group<'_>) -> String {
+    let numbers: Vec<Vec<&str>> = group.remarks.iter().map(|r| split(&r.message).1).collect();
     let mut out = String::new();
-    let mut inside = false;
-    for c in message.chars() {
-        let part = c.is_ascii_digit() || (inside && matches!(c, '.' | ','));
-        if part && !inside {
-            out.push('#');
+    for (index, part) in group.pattern.split(SLOT).enumerate() {
+        if let Some(slot) = index.checked_sub(1) {
+            let all = numbers.iter().filter_map(|n| n.get(slot).copied());
+            out.push_str(&range(all));
         }
-        if !part {
-            out.push(c);
-        }
-        inside = part;
+        out.push_str(part);
     }
     out
+}
+
+/// `8`, `8–32`, or `#` where what stands there is no number.
+fn range<'a>(texts: impl Iterator<Item = &'a str>) -> String {
+    let mut ends: Option<((f64, &str), (f64, &str))> = None;
+    for text in texts {
+        let Ok(value) = text.parse::<f64>() else {
+            return "#".into();
+        };
+        let own = (value, text);
+        ends = Some(match ends {
+            None => (own, own),
+            Some((low, high)) => (
+                if value < low.0 { own } else { low },
+                if value > high.0 { own } else { high },
+            ),
+        });
+    }
+    match ends {
+        Some((low, high)) if low.0 < high.0 => format!("{}–{}", low.1, high.1),
+        Some((low, _)) => low.1.to_string(),
+        None => "#".into(),
+    }
 }
 
 fn item(group: &Group<'_>) -> String {
@@ -102,11 +145,15 @@ fn item(group: &Group<'_>) -> String {
     let count = group.remarks.len();
     let first = group.remarks.first().map_or("", |r| r.message.as_str());
     let same = group.remarks.iter().all(|r| r.message == first);
-    let message = if same { first } else { group.pattern.as_str() };
+    let message = if same {
+        first.to_string()
+    } else {
+        common(group)
+    };
     let head = format!(
         "<b class=\"kind {kind}\">{kind}</b> <code>{}</code> {} <span class=\"count\">{}</span>",
         escape(group.pass),
-        escape(message),
+        escape(&message),
         match group.remarks.as_slice() {
             [only] => escape(&only.site),
             _ => format!("{count} times"),
@@ -140,10 +187,9 @@ mod tests {
 
     #[test]
     fn alike_remarks_are_one() {
-        assert_eq!(
-            pattern("rank 12 of 1,024: 0.53 kept"),
-            "rank # of #: # kept"
-        );
+        let (text, numbers) = split("rank 12 of 1,024: 0.53.");
+        assert_eq!(text, "rank \u{1} of \u{1}: \u{1}.");
+        assert_eq!(numbers, ["12", "1,024", "0.53"]);
         let remark = |kind, site: &str, text: &str| Remark::new(kind, site, text);
         let all = [
             remark(RemarkKind::Passed, "a", "rank 12"),
@@ -155,6 +201,7 @@ mod tests {
             .iter()
             .map(|g| (g.pattern.as_str(), g.remarks.len()))
             .collect();
-        assert_eq!(seen, [("too small", 1), ("rank #", 2)]);
+        assert_eq!(seen, [("too small", 1), ("rank \u{1}", 2)]);
+        assert_eq!(groups.last().map(common).as_deref(), Some("rank 7–12"));
     }
 }

@@ -1,7 +1,8 @@
 //! Singular values of the original, and the energy that a rank holds.
 
+use crate::report::html::axis::{Axis, thinned};
 use crate::report::html::markup::{Cell, Figure, Table, escape, key, section, tail};
-use crate::report::html::plot::{self, Axis, SERIES, Size};
+use crate::report::html::plot::{self, SERIES, Size};
 use crate::report::html::{HtmlError, Page, nothing};
 use crate::report::spectra::{Spectra, Spectrum};
 
@@ -82,7 +83,7 @@ fn falling(list: &[Spectrum]) -> Result<String, HtmlError> {
     let y = Axis::log("singular value / largest", low, 1.0);
     let svg = plot::draw("singular values", Size::HALF, &x, &y, |chart| {
         for (series, line) in lines.iter().enumerate() {
-            let places = plot::thinned(line.len(), MOST_POINTS);
+            let places = thinned(line.len(), MOST_POINTS);
             let points: Vec<(f64, f64)> = places
                 .into_iter()
                 .filter_map(|i| Some((i as f64 + 1.0, *line.get(i)?)))
@@ -123,7 +124,7 @@ fn energy(list: &[Spectrum]) -> Result<String, HtmlError> {
         for (series, spectrum) in list.iter().enumerate() {
             let energy = spectrum.energy();
             let point = |i: usize| Some((i as f64 + 1.0, 100.0 * energy.get(i)?));
-            let places = plot::thinned(energy.len(), MOST_POINTS);
+            let places = thinned(energy.len(), MOST_POINTS);
             let line = std::iter::once((0.0, 0.0)).chain(places.into_iter().filter_map(point));
             plot::line(chart, line, series)?;
             let taken = spectrum.rank.and_then(|rank| point(rank.checked_sub(1)?));
