@@ -15,15 +15,26 @@ pub fn escape(text: &str) -> String {
             '>' => out.push_str("&gt;"),
             '"' => out.push_str("&quot;"),
             '\'' => out.push_str("&#39;"),
-            '\n' | '\t' => out.push(c),
-            c if c.is_control() || is_invisible(c) => {
-                // Writing to a string can't fail.
-                let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
-            }
-            c => out.push(c),
+            c => push_visible(&mut out, c),
         }
     }
     out
+}
+
+/// Markup in which characters that can't be seen are shown by their number; its tags stay as they are.
+pub fn visible(markup: &str) -> String {
+    let mut out = String::with_capacity(markup.len());
+    markup.chars().for_each(|c| push_visible(&mut out, c));
+    out
+}
+
+fn push_visible(out: &mut String, c: char) {
+    if matches!(c, '\n' | '\t') || !(c.is_control() || is_invisible(c)) {
+        out.push(c);
+    } else {
+        // Writing to a string can't fail.
+        let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
+    }
 }
 
 fn is_invisible(c: char) -> bool {

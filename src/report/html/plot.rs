@@ -167,7 +167,8 @@ fn onto(
 
 /// The drawing with the page's colours, and a name for those who can't see it.
 fn dressed(svg: &str, label: &str, width: u32) -> String {
-    let mut out = svg.replace(" xmlns=\"http://www.w3.org/2000/svg\"", "");
+    // The back end escapes what is markup, and leaves the rest of a name as it is.
+    let mut out = super::markup::visible(svg).replace(" xmlns=\"http://www.w3.org/2000/svg\"", "");
     for plain in [
         " opacity=\"1\"",
         " font-family=\"sans-serif\"",
