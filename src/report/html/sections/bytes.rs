@@ -120,7 +120,7 @@ fn figure(bars: &[Bar]) -> Result<String, HtmlError> {
     let size = Size {
         width: 760,
         height: 26 * bars.len() as u32 + 62,
-        left: 16 + 7 * longest,
+        left: 16 + 15 * longest / 2,
         right: 78,
     };
     let x = Axis::linear(unit, 0.0, most as f64 / scale);
@@ -177,8 +177,10 @@ fn table(bars: &[Bar], sum: u64) -> String {
         table.row([
             Cell::text(&bar.name),
             Cell::number(&bar.count.to_string(), bar.count as f64),
-            bar.params
-                .map_or_else(dash, |p| Cell::number(&human::count(p), p as f64)),
+            bar.params.map_or_else(
+                || Cell::text("left alone"),
+                |p| Cell::number(&human::count(p), p as f64),
+            ),
             bar.before
                 .map_or_else(dash, |b| Cell::number(&human::size(b), b as f64)),
             Cell::number(&human::size(bytes), bytes as f64),

@@ -135,7 +135,7 @@ fn heat(groups: &Groups, places: &Places, shown: &Shown) -> Result<String, HtmlE
     let name = |role: &usize| groups.roles.get(*role).map_or("", String::as_str);
     let names: Vec<String> = rows.iter().map(|role| tail(name(role), 26)).collect();
     let longest = names.iter().map(|n| n.chars().count()).max().unwrap_or(0) as u32;
-    let left = 20 + 7 * longest;
+    let left = 16 + 15 * longest / 2;
     let boxes = (groups.columns.len() as u32 * 26).clamp(330, 900);
     let size = Size {
         width: left + boxes + 64,

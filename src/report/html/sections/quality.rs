@@ -89,8 +89,8 @@ fn perplexities(report: &TextReport) -> Result<String, HtmlError> {
     let longest = names.iter().map(|n| n.chars().count()).max().unwrap_or(0) as u32;
     let size = Size {
         height: (60 + 44 * all.len() as u32).max(150),
-        left: (20 + 7 * longest).min(230),
-        right: 20,
+        left: 16 + 15 * longest / 2,
+        right: 70,
         ..Size::HALF
     };
     let y = Axis::names("", &names, 100).reversed();
@@ -104,9 +104,7 @@ fn perplexities(report: &TextReport) -> Result<String, HtmlError> {
             plot::line(chart, [(place(from), at), (place(to), at)], row)?;
             plot::mark(chart, [(place(model.perplexity), at)], row)?;
             let text = human::figure(model.perplexity, 2);
-            let right = place(to) < 0.5 * (x.from + x.to);
-            let beside = if right { place(to) } else { place(from) };
-            plot::note(chart, (beside, at), &text, right)?;
+            plot::note(chart, (x.to, at), &text, true)?;
         }
         Ok(())
     })?;
