@@ -23,6 +23,17 @@ pub(crate) struct PanelParams<'a> {
     pub(crate) groups: &'a [u32],
 }
 
+/// The columns of a span of one panel, gathered.
+#[derive(Default)]
+pub(crate) struct PanelSpan {
+    /// Where weights are rounded at, or slopes; used up.
+    pub(crate) targets: Vec<Column>,
+    /// Weights, then their errors.
+    pub(crate) errors: Vec<Column>,
+    /// Codes.
+    pub(crate) codes: Vec<Codes>,
+}
+
 /// What every panel of a matrix shares.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PanelGrid {
@@ -40,42 +51,35 @@ impl PanelGrid {
 
     /// Rounds a span with feedback, from the last column to the first.
     ///
-    /// `targets` holds weights plus what errors behind the span ask for and is
-    /// used up. `weights` becomes the error `w - w'`. Row `j` of `feedback`
-    /// (`width` apart) says how an error of column `j` moves columns before it,
+    /// Targets are weights plus what errors behind the span ask for. `errors`
+    /// holds weights `w` and becomes `w - w'`. Row `j` of `feedback` (`width`
+    /// apart) says how an error of column `j` moves columns before it,
     /// `variances` what a rounding error costs; the cost is added by row.
     pub(crate) fn round(
         &self,
-        targets: &mut [Column],
-        weights: &mut [Column],
-        codes: &mut [Codes],
+        span: &mut PanelSpan,
         params: PanelParams,
         feedback: &[f32],
         variances: &[f32],
         costs: &mut [f64; LANES],
     ) {
         let Self { level, grid } = self;
-        round_at(
-            *level, targets, weights, codes, params, feedback, variances, costs, grid,
-        );
+        round_at(*level, span, params, feedback, variances, costs, grid);
     }
 
     /// Moves each code of a span to the best one, all others being fixed.
     ///
-    /// `slopes` is `(E H)` of the span and is used up, `errors` is `E`, `second`
-    /// `[width, width]` the metric within the span. The fall of the objective is
-    /// added by row.
+    /// Targets are slopes, `(E H)` of the span; `second` `[width, width]` is the
+    /// metric within the span. The fall of the objective is added by row.
     pub(crate) fn descend(
         &self,
-        slopes: &mut [Column],
-        errors: &mut [Column],
-        codes: &mut [Codes],
+        span: &mut PanelSpan,
         params: PanelParams,
         second: &[f32],
         falls: &mut [f64; LANES],
     ) {
         let Self { level, grid } = self;
-        descend_at(*level, slopes, errors, codes, params, second, falls, grid);
+        descend_at(*level, span, params, second, falls, grid);
     }
 }
 
@@ -91,15 +95,18 @@ fn spread<S: Simd>(simd: S, columns: &mut [Column], factors: &[f32], x: S::F) {
 #[inline(always)]
 fn round_body<S: Simd>(
     simd: S,
-    targets: &mut [Column],
-    weights: &mut [Column],
-    codes: &mut [Codes],
+    span: &mut PanelSpan,
     params: PanelParams,
     feedback: &[f32],
     variances: &[f32],
     costs: &mut [f64; LANES],
     grid: &Grid,
 ) {
+    let PanelSpan {
+        targets,
+        errors: weights,
+        codes,
+    } = span;
     let width = targets.len();
     let mut cost = simd.splat(0.0);
     for j in (0..width).rev() {
@@ -121,14 +128,17 @@ fn round_body<S: Simd>(
 #[inline(always)]
 fn descend_body<S: Simd>(
     simd: S,
-    slopes: &mut [Column],
-    errors: &mut [Column],
-    codes: &mut [Codes],
+    span: &mut PanelSpan,
     params: PanelParams,
     second: &[f32],
     falls: &mut [f64; LANES],
     grid: &Grid,
 ) {
+    let PanelSpan {
+        targets: slopes,
+        errors,
+        codes,
+    } = span;
     let width = slopes.len();
     let mut fall = simd.splat(0.0);
     for j in (0..width).rev() {
@@ -165,9 +175,9 @@ fn add_lanes<S: Simd>(simd: S, sums: &mut [f64; LANES], x: S::F) {
 }
 
 multiversion! {
-    fn round_at(targets: &mut [Column], weights: &mut [Column], codes: &mut [Codes], params: PanelParams, feedback: &[f32], variances: &[f32], costs: &mut [f64; LANES], grid: &Grid) = round_body;
+    fn round_at(span: &mut PanelSpan, params: PanelParams, feedback: &[f32], variances: &[f32], costs: &mut [f64; LANES], grid: &Grid) = round_body;
 }
 
 multiversion! {
-    fn descend_at(slopes: &mut [Column], errors: &mut [Column], codes: &mut [Codes], params: PanelParams, second: &[f32], falls: &mut [f64; LANES], grid: &Grid) = descend_body;
+    fn descend_at(span: &mut PanelSpan, params: PanelParams, second: &[f32], falls: &mut [f64; LANES], grid: &Grid) = descend_body;
 }

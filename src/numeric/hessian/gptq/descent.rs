@@ -1,8 +1,8 @@
 //! Scales by least squares and codes by coordinate descent, in the full metric.
 
 use super::super::Metric;
-use super::state::{LANES, SPAN, Scratch, State, product};
-use crate::numeric::quant::{PanelGrid, stored_scale};
+use super::state::{LANES, SPAN, State, product};
+use crate::numeric::quant::{PanelGrid, PanelSpan, stored_scale};
 use faer::MatRef;
 use std::ops::Range;
 
@@ -60,7 +60,7 @@ impl State {
         let stride = self.stride;
         let mut falls = vec![[0f64; LANES]; stride / LANES];
         let mut slopes = Vec::new();
-        let mut scratch = Scratch::default();
+        let mut scratch = PanelSpan::default();
         for s0 in (0..self.n).step_by(SPAN).rev() {
             let span = s0..(s0 + SPAN).min(self.n);
             self.slopes(metric, span.clone(), &mut slopes);
@@ -76,12 +76,7 @@ impl State {
                 scratch.targets.iter_mut().for_each(|t| *t = [0.0; LANES]);
                 scratch.add_to_targets(&slopes, panel, stride);
                 let params = Self::params(&self.scales, &self.zeros, panel, self.groups, &groups);
-                let Scratch {
-                    targets,
-                    errors: own,
-                    codes: own_codes,
-                } = &mut scratch;
-                grid.descend(targets, own, own_codes, params, &second, falls);
+                grid.descend(&mut scratch, params, &second, falls);
                 scratch.scatter(errors, codes, panel, stride);
             }
         }

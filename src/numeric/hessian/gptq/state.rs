@@ -3,7 +3,7 @@
 use super::super::{Feedback, HessianError};
 use crate::numeric::matrix::ShapeError;
 use crate::numeric::quant::{
-    Codes, Column, Group, PanelGrid, PanelParams, QuantError, QuantMatrix, Scheme, pack_row,
+    Column, Group, PanelGrid, PanelParams, PanelSpan, QuantError, QuantMatrix, Scheme, pack_row,
     packed_len,
 };
 use faer::linalg::matmul::matmul;
@@ -16,6 +16,7 @@ pub(super) const LANES: usize = 16;
 pub(super) const SPAN: usize = 128;
 
 /// Errors, codes, scales and zero points; columns in the order of the inputs.
+#[derive(Clone)]
 pub(super) struct State {
     pub(super) rows: usize,
     pub(super) n: usize,
@@ -26,20 +27,16 @@ pub(super) struct State {
     pub(super) groups: usize,
     /// `E` transposed: `[n, stride]`.
     pub(super) errors: Vec<f32>,
+    /// What was rounded: weights plus feedback; transposed likewise.
+    pub(super) targets: Vec<f32>,
     /// Codes, transposed likewise.
     pub(super) codes: Vec<u8>,
     /// Scales `[panels, groups]`.
     pub(super) scales: Vec<Column>,
     /// Zero points `[panels, groups]`.
     pub(super) zeros: Vec<Column>,
-}
-
-/// The columns of one panel, gathered.
-#[derive(Default)]
-pub(super) struct Scratch {
-    pub(super) targets: Vec<Column>,
-    pub(super) errors: Vec<Column>,
-    pub(super) codes: Vec<Codes>,
+    /// The damped objective of each row, `[panels]`.
+    pub(super) costs: Vec<[f64; LANES]>,
 }
 
 impl State {
@@ -77,10 +74,12 @@ impl State {
             group_width,
             groups,
             errors: vec![0.0; count],
+            targets: vec![0.0; count],
             codes: vec![0; count],
             // Rows of the padding hold zeros, for which any scale will do.
             scales: vec![[1.0; LANES]; stride / LANES * groups],
             zeros: vec![[symmetric_zero; LANES]; stride / LANES * groups],
+            costs: vec![[0.0; LANES]; stride / LANES],
         })
     }
 
@@ -121,7 +120,7 @@ impl State {
         let variances: Vec<f32> = feedback.variances().iter().map(|d| *d as f32).collect();
         let mut costs = vec![[0f64; LANES]; stride / LANES];
         let mut ahead = Vec::new();
-        let mut scratch = Scratch::default();
+        let mut scratch = PanelSpan::default();
         for s0 in (0..n).step_by(SPAN).rev() {
             let s1 = (s0 + SPAN).min(n);
             let width = s1 - s0;
@@ -144,14 +143,13 @@ impl State {
                     self.groups,
                     &groups[s0..s1],
                 );
-                let Scratch {
-                    targets,
-                    errors,
-                    codes,
-                } = &mut scratch;
                 let of_span = &variances[s0..s1];
-                grid.round(targets, errors, codes, params, &block, of_span, costs);
+                grid.round(&mut scratch, params, &block, of_span, costs);
                 scratch.scatter(own, span_codes, panel, stride);
+                for (target, &input) in scratch.targets.iter().zip(&inputs[s0..s1]) {
+                    let at = input as usize * stride + panel * LANES;
+                    self.targets[at..at + LANES].copy_from_slice(target);
+                }
             }
         }
         for (position, &input) in inputs.iter().enumerate() {
@@ -159,7 +157,39 @@ impl State {
             self.errors[to..to + stride].copy_from_slice(&errors[from..from + stride]);
             self.codes[to..to + stride].copy_from_slice(&codes[from..from + stride]);
         }
-        self.sum_rows(&costs)
+        self.costs = costs;
+        self.sum_rows(&self.costs)
+    }
+
+    /// The targets as `[rows, n]`.
+    pub(super) fn targets_by_row(&self) -> Vec<f32> {
+        let mut out = vec![0f32; self.rows * self.n];
+        for (r, row) in out.chunks_mut(self.n.max(1)).enumerate() {
+            for (o, column) in row.iter_mut().zip(self.targets.chunks(self.stride.max(1))) {
+                *o = column[r];
+            }
+        }
+        out
+    }
+
+    /// Takes back rows that were better before; returns the objective.
+    pub(super) fn keep_better_rows(&mut self, before: &State) -> f64 {
+        for r in 0..self.rows {
+            let (panel, lane) = (r / LANES, r % LANES);
+            if self.costs[panel][lane] <= before.costs[panel][lane] {
+                continue;
+            }
+            self.costs[panel][lane] = before.costs[panel][lane];
+            for at in (0..self.n).map(|j| j * self.stride + r) {
+                self.errors[at] = before.errors[at];
+                self.codes[at] = before.codes[at];
+            }
+            for at in panel * self.groups..(panel + 1) * self.groups {
+                self.scales[at][lane] = before.scales[at][lane];
+                self.zeros[at][lane] = before.zeros[at][lane];
+            }
+        }
+        self.sum_rows(&self.costs)
     }
 
     /// Rows of `w` as columns, in the order of `inputs`.
@@ -233,7 +263,7 @@ impl State {
     }
 }
 
-impl Scratch {
+impl PanelSpan {
     /// Copies a panel's columns of a span; targets are the errors.
     pub(super) fn gather(&mut self, errors: &[f32], codes: &[u8], panel: usize, stride: usize) {
         self.errors.clear();
