@@ -95,7 +95,7 @@ fn elements(page: &str) -> Vec<String> {
             let close = format!("</{name}>");
             let end = rest.find(&close).expect("an end of the text");
             rest = &rest[end + close.len()..];
-        } else if name != "meta" && !tag.ends_with('/') {
+        } else if name != "meta" && name != "wbr" && !tag.ends_with('/') {
             open.push(name);
         }
     }
@@ -133,7 +133,7 @@ fn a_page_is_whole_and_stands_alone() {
 
 #[test]
 fn the_page_says_what_the_report_says() {
-    let (report, page) = (report(), &OUTPUT.1);
+    let (report, page) = (report(), OUTPUT.1.replace("<wbr>", ""));
     let sites = report["sites"].as_array().expect("sites");
     assert_eq!(
         page.matches("<tr><th scope=\"row\">/m/model/layers")

@@ -205,16 +205,10 @@ fn path(name: &str) -> Vec<String> {
     let behind = all.get(mark.map_or(0, |at| at + 1)..).unwrap_or_default();
     // `x#2` is a second matrix of the name.
     let clean = |part: &&str| stem(part.split('#').next().unwrap_or(part));
-    let kept = behind
-        .iter()
-        .filter(|part| !is_number(part))
-        .map(|part| clean(part));
+    let kept = behind.iter().filter(|part| !is_number(part)).map(clean);
     let kept: Vec<String> = kept.filter(|part| !OPS.contains(&part.as_str())).collect();
     match kept.is_empty() {
-        true => vec![
-            all.last()
-                .map_or_else(|| "matrix".into(), |part| clean(part)),
-        ],
+        true => vec![all.last().map_or_else(|| "matrix".into(), clean)],
         false => kept,
     }
 }

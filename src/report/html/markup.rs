@@ -121,6 +121,12 @@ impl Cell {
         }
     }
 
+    /// A name, which may be broken into lines where its parts end.
+    pub fn name(text: &str) -> Self {
+        let parts: Vec<String> = text.split_inclusive(['.', '/']).map(escape).collect();
+        Self::html(parts.join("<wbr>"))
+    }
+
     /// A number as it is written, and the value that it is sorted by.
     pub fn number(text: &str, value: f64) -> Self {
         Self {

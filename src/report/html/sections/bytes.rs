@@ -85,7 +85,10 @@ fn bars(page: &Page<'_>, groups: &Groups) -> Vec<Bar> {
     bars.extend(page.report.untouched.iter().map(|group| {
         let dense = group.bytes;
         Bar {
-            name: group.what.clone(),
+            name: match group.what.as_str() {
+                "linear" | "expert" | "router" => format!("other {}s", group.what),
+                what => what.to_string(),
+            },
             count: group.count,
             params: None,
             before: None,
@@ -175,7 +178,7 @@ fn table(bars: &[Bar], sum: u64) -> String {
         let bits = bar.params.map(|p| 8.0 * bytes as f64 / p.max(1) as f64);
         let share = 100.0 * bytes as f64 / sum.max(1) as f64;
         table.row([
-            Cell::text(&bar.name),
+            Cell::name(&bar.name),
             Cell::number(&bar.count.to_string(), bar.count as f64),
             bar.params.map_or_else(
                 || Cell::text("left alone"),

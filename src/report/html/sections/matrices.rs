@@ -34,7 +34,7 @@ pub fn render(page: &Page<'_>, groups: &Groups) -> String {
         "after>",
         "bits per weight>",
         "relative error>",
-        "FLOPs>",
+        "FLOPs left>",
     ];
     heads.extend(noted.then_some("note"));
     let mut table = Table::new(&heads).class("tall sortable");
@@ -70,7 +70,7 @@ fn row(site: &SiteReport, role: &str, worst: f64) -> Vec<Cell> {
         escape(&error)
     ));
     vec![
-        Cell::text(&site.name),
+        Cell::name(&site.name),
         Cell::text(role),
         layer.map_or_else(
             || Cell::text("–"),
@@ -89,17 +89,17 @@ fn row(site: &SiteReport, role: &str, worst: f64) -> Vec<Cell> {
     ]
 }
 
-/// The terms in short: `r32 + 737 outliers + int4`.
+/// The terms in short: `r32 + 0.5 % outliers + int4`.
 fn stored(site: &SiteReport) -> String {
     if site.reverted.is_some() {
         return site.source_dtype.clone();
     }
-    let terms = site
-        .steps
-        .iter()
-        .map(|step| step.term.as_str())
-        .filter(|term| !term.is_empty());
-    let terms: Vec<&str> = terms.collect();
+    let word = |term: &str| match term.ends_with('%') {
+        true => format!("{term} outliers"),
+        false => term.to_string(),
+    };
+    let terms = site.steps.iter().map(|step| step.term.as_str());
+    let terms: Vec<String> = terms.filter(|term| !term.is_empty()).map(word).collect();
     match terms.is_empty() {
         true => site.source_dtype.clone(),
         false => terms.join(" + "),

@@ -177,6 +177,14 @@ fn cards(page: &Page<'_>) -> Vec<String> {
             cards.push(card("Same likeliest token", &value, "as the original's"));
         }
     }
+    if let Some(Evaluation::Outputs(outputs)) = page.evaluation {
+        let whole = outputs.models.iter().find(|m| m.without.is_empty());
+        for output in whole.iter().flat_map(|m| &m.outputs).take(2) {
+            let title = format!("Cosine of {}", output.name);
+            let note = format!("with the original's; worst {:.5}", output.cosine_worst);
+            cards.push(card(&title, &format!("{:.5}", output.cosine_mean), &note));
+        }
+    }
     if all.flops_before > 0 {
         let share = 100.0 * all.flops_after as f64 / all.flops_before as f64;
         let note = format!(

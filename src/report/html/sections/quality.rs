@@ -220,7 +220,7 @@ fn scores(report: &TextReport) -> String {
         let against = model.against.as_ref();
         let dash = || Cell::text("–");
         table.row([
-            Cell::text(&name),
+            Cell::name(&name),
             digits(model.perplexity, 4),
             digits(model.perplexity_standard_error, 4),
             against.map_or_else(dash, |a| digits(a.perplexity_ratio, 5)),
@@ -272,7 +272,7 @@ fn quantiles(report: &TextReport) -> String {
         ];
         let numbers = values.map(|v| Cell::number(&human::error(v), v));
         let rms = 100.0 * against.rms_delta_p;
-        let row = std::iter::once(Cell::text(&label(model))).chain(numbers);
+        let row = std::iter::once(Cell::name(&label(model))).chain(numbers);
         table.row(row.chain([Cell::number(&format!("{rms:.3} %"), rms)]));
     }
     match any {
@@ -346,7 +346,7 @@ fn on_outputs(title: &str, report: &OutputsReport) -> String {
             let error = |v: f64| Cell::number(&human::error(v), v);
             let cosine = |v: f64| Cell::number(&format!("{v:.7}"), v);
             table.row([
-                Cell::text(&name),
+                Cell::name(&name),
                 Cell::text(&output.name),
                 Cell::number(&output.vectors.to_string(), output.vectors as f64),
                 cosine(output.cosine_mean),

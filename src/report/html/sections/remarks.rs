@@ -119,7 +119,8 @@ fn common(group: &Group<'_>) -> String {
 
 /// `8`, `8–32`, or `#` where what stands there is no number.
 fn range<'a>(texts: impl Iterator<Item = &'a str>) -> String {
-    let mut ends: Option<((f64, &str), (f64, &str))> = None;
+    type End<'t> = (f64, &'t str);
+    let mut ends: Option<(End<'_>, End<'_>)> = None;
     for text in texts {
         let Ok(value) = text.parse::<f64>() else {
             return "#".into();

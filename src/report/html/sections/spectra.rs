@@ -171,8 +171,8 @@ fn table(list: &[Spectrum]) -> String {
         let [out, inp] = spectrum.shape;
         let dash = || Cell::text("–");
         table.row([
-            Cell::text(&spectrum.name),
-            Cell::text(&format!("{out} × {inp}")),
+            Cell::name(&spectrum.name),
+            Cell::text(&format!("{out}\u{a0}×\u{a0}{inp}")),
             Cell::text(&format!(
                 "{} of {}",
                 spectrum.values.len(),
