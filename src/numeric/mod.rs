@@ -10,11 +10,13 @@
 //! order, and products that use threads are split into fixed row panels.
 
 pub mod float;
+pub mod hadamard;
 pub mod hessian;
 pub mod lowrank;
 pub mod matrix;
 pub mod quant;
 pub mod sparse;
+pub mod trellis;
 
 pub(crate) mod simd;
 
