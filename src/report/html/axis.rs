@@ -232,7 +232,7 @@ mod tests {
         );
         assert_eq!(
             texts(Axis::log("", 0.012, 0.034)),
-            ["0.010", "0.015", "0.020", "0.030", "0.040"].map(String::from)[1..]
+            ["0.015", "0.02", "0.03"]
         );
         for axis in [
             Axis::linear("", f64::NAN, 1.0),
