@@ -7,9 +7,10 @@
 //! - [`gptq()`]: integer codes with error feedback, scales fitted in the metric;
 //! - [`ldlq()`]: the same feedback in blocks of columns for any other quantizer,
 //!   and [`water_fill`], which spreads bits over the blocks;
-//! - [`whitened_svd`]: the low-rank term that lowers the objective most;
+//! - [`whitened_svd`]: the low-rank term that lowers the objective most, and
+//!   [`whitened_low_rank`], its factors in a stored format;
 //! - [`refine()`]: quantizer and factors by turns, never worse;
-//! - [`outlier_savings`]: entries that a quantizer had better leave alone.
+//! - [`outliers()`]: entries that a quantizer had better leave alone.
 //!
 //! `H` is made positive definite by damping: a fraction of its mean diagonal is
 //! added to the diagonal. Inputs that are always zero (dead channels) count as
@@ -19,21 +20,30 @@
 //! Functions work on one matrix, use no threads and give the same bits each time.
 
 mod factor;
+mod factors;
 mod feedback;
 mod gptq;
 mod ldlq;
 mod objective;
+mod outliers;
+mod refine;
 mod water;
+mod whitened;
 
+pub use factors::whitened_low_rank;
 pub use feedback::{Blocks, Feedback, Order};
 pub use gptq::{Gptq, GptqOptions, gptq};
 pub use ldlq::ldlq;
-pub use objective::{objective, relative_objective, row_objectives};
+pub use objective::{damped_objective, objective, relative_objective, row_objectives};
+pub use outliers::outliers;
+pub use refine::{RefineOptions, Refined, refine};
 pub use water::{WaterError, water_fill};
+pub use whitened::{Whitened, whitened_svd};
 
 use super::lowrank::LowRankError;
 use super::matrix::{ShapeError, check_shape};
 use super::quant::QuantError;
+use super::sparse::SparseError;
 
 /// Why something can't be done in a metric.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -90,6 +100,9 @@ pub enum HessianError {
     /// A matrix that can't be decomposed.
     #[error(transparent)]
     LowRank(#[from] LowRankError),
+    /// A matrix that can't be split.
+    #[error(transparent)]
+    Sparse(#[from] SparseError),
 }
 
 /// What had to be done to a second moment; for remarks.

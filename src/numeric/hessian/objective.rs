@@ -51,6 +51,26 @@ pub fn row_objectives(metric: &Metric, e: &[f32], rows: usize) -> Result<Vec<f64
     Ok(out)
 }
 
+/// `tr(E H' Eᵀ)` with the damped metric `H'`: what all quantizers here minimise.
+///
+/// # Errors and cost
+/// As [`objective`].
+pub fn damped_objective(metric: &Metric, e: &[f32], rows: usize) -> Result<f64, HessianError> {
+    let n = metric.n();
+    let plain = objective(metric, e, rows)?;
+    let raw = metric.second_moment();
+    let more: Vec<f64> = (0..n)
+        .map(|j| metric.entry(j, j) - f64::from(raw[j * n + j]))
+        .collect();
+    let squares = e.chunks(n.max(1)).map(|row| {
+        let terms = row.iter().zip(&more);
+        terms
+            .map(|(x, m)| m * f64::from(*x) * f64::from(*x))
+            .sum::<f64>()
+    });
+    Ok(plain + squares.sum::<f64>())
+}
+
 /// `tr(E H Eᵀ) / tr(W H Wᵀ)`; 0 if both are zero.
 ///
 /// # Errors and cost

@@ -2,7 +2,9 @@
 
 mod blocks;
 mod gptq;
+mod low_rank;
 mod metric;
+mod outliers;
 
 use super::*;
 

@@ -117,7 +117,7 @@ impl Factor {
     }
 
     /// Rounds flat values to a format.
-    pub(super) fn encode(
+    pub(crate) fn encode(
         side: Side,
         blocks: &[Block],
         mut values: Vec<f32>,
@@ -171,7 +171,7 @@ impl Factor {
     }
 
     /// All values as flat `f32`; the lengths have been checked.
-    pub(super) fn decode(&self, side: Side, blocks: &[Block]) -> Vec<f32> {
+    pub(crate) fn decode(&self, side: Side, blocks: &[Block]) -> Vec<f32> {
         match self {
             Factor::F32(values) => values.clone(),
             Factor::F16(values) => values.iter().map(|x| x.to_f32()).collect(),

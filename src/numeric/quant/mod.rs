@@ -28,7 +28,7 @@ pub use encode::{
 pub(crate) use kernel::{group_error, group_residual};
 pub use pack::{pack_row, packed_len, unpack_row};
 pub(crate) use panel::{Column, PanelGrid, PanelParams, PanelSpan};
-pub(crate) use weighted::{stored_scale, weighted_params};
+pub(crate) use weighted::{stored_scale, weighted_error, weighted_params};
 
 use half::f16;
 

@@ -5,7 +5,7 @@ use super::scale::{
 };
 use super::search::{candidates, ratio_range, ratios};
 use super::{QuantError, ScaleMethod, Scheme};
-use crate::numeric::simd::{LANES, Level, Simd, multiversion};
+use crate::numeric::simd::{LANES, Level, Simd, multiversion, padded};
 
 /// Scale and zero point of a group, as they are stored.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -49,6 +49,49 @@ pub(crate) fn weighted_params(
         scale: params.scale,
         zero: params.zero as u8,
     })
+}
+
+/// Quantizes a group; returns its weighted squared error, and each weight's error.
+///
+/// Infinite where the group can't be quantized.
+pub(crate) fn weighted_error(
+    w: &[f32],
+    weights: &[f32],
+    scheme: Scheme,
+    method: ScaleMethod,
+    errors: &mut [f32],
+) -> f32 {
+    let grid = Grid::new(scheme, method);
+    weighted_error_at(Level::detect(), w, weights, errors, &grid)
+}
+
+#[inline(always)]
+fn weighted_error_body<S: Simd>(
+    simd: S,
+    w: &[f32],
+    weights: &[f32],
+    errors: &mut [f32],
+    grid: &Grid,
+) -> f32 {
+    let Ok(params) = weighted_params_body(simd, w, weights, grid) else {
+        return f32::INFINITY;
+    };
+    let lanes = Lanes::new(simd, params, grid);
+    let mut sum = simd.splat(0.0);
+    let chunks = w.chunks(LANES).zip(weights.chunks(LANES));
+    for ((w, weights), errors) in chunks.zip(errors.chunks_mut(LANES)) {
+        let (_, left) = lanes.encode(simd.load(&padded(w)));
+        let square = simd.mul(left, left);
+        sum = simd.add(sum, simd.mul(square, simd.load(&padded(weights))));
+        let mut values = [0.0; LANES];
+        simd.store(left, &mut values);
+        errors.copy_from_slice(&values[..errors.len()]);
+    }
+    simd.sum(sum)
+}
+
+multiversion! {
+    fn weighted_error_at(w: &[f32], weights: &[f32], errors: &mut [f32], grid: &Grid) -> f32 = weighted_error_body;
 }
 
 /// Weighted squared errors under 16 candidates at once.

@@ -9,6 +9,7 @@ mod saving;
 mod select;
 
 pub use saving::{column_savings, select_by_saving};
+pub(crate) use select::largest;
 pub use select::{
     column_energies, density_count, select_above, select_by_magnitude, select_by_sigma,
     select_columns,

@@ -84,7 +84,7 @@ pub fn select_columns(scores: &[f64], count: usize) -> Vec<u32> {
 ///
 /// Keys are below `2^31`. Three passes: a histogram of their upper halves, the
 /// keys of the bin in which the threshold lies, the selection.
-pub(super) fn largest(n: usize, count: usize, key: impl Fn(usize) -> u32) -> Vec<usize> {
+pub(crate) fn largest(n: usize, count: usize, key: impl Fn(usize) -> u32) -> Vec<usize> {
     let count = count.min(n);
     if count == 0 {
         return Vec::new();
