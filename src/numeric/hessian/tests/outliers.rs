@@ -66,8 +66,8 @@ fn nothing_to_save_and_what_is_refused() {
     let run = |w: &[f32], density, group| {
         outliers(w, 1, &weights, density, scheme, group, ScaleMethod::AbsMax)
     };
-    assert_eq!(run(&[0.0; 3], 1.0, group).unwrap(), []);
-    assert_eq!(run(&[1.0, 2.0, 3.0], 0.0, group).unwrap(), []);
+    assert!(run(&[0.0; 3], 1.0, group).unwrap().is_empty());
+    assert!(run(&[1.0, 2.0, 3.0], 0.0, group).unwrap().is_empty());
     assert!(run(&[1.0, 2.1, 3.7], 1.0, Group::Row).unwrap().len() <= 3);
     assert!(matches!(
         run(&[0.0; 2], 0.1, group),
