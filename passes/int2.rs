@@ -15,7 +15,7 @@
 //! Jacob et al., arXiv 1712.05877.
 
 use super::shared::entry::pass_entry;
-use super::shared::quantize::{GroupOption, Options, ScaleOption};
+use super::shared::quantize::{GroupOption, MethodOption, Options, ScaleOption};
 use crate::numeric::Group;
 
 impl Default for Options<2> {
@@ -24,6 +24,9 @@ impl Default for Options<2> {
             group: GroupOption(Group::Size(64)),
             asymmetric: true,
             scale: ScaleOption::Lsq,
+            method: MethodOption::Rtn,
+            damp: 0.01,
+            rounds: 3,
         }
     }
 }

@@ -16,7 +16,7 @@
 //! Jacob et al., arXiv 1712.05877.
 
 use super::shared::entry::pass_entry;
-use super::shared::quantize::{GroupOption, Options, ScaleOption};
+use super::shared::quantize::{GroupOption, MethodOption, Options, ScaleOption};
 use crate::numeric::Group;
 
 impl Default for Options<4> {
@@ -25,6 +25,9 @@ impl Default for Options<4> {
             group: GroupOption(Group::Size(32)),
             asymmetric: false,
             scale: ScaleOption::Lsq,
+            method: MethodOption::Rtn,
+            damp: 0.01,
+            rounds: 3,
         }
     }
 }

@@ -18,7 +18,9 @@ pub mod lowrank;
 pub mod multilevel;
 pub mod outlier;
 pub mod raise;
+pub mod rotate;
 pub mod shared;
+pub mod trellis;
 
 /// Every built-in pass; the tidy test checks that no file is missing here.
 pub const ALL: &[PassEntry] = &[
@@ -34,4 +36,6 @@ pub const ALL: &[PassEntry] = &[
     multilevel::ENTRY,
     outlier::ENTRY,
     raise::ENTRY,
+    rotate::ENTRY,
+    trellis::ENTRY,
 ];

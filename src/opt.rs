@@ -128,6 +128,7 @@ struct Fingerprint<'a> {
     seed: u64,
     shard_size: u64,
     bisect: Option<u64>,
+    calibration: Option<String>,
     module: String,
     inputs: Vec<(String, u64, u128)>,
 }
@@ -151,6 +152,7 @@ fn fingerprint(job: &Job<'_>, input: &Input<'_>) -> String {
         seed: job.run.seed,
         shard_size: job.shard_size,
         bisect: job.run.bisect_limit,
+        calibration: job.run.moments.map(|m| m.identity()),
         module: crate::weights::Digest::of(text.as_bytes()).to_hex(),
         inputs: input.files.iter().map(stamp).collect(),
     };

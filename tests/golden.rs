@@ -13,6 +13,7 @@
 //! is refused where `CI=true`.
 
 use std::any::Any;
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -24,10 +25,12 @@ use goldenfile::Mint;
 use hlrc::cli::args::{Cli, OptArgs};
 use hlrc::ir::Module;
 use hlrc::ir::patch::normalize;
+use hlrc::ir::site::{Site, sites};
 use hlrc::ir::text::{PrintOptions, parse, print, print_with};
 use hlrc::ir::verify::verify;
 use hlrc::pass::manager::{self, Outcome, PrintIr, RunOptions, Schedule, Silent};
 use hlrc::pass::pipeline::{Override, Pipeline};
+use hlrc::pass::{MomentSource, Moments};
 use hlrc::report::SiteReport;
 use hlrc::store::{Reader, Sink};
 use hlrc::weights::FileCache;
@@ -178,6 +181,8 @@ fn apply(
     let overrides = overrides.map_err(|e| e.to_string())?;
     let schedule = Schedule::new(pipeline, &overrides, args.stop_after.as_deref());
     let schedule = schedule.map_err(|e| e.to_string())?;
+    let calibrated = !args.calib.is_empty();
+    let moments = Synthetic::of(&module);
     let (cache, interrupt) = (FileCache::default(), AtomicBool::new(false));
     let options = RunOptions {
         seed: args.seed,
@@ -186,6 +191,7 @@ fn apply(
         verify_each: true,
         bisect_limit: args.bisect_limit,
         print: PrintIr::default(),
+        moments: calibrated.then_some(&moments as &dyn MomentSource),
         interrupt: &interrupt,
     };
     let mut sink = Sink::hashes();
@@ -201,6 +207,51 @@ fn apply(
     );
     let outcome = outcome.map_err(|e| e.to_string())?;
     Ok((normalize(&module), outcome))
+}
+
+/// Second moments for `--calib synthetic`: neighbours are correlated, every seventh input is large, the
+/// last one is always zero.
+#[derive(Debug)]
+struct Synthetic {
+    /// Width of each site's input.
+    widths: HashMap<String, usize>,
+}
+
+impl Synthetic {
+    fn of(module: &Module) -> Self {
+        let width = |site: Site| (site.name, site.cols as usize);
+        Self {
+            widths: sites(module).into_iter().map(width).collect(),
+        }
+    }
+}
+
+impl MomentSource for Synthetic {
+    fn identity(&self) -> String {
+        "synthetic".to_string()
+    }
+
+    fn moments(&self, site: &str) -> Result<Option<Moments>, String> {
+        let Some(&n) = self.widths.get(site) else {
+            return Ok(None);
+        };
+        let deviation = |i: usize| match i {
+            _ if i + 1 == n => 0.0,
+            _ if i % 7 == 0 => 8.0,
+            _ => 1.0 + i as f32 / n as f32,
+        };
+        let entry = |at: usize| {
+            let (i, j) = (at / n, at % n);
+            let near = 0.5f32.powi((i.abs_diff(j) as i32).min(60));
+            1000.0 * near * deviation(i) * deviation(j)
+        };
+        let hessian: Vec<f32> = (0..n * n).map(entry).collect();
+        Ok(Some(Moments {
+            diagonal: (0..n).map(|i| hessian[i * n + i]).collect(),
+            hessian: Some(hessian),
+            tokens: 1000,
+        }))
+    }
 }
 
 fn shorten(canonical: &Pipeline, module: &Module, outcome: &Outcome) -> String {

@@ -2,5 +2,6 @@
 
 pub mod entry;
 pub mod factors;
+pub mod gptq;
 pub mod quantize;
 pub mod walk;

@@ -4,6 +4,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use serde_json::Value;
 
+use super::gptq::Gptq;
 use crate::numeric::float::Float;
 use crate::numeric::quant::{Quantized, Source, quantize, quantize_source, quantized_bytes};
 use crate::numeric::{Group, ScaleMethod, Scheme};
@@ -20,6 +21,16 @@ pub enum ScaleOption {
     Absmax,
     /// By least squared error.
     Lsq,
+}
+
+/// How codes are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum MethodOption {
+    /// Each weight by itself: round to nearest.
+    Rtn,
+    /// With error feedback in the metric of the activations; needs `--calib`.
+    Gptq,
 }
 
 /// A group as pipelines write it: `32`, `64`, `128`, `row` or `column`.
@@ -78,12 +89,19 @@ pub struct Options<const BITS: u8> {
     /// How scales are chosen: from the largest magnitude (`absmax`), or by least squared error
     /// (`lsq`), which takes about ten times as long.
     pub scale: ScaleOption,
+    /// How codes are chosen: each by itself (`rtn`), or so that errors make up for each other on the
+    /// inputs that were seen (`gptq`), which needs `--calib`.
+    pub method: MethodOption,
+    /// With `gptq`: damping of the second moments, as a fraction of their mean diagonal.
+    pub damp: f64,
+    /// With `gptq`: most rounds of fitting scales and codes to each other behind it.
+    pub rounds: usize,
 }
 
 impl<const BITS: u8> Options<BITS> {
     /// The pass.
     pub fn build(self) -> Result<Pass, PassError> {
-        Ok(Pass::Matrix(Box::new(Quantize(Quantizer {
+        let quantizer = Quantizer {
             scheme: Scheme {
                 bits: BITS,
                 symmetric: !self.asymmetric,
@@ -93,7 +111,23 @@ impl<const BITS: u8> Options<BITS> {
                 ScaleOption::Absmax => ScaleMethod::AbsMax,
                 ScaleOption::Lsq => ScaleMethod::Lsq,
             },
-        }))))
+        };
+        if self.method == MethodOption::Rtn {
+            return Ok(Pass::Matrix(Box::new(Quantize(quantizer))));
+        }
+        if quantizer.group == Group::Column {
+            return Err(PassError::new(
+                "method=gptq takes columns one after the other: use a group along the rows",
+            ));
+        }
+        if !(0.0..=1.0).contains(&self.damp) {
+            return Err(PassError::new(format!("damp={}: use 0 to 1", self.damp)));
+        }
+        Ok(Pass::Matrix(Box::new(Gptq {
+            quantizer,
+            damp: self.damp,
+            rounds: self.rounds,
+        })))
     }
 }
 

@@ -16,6 +16,7 @@ mod metadata;
 mod own;
 mod plan;
 mod run;
+mod source;
 mod summary;
 #[cfg(test)]
 mod tests;

@@ -128,6 +128,11 @@ pub struct OptArgs {
     /// Apply passes to the first N sites only, to find the one that breaks something
     #[arg(long, alias = "opt-bisect-limit", value_name = "N", help_heading = PIPELINE)]
     pub bisect_limit: Option<u64>,
+    /// Statistics of activations for passes that use them: a file of `calibrate`, an importance matrix
+    /// (GGUF), or text to run the input on (64 windows of 512 tokens); `self`: text that it writes itself
+    #[arg(long, value_name = "STATS|TEXT", value_delimiter = ',', value_hint = ValueHint::FilePath,
+          help_heading = PIPELINE)]
+    pub calib: Vec<PathBuf>,
     /// Seed of all randomness; the same seed gives the same bytes for any number of threads
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = PIPELINE)]
     pub seed: u64,

@@ -36,6 +36,11 @@ pub fn term(module: &Module, matrix: &Matrix, term: &Term) -> String {
             };
             format!("int{}{kind} {group}", quant.scheme.bits)
         }
+        Term::Trellis(trellis) => {
+            let codes = module.weight(trellis.codes).map_or(0, Weight::bytes);
+            let bits = bits_per_weight(codes, matrix.entries());
+            format!("trellis {bits:.2} 2^{}", trellis.states)
+        }
         Term::LowRank(low_rank) => format!("low_rank {}", ranks(low_rank)),
         Term::Sparse(sparse) => format!("sparse {}", share(sparse.nnz)),
         Term::Columns(columns) => format!("columns {}", columns.count),

@@ -6,10 +6,13 @@ use super::prepare::{Prepared, prepare};
 use super::target::{Target, report_beside};
 use super::watch::Watch;
 use super::{Exit, Failure, dry_run, errors, eval, outcome, print, report, reproducer, signal};
+use crate::calib::Statistics;
 use crate::eval::Evaluation;
 use crate::export::hlrc::{FolderError, partial_path};
 use crate::opt::{self, Job, OnnxOptions, OptError, Output, Summary};
+use crate::pass::manager::schedule::Scheduled;
 use crate::pass::manager::{self, PrintIr, RunError, RunOptions, Schedule};
+use crate::pass::{Calibration, MomentSource, Pass};
 use crate::report::progress::{Progress, Style, Summary as Closing};
 use crate::report::{human, resources};
 use crate::store::{JOURNAL, rebase};
@@ -128,7 +131,8 @@ fn execute(
     let schedule = Schedule::new(&prepared.pipeline, &prepared.overrides, stop);
     let schedule = schedule.map_err(|error| errors::schedule(&error))?;
     let pipeline = prepared.canonical()?;
-    let options = run_options(args);
+    let mut options = run_options(args);
+    check_calibration(args, &schedule)?;
     if args.dry_run {
         manager::raise(&mut loaded.module, &schedule).map_err(|error| errors::run(&error))?;
         let destination = output(args, target).destination();
@@ -136,6 +140,8 @@ fn execute(
             .map_err(|error| errors::run(&error))?;
         return dry_run::run(args, &pipeline, &loaded.module, &schedule, &plan);
     }
+    let statistics = calibrate(args, progress)?;
+    options.moments = statistics.as_ref().map(|s| s as &dyn MomentSource);
     if matches!(target, Target::Stdout | Target::Device(_)) {
         // Text says where weights are as seen from the place that it goes to.
         rebase(&mut loaded.module, Path::new("."));
@@ -168,6 +174,48 @@ fn execute(
         after_failure(args, &job.output, &error)
     })?;
     conclude(args, target, progress, &summary, began)
+}
+
+/// Statistics are given where a pass needs them, and only where one uses them.
+fn check_calibration(args: &OptArgs, schedule: &Schedule) -> Result<(), Failure> {
+    let uses = |step: &Scheduled, least: &[Calibration]| match &step.pass {
+        Pass::Matrix(pass) => least.contains(&pass.calibration()),
+        Pass::Module(_) => false,
+    };
+    let find = |least: &[Calibration]| schedule.steps.iter().find(|s| uses(s, least));
+    if args.calib.is_empty() {
+        let Some(step) = find(&[Calibration::Needed]) else {
+            return Ok(());
+        };
+        let what = format!("pass {} needs statistics of the activations", step.name);
+        return Err(Failure::new(Exit::Usage, what).help(
+            "give text with --calib TEXT, or statistics that `hlrc-opt calibrate` has made",
+        ));
+    }
+    if find(&[Calibration::Needed, Calibration::Used]).is_none() {
+        let what = "--calib would have no effect: no pass of the pipeline uses statistics";
+        return Err(Failure::new(Exit::Usage, what).help(
+            "`trellis` does, and `int4{method=gptq}`; `hlrc-opt passes NAME` says what a pass uses",
+        ));
+    }
+    Ok(())
+}
+
+fn calibrate(args: &OptArgs, progress: &Progress) -> Result<Option<Statistics>, Failure> {
+    if args.calib.is_empty() {
+        return Ok(None);
+    }
+    let model = args.input.as_deref().unwrap_or(Path::new("-"));
+    let limit = args.mem_limit;
+    super::calibrate::statistics(
+        model,
+        &args.calib,
+        args.threads,
+        limit,
+        &args.talk,
+        progress,
+    )
+    .map(Some)
 }
 
 /// Removes what a failed run leaves, unless it can be gone on from: a pass that failed would fail again,
@@ -241,6 +289,7 @@ fn run_options(args: &OptArgs) -> RunOptions<'static> {
             after: every(debug.print_ir_after_all, &debug.print_ir_after),
             after_change: debug.print_ir_after_change,
         },
+        moments: None,
         interrupt: signal::flag(),
     }
 }

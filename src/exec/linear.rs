@@ -82,7 +82,7 @@ pub(super) fn linear_across(
     let turned = turned(linear, x, step)?;
     let rows = turned.values.len() / matrix.cols.max(1);
     let mut out = vec![0f32; rows * matrix.rows];
-    matrix.multiply(pool, &turned.values, None, &mut out)?;
+    matrix.multiply_exact(pool, &turned.values, &mut out)?;
     affine(pool, linear.scale, linear.bias.as_deref(), &mut out);
     let mut shape = x.shape.clone();
     shape[turned.axis] = matrix.rows;

@@ -1,16 +1,22 @@
 //! A matrix `Σ terms`, located and checked once, multiplied straight from the mapped files.
 
+mod prepare;
 mod release;
 
+use super::activations::{Coordinates, Forms, Need};
 use super::kernels::low_rank::{FactorData, LowRankView};
-use super::kernels::quant::{self, Int8Activations, QuantRows};
+use super::kernels::quant::{self, QuantRows};
 use super::kernels::sparse::{self, ColumnsView, CsrView};
-use super::kernels::{Write, float, low_rank};
+use super::kernels::trellis::{self, TrellisRows};
+use super::kernels::{Write, float, hadamard, low_rank};
 use super::{ExecError, Pool, Without};
 use crate::ir::{
-    FactorRef, LowRankTerm, Matrix, Module, QuantTerm, SparseTerm, Term, WeightId, WeightView,
+    FactorRef, LowRankTerm, Matrix, Module, QuantTerm, Rotation, SparseTerm, Term, TrellisTerm,
+    WeightId, WeightView,
 };
 use crate::numeric::float::Float;
+use crate::numeric::hadamard::Rotation as Side;
+use crate::numeric::trellis::TrellisMatrix;
 use crate::numeric::{Block, FactorFormat, Group, Scheme};
 use crate::store::{Located, Reader, StoreError};
 use crate::weights::read::decode_f32;
@@ -35,6 +41,14 @@ enum PreparedTerm {
         zeros: Option<Stored>,
         scheme: Scheme,
         group: Group,
+        rotation: Option<Sides>,
+    },
+    Trellis {
+        codes: Stored,
+        scales: Stored,
+        bits: Vec<u8>,
+        states_log2: u8,
+        rotation: Option<Sides>,
     },
     LowRank {
         blocks: Vec<Block>,
@@ -50,6 +64,23 @@ enum PreparedTerm {
         columns: Vec<u32>,
         values: Stored,
     },
+}
+
+/// The coordinates of a term's inputs and outputs.
+#[derive(Clone, Copy)]
+struct Sides {
+    input: Option<Side>,
+    output: Option<Side>,
+}
+
+impl Sides {
+    fn of(rotation: Rotation) -> Self {
+        let turned = |side: Side| (!side.is_identity()).then_some(side);
+        Self {
+            input: turned(rotation.in_side()),
+            output: turned(rotation.out_side()),
+        }
+    }
 }
 
 struct Factor {
@@ -142,7 +173,7 @@ impl PreparedMatrix {
         let kept = matrix.terms.iter().filter(|t| match t {
             Term::LowRank(_) => !without.low_rank,
             Term::Sparse(_) | Term::Columns(_) => !without.sparse,
-            Term::Dense(_) | Term::Quant(_) => true,
+            Term::Dense(_) | Term::Quant(_) | Term::Trellis(_) => true,
         });
         let terms: Result<Vec<PreparedTerm>, ExecError> = kept.map(|t| preparer.term(t)).collect();
         Ok(Self {
@@ -152,29 +183,57 @@ impl PreparedMatrix {
         })
     }
 
-    /// Whether a term could use activations rounded to int8.
-    pub(super) fn is_quantized(&self) -> bool {
-        let quant = |t: &PreparedTerm| matches!(t, PreparedTerm::Quant { .. });
-        self.terms.iter().any(quant)
+    /// The forms in which the terms take activations.
+    pub(super) fn needs(&self) -> impl Iterator<Item = Need> + '_ {
+        self.terms.iter().map(|term| match term {
+            PreparedTerm::Quant { rotation, .. } | PreparedTerm::Trellis { rotation, .. } => Need {
+                side: rotation.and_then(|r| r.input),
+                codes: matches!(term, PreparedTerm::Quant { .. }),
+            },
+            _ => Need {
+                side: None,
+                codes: false,
+            },
+        })
+    }
+
+    /// `x Wᵀ` for `x` `[tokens, in]` with exact activations.
+    pub(super) fn multiply_exact(
+        &self,
+        pool: &Pool,
+        x: &[f32],
+        out: &mut [f32],
+    ) -> Result<(), ExecError> {
+        let coordinates = Coordinates::new(pool, x, self.cols, self.needs());
+        self.multiply(pool, &coordinates.forms(pool, |_| false), out)
     }
 
     /// `out[t, o] = Σ_i x[t, i] · W[o, i]` for `x` `[tokens, in]`.
     ///
-    /// With `rounded`, quantized terms take the activations from there.
+    /// Coded terms take rounded activations where there are some.
     pub(super) fn multiply(
         &self,
         pool: &Pool,
-        x: &[f32],
-        rounded: Option<&Int8Activations>,
+        x: &Forms<'_>,
         out: &mut [f32],
     ) -> Result<(), ExecError> {
         if self.terms.is_empty() {
             out.fill(0.0);
         }
-        let tokens = x.len() / self.cols.max(1);
         let mut write = Write::Overwrite;
         for term in &self.terms {
-            self.add_term(pool, term, (x, tokens), rounded, write, out)?;
+            match term.rotation().and_then(|r| r.output) {
+                Some(side) => {
+                    let mut turned = vec![0f32; out.len()];
+                    self.add_term(pool, term, x, Write::Overwrite, &mut turned)?;
+                    hadamard::unrotate(pool, &side, &mut turned, self.rows);
+                    match write {
+                        Write::Overwrite => out.copy_from_slice(&turned),
+                        Write::Add => add(out, &turned),
+                    }
+                }
+                None => self.add_term(pool, term, x, write, out)?,
+            }
             write = Write::Add;
         }
         Ok(())
@@ -184,11 +243,11 @@ impl PreparedMatrix {
         &self,
         pool: &Pool,
         term: &PreparedTerm,
-        (x, tokens): (&[f32], usize),
-        rounded: Option<&Int8Activations>,
+        forms: &Forms<'_>,
         write: Write,
         out: &mut [f32],
     ) -> Result<(), ExecError> {
+        let (x, tokens) = (forms.plain(), forms.tokens);
         match term {
             PreparedTerm::Dense {
                 data,
@@ -198,8 +257,14 @@ impl PreparedMatrix {
                 let w = self.float_rows(data.bytes()?, *format, *transposed);
                 float::matmul(pool, &w, x, tokens, write, out);
             }
-            PreparedTerm::Quant { .. } => {
+            PreparedTerm::Trellis { rotation, .. } => {
+                let w = self.trellis_rows(term)?;
+                let (x, _) = forms.of(rotation.and_then(|r| r.input));
+                trellis::matmul_exact(pool, &w, x, tokens, write, out);
+            }
+            PreparedTerm::Quant { rotation, .. } => {
                 let w = self.quant_rows(term)?;
+                let (x, rounded) = forms.of(rotation.and_then(|r| r.input));
                 match rounded {
                     Some(rounded) => quant::matmul_int8(pool, &w, rounded, write, out),
                     None => quant::matmul_exact(pool, &w, x, tokens, write, out),
@@ -246,8 +311,16 @@ impl PreparedMatrix {
                     float::decode_row(&w, row, &mut scratch);
                     add(out, &scratch);
                 }
-                PreparedTerm::Quant { .. } => {
-                    quant::decode_row(&self.quant_rows(term)?, row, &mut scratch);
+                PreparedTerm::Quant { rotation, .. } => {
+                    let w = self.quant_rows(term)?;
+                    let decode = |row: usize, out: &mut [f32]| quant::decode_row(&w, row, out);
+                    self.row_of(*rotation, row, &mut scratch, decode);
+                    add(out, &scratch);
+                }
+                PreparedTerm::Trellis { rotation, .. } => {
+                    let w = self.trellis_rows(term)?;
+                    let decode = |row: usize, out: &mut [f32]| trellis::decode_row(&w, row, out);
+                    self.row_of(*rotation, row, &mut scratch, decode);
                     add(out, &scratch);
                 }
                 PreparedTerm::LowRank { blocks, u, v } => {
@@ -273,6 +346,57 @@ impl PreparedMatrix {
         Ok(())
     }
 
+    /// Row `row` of a term in its matrix's coordinates.
+    fn row_of(
+        &self,
+        rotation: Option<Sides>,
+        row: usize,
+        out: &mut [f32],
+        decode: impl Fn(usize, &mut [f32]),
+    ) {
+        match rotation.and_then(|r| r.output) {
+            None => decode(row, out),
+            Some(side) => {
+                // A row is a sum over the rows of its block: column `row` of H, with its sign.
+                let first = row / side.block * side.block;
+                let sign = side.signs(self.rows).get(row).copied().unwrap_or(1.0);
+                let norm = sign / (side.block as f32).sqrt();
+                let mut one = vec![0f32; self.cols];
+                out.fill(0.0);
+                for other in first..first + side.block {
+                    decode(other, &mut one);
+                    let odd = ((other - first) & (row - first)).count_ones() % 2 == 1;
+                    let factor = if odd { -norm } else { norm };
+                    out.iter_mut().zip(&one).for_each(|(o, x)| *o += factor * x);
+                }
+            }
+        }
+        if let Some(side) = rotation.and_then(|r| r.input) {
+            side.unrotate_rows(out, self.cols);
+        }
+    }
+
+    fn trellis_rows<'a>(&self, term: &'a PreparedTerm) -> Result<TrellisRows<'a>, ExecError> {
+        let PreparedTerm::Trellis {
+            codes,
+            scales,
+            bits,
+            states_log2,
+            ..
+        } = term
+        else {
+            return Err(damaged("", "not a trellis term".to_string()));
+        };
+        Ok(TrellisRows {
+            codes: codes.bytes()?,
+            scales: scales.bytes()?,
+            bits,
+            rows: self.rows,
+            cols: self.cols,
+            states_log2: *states_log2,
+        })
+    }
+
     fn float_rows<'a>(
         &self,
         data: &'a [u8],
@@ -295,6 +419,7 @@ impl PreparedMatrix {
             zeros,
             scheme,
             group,
+            ..
         } = term
         else {
             return Err(damaged("", "not a quantized term".to_string()));
@@ -341,6 +466,17 @@ impl PreparedMatrix {
     }
 }
 
+impl PreparedTerm {
+    fn rotation(&self) -> Option<Sides> {
+        match self {
+            PreparedTerm::Quant { rotation, .. } | PreparedTerm::Trellis { rotation, .. } => {
+                *rotation
+            }
+            _ => None,
+        }
+    }
+}
+
 fn add(out: &mut [f32], other: &[f32]) {
     out.iter_mut().zip(other).for_each(|(o, x)| *o += x);
 }
@@ -351,139 +487,6 @@ impl Factor {
             format: self.format,
             data: self.data.bytes()?,
             scales: self.scales.as_ref().map(Stored::bytes).transpose()?,
-        })
-    }
-}
-
-impl Preparer<'_> {
-    fn stored(&self, id: WeightId) -> Result<Stored, ExecError> {
-        let absent = || StoreError::Absent(id.to_string());
-        let weight = self.module.weight(id).ok_or_else(absent)?;
-        Ok(Stored {
-            located: self.reader.locate(self.module, weight)?,
-            weight: weight.name.clone(),
-        })
-    }
-
-    fn term(&self, term: &Term) -> Result<PreparedTerm, ExecError> {
-        Ok(match term {
-            Term::Dense(view) => self.dense(view)?,
-            Term::Quant(q) => self.quant(q)?,
-            Term::LowRank(l) => self.low_rank(l)?,
-            Term::Sparse(s) => self.sparse(s)?,
-            Term::Columns(c) => {
-                let indices = self.stored(c.columns)?;
-                let word = |b: &[u8]| u32::from_le_bytes(b.try_into().unwrap_or_default());
-                let columns: Vec<u32> = indices.bytes()?.chunks_exact(4).map(word).collect();
-                if columns.iter().any(|&c| c as usize >= self.cols) {
-                    let problem = format!("a column beyond the last, {}", self.cols);
-                    return Err(damaged(&indices.weight, problem));
-                }
-                let values = self.stored(c.values)?;
-                let values = values.expect(self.rows * columns.len() * 2)?;
-                PreparedTerm::Columns { columns, values }
-            }
-        })
-    }
-
-    fn dense(&self, view: &WeightView) -> Result<PreparedTerm, ExecError> {
-        let mut data = self.stored(view.weight)?;
-        let dtype = self
-            .module
-            .weight(view.weight)
-            .map_or(DType::F32, |w| w.dtype);
-        let Some(format) = dtype.as_float() else {
-            let problem = format!("a matrix of {} cannot be multiplied", dtype.name());
-            return Err(damaged(&data.weight, problem));
-        };
-        let entries = (self.rows * self.cols) as u64;
-        let bytes = dtype.bytes_for(entries).unwrap_or(u64::MAX);
-        let skip = bytes.checked_mul(view.index.unwrap_or(0));
-        let fits = skip.is_some_and(|s| s.saturating_add(bytes) <= data.located.len);
-        if !fits {
-            let problem = format!("{} bytes do not hold the matrix", data.located.len);
-            return Err(damaged(&data.weight, problem));
-        }
-        data.located.offset += skip.unwrap_or(0);
-        data.located.len = bytes;
-        Ok(PreparedTerm::Dense {
-            data,
-            format,
-            transposed: view.transposed,
-        })
-    }
-
-    fn quant(&self, q: &QuantTerm) -> Result<PreparedTerm, ExecError> {
-        let zeros = match q.zeros {
-            Some(id) => Some(self.stored(id)?),
-            None => None,
-        };
-        let (codes, scales) = (self.stored(q.codes)?, self.stored(q.scales)?);
-        let parts = (codes.bytes()?, scales.bytes()?);
-        let given = zeros.as_ref().map(Stored::bytes).transpose()?;
-        let shape = (self.rows, self.cols);
-        QuantRows::new(shape, q.scheme, q.group, parts.0, parts.1, given)
-            .map_err(|e| damaged(&codes.weight, e.to_string()))?;
-        Ok(PreparedTerm::Quant {
-            codes,
-            scales,
-            zeros,
-            scheme: q.scheme,
-            group: q.group,
-        })
-    }
-
-    fn sparse(&self, s: &SparseTerm) -> Result<PreparedTerm, ExecError> {
-        let nnz = usize::try_from(s.nnz)
-            .map_err(|_| StoreError::TooLarge("of a sparse term".to_string()))?;
-        let index = if self.cols > 65536 { 4 } else { 2 };
-        let values = self.stored(s.values)?.expect(nnz * 2)?;
-        let columns = self.stored(s.columns)?.expect(nnz * index)?;
-        let offsets = self.stored(s.offsets)?.expect((self.rows + 1) * 4)?;
-        let view = CsrView {
-            rows: self.rows,
-            cols: self.cols,
-            values: values.bytes()?,
-            columns: columns.bytes()?,
-            offsets: offsets.bytes()?,
-        };
-        if let Err(problem) = view.check() {
-            return Err(damaged(&offsets.weight, problem.to_string()));
-        }
-        Ok(PreparedTerm::Csr {
-            values,
-            columns,
-            offsets,
-        })
-    }
-
-    fn low_rank(&self, l: &LowRankTerm) -> Result<PreparedTerm, ExecError> {
-        let (u, v) = (self.factor(&l.u)?, self.factor(&l.v)?);
-        let view = LowRankView {
-            rows: self.rows,
-            cols: self.cols,
-            blocks: &l.blocks,
-            u: u.view()?,
-            v: v.view()?,
-        };
-        view.check()
-            .map_err(|e| damaged(&u.data.weight, e.to_string()))?;
-        Ok(PreparedTerm::LowRank {
-            blocks: l.blocks.clone(),
-            u,
-            v,
-        })
-    }
-
-    fn factor(&self, f: &FactorRef) -> Result<Factor, ExecError> {
-        let scales = match f.scales {
-            Some(id) => Some(self.stored(id)?),
-            None => None,
-        };
-        Ok(Factor {
-            format: f.format,
-            data: self.stored(f.data)?,
-            scales,
         })
     }
 }

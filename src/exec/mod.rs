@@ -7,6 +7,7 @@
 //!
 //! Results are bit-identical for any number of threads.
 
+mod activations;
 mod attend;
 mod error;
 mod foreign;

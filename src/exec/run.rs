@@ -3,8 +3,8 @@
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 
+use super::activations::Coordinates;
 use super::kernels::activation;
-use super::kernels::quant::Int8Activations;
 use super::kernels::rope::Angles;
 use super::program::{Arg, Kind, PreparedMoe, Step};
 use super::segments::Tap;
@@ -222,29 +222,38 @@ impl<'a> Run<'a> {
 
     fn linears_of(&mut self, steps: &[Step], x: &Tensor) -> Result<(), ExecError> {
         let pool = &self.engine.pool;
-        let mut rounded = None;
-        for step in steps {
-            let Kind::Linear(linear) = &step.kind else {
-                continue;
-            };
-            let (matrix, rows) = (&linear.matrix, x.rows());
-            let values = x.floats().ok_or_else(|| misfit(step, "needs floats"))?;
-            if x.width() != matrix.cols || x.shape.is_empty() {
-                let problem = format!("activations {:?} where `in` is {}", x.shape, matrix.cols);
+        let linears = || {
+            steps.iter().filter_map(|step| match &step.kind {
+                Kind::Linear(linear) => Some((step, linear)),
+                _ => None,
+            })
+        };
+        let Some((first, _)) = linears().next() else {
+            return Ok(());
+        };
+        let values = x.floats().ok_or_else(|| misfit(first, "needs floats"))?;
+        let (rows, width) = (x.rows(), x.width());
+        let needs = || linears().flat_map(|(_, linear)| linear.matrix.needs());
+        let int8 = self.engine.options.precision == Precision::Int8;
+        let rounded = |side| int8 && needs().any(|n| n.codes && n.side == side);
+        for (step, linear) in linears() {
+            if width != linear.matrix.cols || x.shape.is_empty() {
+                let cols = linear.matrix.cols;
+                let problem = format!("activations {:?} where `in` is {cols}", x.shape);
                 return Err(misfit(step, problem));
             }
-            self.tell(step, values, matrix.cols);
-            let round = self.engine.options.precision == Precision::Int8 && matrix.is_quantized();
-            if round && rounded.is_none() {
-                rounded = Some(Int8Activations::quantize(pool, values, rows, matrix.cols));
-            }
+            self.tell(step, values, width);
+        }
+        let coordinates = Coordinates::new(pool, values, width, needs());
+        let forms = coordinates.forms(pool, rounded);
+        for (step, linear) in linears() {
+            let matrix = &linear.matrix;
             let mut shape = x.shape.clone();
             if let Some(last) = shape.last_mut() {
                 *last = matrix.rows;
             }
             let mut out = self.buffers.take(rows * matrix.rows);
-            let activations = rounded.as_ref().filter(|_| round);
-            matrix.multiply(pool, values, activations, &mut out)?;
+            matrix.multiply(pool, &forms, &mut out)?;
             linear::affine(pool, linear.scale, linear.bias.as_deref(), &mut out);
             self.finish(step, Tensor::f32(&shape, out))?;
         }

@@ -26,7 +26,8 @@ pub use op::{
     RopeScaling,
 };
 pub use term::{
-    ColumnsTerm, FactorRef, LowRankTerm, Matrix, QuantTerm, SparseTerm, Term, WeightView,
+    ColumnsTerm, FactorRef, LowRankTerm, Matrix, QuantTerm, Rotation, SparseTerm, Term,
+    TrellisTerm, WeightView,
 };
 pub use types::{Dim, TensorType, Type};
 pub use weight::{Encoding, Storage, Synthetic, Weight};

@@ -21,6 +21,8 @@ pub enum Term {
     Dense(WeightView),
     /// `quant(@codes, @scales, int4, group=32)`: `(q − z)·s` with a scale per group.
     Quant(QuantTerm),
+    /// `trellis(@codes, @scales, @bits, states=12)`: tail-biting trellis codes in tiles of 16 × 16.
+    Trellis(TrellisTerm),
     /// `low_rank(@u, @v, r=16)`: Σ over blocks of U_b·V_b.
     LowRank(LowRankTerm),
     /// `sparse(@values, @columns, @offsets, nnz=737)`: entries in CSR form.
@@ -53,6 +55,36 @@ pub struct QuantTerm {
     pub scheme: Scheme,
     /// Which entries share a scale.
     pub group: Group,
+    /// The coordinates in which codes are kept, where they are not the matrix's own.
+    pub rotation: Option<Rotation>,
+}
+
+/// Trellis codes of 16 × 16 tiles.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrellisTerm {
+    /// `u8[ceil(out/16), row bytes]`: for each 16 rows the tiles along `in`, 32·K bytes each.
+    pub codes: WeightId,
+    /// `f16[ceil(out/16)]`: one per 16 rows.
+    pub scales: WeightId,
+    /// `u8[ceil(in/16)]`: bits per weight, K, of each 16 columns.
+    pub bits: WeightId,
+    /// Bits of a state, 8 to 16: the trellis has 2^states of them.
+    pub states: u8,
+    /// The coordinates in which codes are kept.
+    pub rotation: Option<Rotation>,
+}
+
+/// A block Hadamard rotation with random signs on both sides of a matrix.
+///
+/// With `R = H·diag(s)`, H orthonormal and block-diagonal, codes are those of `R_out · W · R_inᵀ`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Rotation {
+    /// Size of the blocks along `out`, a power of two that divides it; 1: this side is not rotated.
+    pub out_block: u64,
+    /// Size of the blocks along `in`.
+    pub in_block: u64,
+    /// Where the signs come from.
+    pub seed: u64,
 }
 
 /// A sum of low-rank blocks.
@@ -150,6 +182,7 @@ impl Term {
                 .into_iter()
                 .flatten()
                 .collect(),
+            Term::Trellis(t) => vec![t.codes, t.scales, t.bits],
             Term::LowRank(l) => [Some(l.u.data), l.u.scales, Some(l.v.data), l.v.scales]
                 .into_iter()
                 .flatten()
@@ -167,6 +200,11 @@ impl Term {
                 f(&mut q.codes);
                 f(&mut q.scales);
                 q.zeros.iter_mut().for_each(f);
+            }
+            Term::Trellis(t) => {
+                f(&mut t.codes);
+                f(&mut t.scales);
+                f(&mut t.bits);
             }
             Term::LowRank(l) => {
                 for factor in [&mut l.u, &mut l.v] {
@@ -198,11 +236,21 @@ impl Term {
         }
     }
 
+    /// The rotation in whose coordinates the term is kept, if it is kept in others than the matrix's.
+    pub fn rotation(&self) -> Option<Rotation> {
+        match self {
+            Term::Quant(q) => q.rotation,
+            Term::Trellis(t) => t.rotation,
+            _ => None,
+        }
+    }
+
     /// The term's name in text.
     pub fn name(&self) -> &'static str {
         match self {
             Term::Dense(_) => "dense",
             Term::Quant(_) => "quant",
+            Term::Trellis(_) => "trellis",
             Term::LowRank(_) => "low_rank",
             Term::Sparse(_) => "sparse",
             Term::Columns(_) => "columns",

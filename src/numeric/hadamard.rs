@@ -92,12 +92,18 @@ impl Rotation {
 
     /// Every column x of `[rows, cols]` becomes Rᵀ x.
     pub fn unrotate_cols(&self, values: &mut [f32], cols: usize) {
+        if cols > 0 {
+            self.unrotate_cols_with(values, cols, &self.signs(values.len() / cols));
+        }
+    }
+
+    /// The same for some blocks of rows whose signs these are.
+    pub fn unrotate_cols_with(&self, values: &mut [f32], cols: usize, signs: &[f32]) {
         if self.is_identity() || cols == 0 {
             return;
         }
-        let signs = self.signs(values.len() / cols);
         self.transform_cols(values, cols);
-        scale_rows(values, cols, &signs);
+        scale_rows(values, cols, signs);
     }
 
     /// H of every block of a vector.

@@ -12,12 +12,13 @@ pub mod manager;
 pub mod pipeline;
 pub mod registry;
 pub mod remark;
+pub mod rotated;
 pub mod terms;
 
 use std::fmt;
 
-use crate::ir::Module;
 use crate::ir::patch::Patch;
+use crate::ir::{Module, Rotation};
 use crate::numeric::{Group, ScaleMethod, Scheme};
 use terms::TermData;
 
@@ -52,6 +53,40 @@ pub enum Residual {
     Keep,
 }
 
+/// What a pass does with statistics of the activations (`--calib`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Calibration {
+    /// Nothing.
+    Unused,
+    /// It does better with them.
+    Used,
+    /// It does not work without them.
+    Needed,
+}
+
+/// Second moments of what goes into a matrix `[out, in]`, on some text.
+#[derive(Clone, Debug)]
+pub struct Moments {
+    /// `H = Σ x xᵀ`, `[in, in]`; none where only its diagonal is known.
+    pub hessian: Option<Vec<f32>>,
+    /// Σ x², `[in]`
+    pub diagonal: Vec<f32>,
+    /// How many tokens were seen.
+    pub tokens: u64,
+}
+
+/// Where moments come from, site by site.
+pub trait MomentSource: Sync + fmt::Debug {
+    /// What they are, so that a run with others is another run.
+    fn identity(&self) -> String;
+
+    /// The moments of a site's input; `None` where it was not seen.
+    ///
+    /// # Errors
+    /// What is wrong with the file.
+    fn moments(&self, site: &str) -> Result<Option<Moments>, String>;
+}
+
 /// A pass that takes one term out of a matrix's residual.
 pub trait MatrixPass: Send + Sync {
     /// What it must see of a matrix at once.
@@ -63,6 +98,16 @@ pub trait MatrixPass: Send + Sync {
     /// The quantizer that this pass is, for passes before it that ask what follows.
     fn quantizer(&self) -> Option<Quantizer> {
         None
+    }
+
+    /// Whether it quantizes what it gets, so that a rotation before it has an effect.
+    fn quantizes(&self) -> bool {
+        self.quantizer().is_some()
+    }
+
+    /// What it does with statistics of activations.
+    fn calibration(&self) -> Calibration {
+        Calibration::Unused
     }
 
     /// Bytes of working memory for a matrix `[rows, cols]`, the residual itself not counted.
@@ -123,6 +168,15 @@ pub struct Peel<'a> {
     pub seed: u64,
     /// The quantizer that comes later for this site, if one does.
     pub next: Option<Quantizer>,
+    /// Whether a quantizer of any kind comes later for this site.
+    pub quantized_later: bool,
+    /// Moments of the site's input, for passes that say that they use them.
+    pub moments: Option<&'a Moments>,
+    /// The coordinates of `residual`, where they are not the matrix's own. A pass that rotates it says
+    /// so here; quantizers behind it make codes in these coordinates.
+    pub rotation: &'a mut Option<Rotation>,
+    /// Seed of rotations: of the run, so that matrices that share an input share its rotation.
+    pub rotation_seed: u64,
     /// Remarks about this site.
     pub remarks: &'a mut Vec<Remark>,
 }

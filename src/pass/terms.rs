@@ -1,14 +1,19 @@
 //! Terms with their data, between the pass that makes them and the store that keeps them.
 
-use half::f16;
+mod parts;
+
 use serde::{Deserialize, Serialize};
 
 use crate::ir::{
-    ColumnsTerm, FactorRef, LowRankTerm, QuantTerm, SparseTerm, Term, WeightId, WeightView,
+    ColumnsTerm, FactorRef, LowRankTerm, QuantTerm, Rotation, SparseTerm, Term, TrellisTerm,
+    WeightId, WeightView,
 };
-use crate::numeric::sparse::ColumnIndex;
-use crate::numeric::{Block, Factor, FactorFormat, LowRank, QuantMatrix, Scheme, Sparse};
+use crate::numeric::trellis::TrellisMatrix;
+use crate::numeric::{Block, FactorFormat, LowRank, QuantMatrix, Scheme, Sparse};
 use crate::weights::DType;
+
+pub use parts::quant_tensors;
+use parts::{low_rank_parts, quant_parts, sparse_parts, trellis_bits, trellis_parts};
 
 /// A term's data.
 #[derive(Clone, Debug)]
@@ -26,6 +31,10 @@ pub enum TermData {
     },
     /// Codes and scales.
     Quant(QuantMatrix),
+    /// Trellis codes.
+    Trellis(TrellisMatrix),
+    /// Codes of the rotated matrix: a `Quant` or a `Trellis`.
+    Rotated(Rotation, Box<TermData>),
     /// Factors.
     LowRank(LowRank),
     /// Entries or columns.
@@ -46,6 +55,17 @@ pub enum TermSpec {
         group: String,
         /// Whether zero points are stored.
         zeros: bool,
+        /// Blocks along `out` and `in` and the seed, where codes are those of the rotated matrix.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rotation: Option<[u64; 3]>,
+    },
+    /// Trellis codes.
+    Trellis {
+        /// Bits of a state.
+        states: u8,
+        /// As with `Quant`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rotation: Option<[u64; 3]>,
     },
     /// Factors.
     LowRank {
@@ -100,8 +120,24 @@ impl TermData {
         match self {
             TermData::Dense { bytes, .. } => bytes.len() as u64,
             TermData::Quant(q) => q.bytes() as u64,
+            TermData::Trellis(t) => t.bytes() as u64,
+            TermData::Rotated(_, term) => term.bytes(),
             TermData::LowRank(l) => l.bytes() as u64,
             TermData::Sparse(s) => s.bytes() as u64,
+        }
+    }
+
+    /// Rows and columns of a term whose matrix is in rotated coordinates; of others nobody asks.
+    pub fn shape(&self) -> (usize, usize) {
+        match self {
+            TermData::Quant(q) => (q.rows, q.cols),
+            TermData::Trellis(t) => (t.rows, t.cols),
+            TermData::Dense { rows, cols, .. } => (*rows, *cols),
+            TermData::LowRank(l) => (l.rows, l.cols),
+            TermData::Sparse(
+                Sparse::Csr { rows, cols, .. } | Sparse::Columns { rows, cols, .. },
+            ) => (*rows, *cols),
+            TermData::Rotated(_, term) => term.shape(),
         }
     }
 
@@ -110,6 +146,8 @@ impl TermData {
         match self {
             TermData::Dense { dtype, .. } => format!("dense {dtype}"),
             TermData::Quant(q) => format!("int{}", q.scheme.bits),
+            TermData::Trellis(t) => format!("t{:.2}", trellis_bits(&t.bits)),
+            TermData::Rotated(_, term) => term.label(),
             TermData::LowRank(l) => match l.blocks.as_slice() {
                 [one] => format!("r{}", one.rank),
                 blocks => format!("{} blocks", blocks.len()),
@@ -137,7 +175,24 @@ impl TermData {
                 zeros: None,
                 scheme: q.scheme,
                 group: q.group,
+                rotation: None,
             }),
+            TermData::Trellis(t) => Term::Trellis(TrellisTerm {
+                codes: none,
+                scales: none,
+                bits: none,
+                states: t.states_log2,
+                rotation: None,
+            }),
+            TermData::Rotated(rotation, term) => {
+                let mut outline = term.outline();
+                match &mut outline {
+                    Term::Quant(q) => q.rotation = Some(*rotation),
+                    Term::Trellis(t) => t.rotation = Some(*rotation),
+                    _ => {}
+                }
+                outline
+            }
             TermData::LowRank(l) => Term::LowRank(LowRankTerm {
                 blocks: l.blocks.clone(),
                 u: factor(l.u.format()),
@@ -198,156 +253,23 @@ impl TermData {
                 (TermSpec::Dense, vec![tensor])
             }
             TermData::Quant(q) => quant_parts(q),
+            TermData::Trellis(t) => trellis_parts(t),
+            TermData::Rotated(rotation, term) => {
+                let (mut spec, tensors) = term.into_parts();
+                let Rotation {
+                    out_block,
+                    in_block,
+                    seed,
+                } = rotation;
+                if let TermSpec::Quant { rotation, .. } | TermSpec::Trellis { rotation, .. } =
+                    &mut spec
+                {
+                    *rotation = Some([out_block, in_block, seed]);
+                }
+                (spec, tensors)
+            }
             TermData::LowRank(l) => low_rank_parts(l),
             TermData::Sparse(s) => sparse_parts(s),
-        }
-    }
-}
-
-fn quant_parts(q: QuantMatrix) -> (TermSpec, Vec<TensorData>) {
-    use crate::numeric::Group;
-    let spec = TermSpec::Quant {
-        bits: q.scheme.bits,
-        group: q.group.to_string(),
-        zeros: q.zeros.is_some(),
-    };
-    let row_bytes = q.codes.len() / q.rows.max(1);
-    let scale_shape = match q.group {
-        Group::Column => vec![q.cols],
-        _ => vec![q.rows, q.scales.len() / q.rows.max(1)],
-    };
-    let zero_shape = |len: usize| match q.group {
-        Group::Column => vec![len],
-        _ => vec![q.rows, len / q.rows.max(1)],
-    };
-    let mut tensors = vec![
-        TensorData::new("codes", DType::U8, &[q.rows, row_bytes], q.codes),
-        TensorData::new("scales", DType::F16, &scale_shape, f16_bytes(&q.scales)),
-    ];
-    if let Some(zeros) = q.zeros {
-        let shape = zero_shape(zeros.len());
-        tensors.push(TensorData::new("zeros", DType::U8, &shape, zeros));
-    }
-    (spec, tensors)
-}
-
-/// The tensors that a quantizer will make of `[rows, cols]`: suffix, element type, shape.
-pub fn quant_tensors(q: &super::Quantizer, rows: u64, cols: u64) -> Vec<(String, DType, Vec<u64>)> {
-    use crate::numeric::Group;
-    let packed = |count: u64| (count * u64::from(q.scheme.bits)).div_ceil(8);
-    let (groups, scales, zeros) = match q.group {
-        Group::Column => (cols, vec![cols], vec![packed(cols)]),
-        Group::Row => (1, vec![rows, 1], vec![rows, packed(1)]),
-        Group::Size(size) => {
-            let groups = cols.div_ceil(u64::from(size).max(1));
-            (groups, vec![rows, groups], vec![rows, packed(groups)])
-        }
-    };
-    let mut tensors = vec![
-        ("codes".to_string(), DType::U8, vec![rows, packed(cols)]),
-        ("scales".to_string(), DType::F16, scales),
-    ];
-    if !q.scheme.symmetric && groups > 0 {
-        tensors.push(("zeros".to_string(), DType::U8, zeros));
-    }
-    tensors
-}
-
-fn low_rank_parts(l: LowRank) -> (TermSpec, Vec<TensorData>) {
-    let spec = TermSpec::LowRank {
-        blocks: l
-            .blocks
-            .iter()
-            .map(|b| [b.row0, b.rows, b.col0, b.cols, b.rank])
-            .collect(),
-        format: format_name(l.u.format()).to_string(),
-    };
-    // One block is stored as two matrices; several are stored flat, one after the other.
-    let shapes = match l.blocks.as_slice() {
-        [b] => Some(([b.rows, b.rank], [b.rank, b.cols])),
-        _ => None,
-    };
-    let mut tensors = Vec::with_capacity(4);
-    factor_parts(l.u, ["u", "u_scales"], shapes.map(|s| s.0), &mut tensors);
-    factor_parts(l.v, ["v", "v_scales"], shapes.map(|s| s.1), &mut tensors);
-    (spec, tensors)
-}
-
-fn factor_parts(
-    factor: Factor,
-    names: [&'static str; 2],
-    shape: Option<[usize; 2]>,
-    tensors: &mut Vec<TensorData>,
-) {
-    let plain = |len: usize| shape.map_or(vec![len], |s| s.to_vec());
-    let by_rows = |len: usize| match shape {
-        Some([rows, _]) if rows > 0 => vec![rows, len / rows],
-        _ => vec![len],
-    };
-    match factor {
-        Factor::F32(values) => {
-            let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-            let shape = plain(values.len());
-            tensors.push(TensorData::new(names[0], DType::F32, &shape, bytes));
-        }
-        Factor::F16(values) => {
-            let shape = plain(values.len());
-            let bytes = f16_bytes(&values);
-            tensors.push(TensorData::new(names[0], DType::F16, &shape, bytes));
-        }
-        Factor::Coded { codes, scales, .. } => {
-            let shape = by_rows(codes.len());
-            tensors.push(TensorData::new(names[0], DType::U8, &shape, codes));
-            let shape = by_rows(scales.len());
-            let bytes = f16_bytes(&scales);
-            tensors.push(TensorData::new(names[1], DType::F16, &shape, bytes));
-        }
-    }
-}
-
-fn sparse_parts(s: Sparse) -> (TermSpec, Vec<TensorData>) {
-    match s {
-        Sparse::Csr {
-            values,
-            columns,
-            offsets,
-            ..
-        } => {
-            let nnz = values.len();
-            let (dtype, column_bytes): (_, Vec<u8>) = match columns {
-                ColumnIndex::U16(c) => {
-                    (DType::U16, c.iter().flat_map(|x| x.to_le_bytes()).collect())
-                }
-                ColumnIndex::U32(c) => {
-                    (DType::U32, c.iter().flat_map(|x| x.to_le_bytes()).collect())
-                }
-            };
-            let offset_bytes = offsets.iter().flat_map(|x| x.to_le_bytes()).collect();
-            let tensors = vec![
-                TensorData::new("values", DType::F16, &[nnz], f16_bytes(&values)),
-                TensorData::new("columns", dtype, &[nnz], column_bytes),
-                TensorData::new("offsets", DType::U32, &[offsets.len()], offset_bytes),
-            ];
-            (TermSpec::Sparse { nnz: nnz as u64 }, tensors)
-        }
-        Sparse::Columns {
-            rows,
-            columns,
-            values,
-            ..
-        } => {
-            let count = columns.len();
-            let column_bytes = columns.iter().flat_map(|x| x.to_le_bytes()).collect();
-            let tensors = vec![
-                TensorData::new("columns", DType::U32, &[count], column_bytes),
-                TensorData::new("values", DType::F16, &[rows, count], f16_bytes(&values)),
-            ];
-            (
-                TermSpec::Columns {
-                    count: count as u64,
-                },
-                tensors,
-            )
         }
     }
 }
@@ -358,6 +280,7 @@ impl TermSpec {
         match self {
             TermSpec::Dense => 1,
             TermSpec::Quant { zeros, .. } => 2 + usize::from(*zeros),
+            TermSpec::Trellis { .. } => 3,
             TermSpec::LowRank { format, .. } => match format_named(format) {
                 Some(f) if f.scheme().is_some() => 4,
                 _ => 2,
@@ -379,7 +302,19 @@ impl TermSpec {
         };
         Ok(match self {
             TermSpec::Dense => Term::Dense(WeightView::whole(next()?)),
-            TermSpec::Quant { bits, group, zeros } => Term::Quant(QuantTerm {
+            TermSpec::Trellis { states, rotation } => Term::Trellis(TrellisTerm {
+                codes: next()?,
+                scales: next()?,
+                bits: next()?,
+                states: *states,
+                rotation: rotation_of(rotation),
+            }),
+            TermSpec::Quant {
+                bits,
+                group,
+                zeros,
+                rotation,
+            } => Term::Quant(QuantTerm {
                 codes: next()?,
                 scales: next()?,
                 zeros: if *zeros { Some(next()?) } else { None },
@@ -388,6 +323,7 @@ impl TermSpec {
                     symmetric: !zeros,
                 },
                 group: group.parse().map_err(|e| BadSpec(format!("{e}")))?,
+                rotation: rotation_of(rotation),
             }),
             TermSpec::LowRank { blocks, format } => {
                 let format = format_named(format)
@@ -429,6 +365,15 @@ impl TermSpec {
     }
 }
 
+fn rotation_of(stored: &Option<[u64; 3]>) -> Option<Rotation> {
+    let of = |[out_block, in_block, seed]: [u64; 3]| Rotation {
+        out_block,
+        in_block,
+        seed,
+    };
+    stored.map(of)
+}
+
 const FORMATS: [(FactorFormat, &str); 4] = [
     (FactorFormat::F32, "f32"),
     (FactorFormat::F16, "f16"),
@@ -445,8 +390,4 @@ fn format_name(format: FactorFormat) -> &'static str {
 
 fn format_named(name: &str) -> Option<FactorFormat> {
     FORMATS.iter().find(|(_, n)| *n == name).map(|(f, _)| *f)
-}
-
-fn f16_bytes(values: &[f16]) -> Vec<u8> {
-    values.iter().flat_map(|x| x.to_le_bytes()).collect()
 }

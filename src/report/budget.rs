@@ -95,6 +95,10 @@ impl Count<'_> {
                     parts.scales += self.bytes(quant.scales);
                     parts.scales += quant.zeros.map_or(0, |id| self.bytes(id));
                 }
+                Term::Trellis(trellis) => {
+                    parts.codes += self.bytes(trellis.codes);
+                    parts.scales += self.bytes(trellis.scales) + self.bytes(trellis.bits);
+                }
                 Term::LowRank(_) => {
                     parts.factors += term
                         .weights()

@@ -7,8 +7,11 @@ use bytes::Bytes;
 use half::f16;
 
 use super::synthetic;
-use crate::ir::{Encoding, FactorRef, Matrix, Module, Storage, Term, Weight, WeightId, WeightView};
+use crate::ir::{
+    Encoding, FactorRef, Matrix, Module, Rotation, Storage, Term, Weight, WeightId, WeightView,
+};
 use crate::numeric::sparse::ColumnIndex;
+use crate::numeric::trellis::{SEQUENCE, TILE, TrellisMatrix, decode_tile};
 use crate::numeric::{Factor, LowRank, QuantMatrix, Sparse};
 use crate::pass::terms::TermData;
 use crate::weights::read::Source;
@@ -240,7 +243,20 @@ impl<'a> Reader<'a> {
                 let scales = self.halves(module, q.scales)?;
                 let quant =
                     QuantMatrix::from_parts(rows, cols, q.scheme, q.group, codes, scales, zeros);
-                TermData::Quant(quant.map_err(|e| damaged(e.to_string()))?)
+                let quant = quant.map_err(|e| damaged(e.to_string()))?;
+                rotated(q.rotation, TermData::Quant(quant))
+            }
+            Term::Trellis(t) => {
+                let trellis = TrellisMatrix {
+                    rows,
+                    cols,
+                    states_log2: t.states,
+                    bits: self.bytes(module, t.bits)?,
+                    codes: self.bytes(module, t.codes)?,
+                    scales: self.halves(module, t.scales)?,
+                };
+                trellis.check().map_err(|e| damaged(e.to_string()))?;
+                rotated(t.rotation, TermData::Trellis(trellis))
             }
             Term::LowRank(l) => {
                 let (u, v) = (self.factor(module, &l.u)?, self.factor(module, &l.v)?);
@@ -334,6 +350,10 @@ impl TermData {
     pub fn add_rows(&self, rows: Range<usize>, out: &mut [f32]) {
         match self {
             TermData::Quant(q) => q.add_rows(rows, out),
+            TermData::Trellis(t) => add_trellis_rows(t, rows, out),
+            TermData::Rotated(rotation, term) => {
+                rotation.add_rows(term, rows, term.shape(), out);
+            }
             TermData::LowRank(l) => l.add_rows(rows, out),
             TermData::Sparse(s) => s.add_rows(rows, out),
             TermData::Dense { bytes, cols, .. } => {
@@ -343,6 +363,33 @@ impl TermData {
                 }
             }
         }
+    }
+}
+
+fn add_trellis_rows(t: &TrellisMatrix, rows: Range<usize>, out: &mut [f32]) {
+    let mut tile = [0f32; SEQUENCE];
+    for stripe in rows.start / TILE..rows.end.div_ceil(TILE) {
+        let scale = t.scales.get(stripe).map_or(0.0, |s| s.to_f32());
+        for (block, &bits) in t.bits.iter().enumerate() {
+            decode_tile(t.tile(stripe, block), bits, t.states_log2, &mut tile);
+            let col = block * TILE;
+            let width = TILE.min(t.cols.saturating_sub(col));
+            for (r, values) in tile.chunks_exact(TILE).enumerate() {
+                let row = stripe * TILE + r;
+                if rows.contains(&row) {
+                    let at = (row - rows.start) * t.cols + col;
+                    let place = out.get_mut(at..at + width).into_iter().flatten();
+                    place.zip(values).for_each(|(o, v)| *o += scale * v);
+                }
+            }
+        }
+    }
+}
+
+fn rotated(rotation: Option<Rotation>, term: TermData) -> TermData {
+    match rotation {
+        Some(rotation) => TermData::Rotated(rotation, Box::new(term)),
+        None => term,
     }
 }
 

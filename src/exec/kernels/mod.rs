@@ -8,11 +8,13 @@ pub mod attention;
 pub mod elementwise;
 pub mod float;
 pub mod gram;
+pub mod hadamard;
 pub mod low_rank;
 pub mod norm;
 pub mod quant;
 pub mod rope;
 pub mod sparse;
+pub mod trellis;
 
 pub(crate) mod gemm;
 pub(crate) mod math;

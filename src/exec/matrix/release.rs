@@ -22,6 +22,9 @@ impl PreparedMatrix {
                     zeros,
                     ..
                 } => [codes, scales].into_iter().chain(zeros).for_each(give),
+                PreparedTerm::Trellis { codes, scales, .. } => {
+                    [codes, scales].into_iter().for_each(give);
+                }
                 PreparedTerm::LowRank { u, v, .. } => [u, v].into_iter().for_each(factor),
                 PreparedTerm::Csr {
                     values,

@@ -76,7 +76,7 @@ fn segments_one_by_one_are_the_whole() {
         });
     let head = &head.expect("a head").matrix;
     let mut logits = vec![0f32; 10 * head.rows];
-    head.multiply(&engine.pool, &last.0, None, &mut logits)
+    head.multiply_exact(&engine.pool, &last.0, &mut logits)
         .expect("multiplies");
     let whole = engine
         .run(&[("input_ids", input[0].1.clone())])

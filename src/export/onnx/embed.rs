@@ -1,6 +1,6 @@
 //! Terms of an embedding → nodes that look up their share of each row.
 
-use super::lower::{Lowerer, Site, no_form};
+use super::lower::{Lowerer, ROTATED, Site, TRELLIS, no_form};
 use super::recipe::{Form, Piece};
 use super::terms::{Coded, Part};
 use super::{ExportError, QuantForm};
@@ -38,6 +38,8 @@ impl Lowerer<'_> {
                     let rows = self.gather(site, Operand::Weight(view.weight), indices);
                     parts.push(self.cast(site, rows, dtype));
                 }
+                Term::Trellis(_) => return Err(no_form(site, TRELLIS)),
+                Term::Quant(q) if q.rotation.is_some() => return Err(no_form(site, ROTATED)),
                 Term::Quant(q) => {
                     parts.push(self.coded_rows(site, indices, Coded::of(matrix, q), part, "q")?);
                 }

@@ -448,6 +448,12 @@ fn rename(node: &mut Op, last: Operand, result: Option<ValueId>) {
 }
 
 /// A term that has no form.
+pub(super) const TRELLIS: &str =
+    "trellis codes have no ONNX form; write a .hlrc folder, or use int4, int3 or int2";
+
+pub(super) const ROTATED: &str =
+    "codes of a rotated matrix have no ONNX form; write a .hlrc folder, or leave `rotate` out";
+
 pub(super) fn no_form(site: &Site, what: &str) -> ExportError {
     ExportError::NoForm {
         op: site.name.clone(),

@@ -1,6 +1,6 @@
 //! Terms of a linear → nodes that add their share of the product.
 
-use super::lower::{Lowerer, Site, no_form};
+use super::lower::{Lowerer, ROTATED, Site, TRELLIS, no_form};
 use super::recipe::{Form, Piece, Recipe};
 use super::{ExportError, QuantForm};
 use crate::ir::{
@@ -85,6 +85,8 @@ impl Lowerer<'_> {
             };
             match kind {
                 Term::Dense(view) => parts.push(self.dense(site, x, matrix, view)),
+                Term::Trellis(_) => return Err(no_form(site, TRELLIS)),
+                Term::Quant(q) if q.rotation.is_some() => return Err(no_form(site, ROTATED)),
                 Term::Quant(q) => {
                     parts.push(self.coded(site, x, Coded::of(matrix, q), whole, "q")?)
                 }

@@ -3,7 +3,8 @@
 use super::cursor::Cursor;
 use super::parse::{Parser, Result};
 use crate::ir::{
-    ColumnsTerm, FactorRef, LowRankTerm, Matrix, QuantTerm, SparseTerm, Term, WeightView,
+    ColumnsTerm, FactorRef, LowRankTerm, Matrix, QuantTerm, Rotation, SparseTerm, Term,
+    TrellisTerm, WeightView,
 };
 use crate::numeric::{Block, FactorFormat, Group, Scheme};
 
@@ -41,6 +42,7 @@ impl Parser {
         let term = match word.as_str() {
             "dense" => self.dense(c)?,
             "quant" => self.quant(c)?,
+            "trellis" => self.trellis(c)?,
             "low_rank" => self.low_rank(c, matrix)?,
             "sparse" => {
                 let values = self.weight_then_comma(c)?;
@@ -126,6 +128,22 @@ impl Parser {
                 symmetric: zeros.is_none(),
             },
             group,
+            rotation: rotation(c)?,
+        }))
+    }
+
+    fn trellis(&mut self, c: &mut Cursor<'_>) -> Result<Term> {
+        let codes = self.weight_then_comma(c)?;
+        let scales = self.weight_then_comma(c)?;
+        let bits = self.weight_then_comma(c)?;
+        c.expect("states")?;
+        c.expect("=")?;
+        Ok(Term::Trellis(TrellisTerm {
+            codes,
+            scales,
+            bits,
+            states: c.integer()?,
+            rotation: rotation(c)?,
         }))
     }
 
@@ -178,6 +196,27 @@ impl Parser {
             scales,
         })
     }
+}
+
+/// `, rotate(out=64, in=64, seed=7)`, or nothing
+fn rotation(c: &mut Cursor<'_>) -> Result<Option<Rotation>> {
+    if !c.eat(",") {
+        return Ok(None);
+    }
+    c.expect("rotate")?;
+    c.expect("(")?;
+    let mut named = |name: &str, end: &str| -> Result<u64> {
+        c.expect(name)?;
+        c.expect("=")?;
+        let value = c.integer()?;
+        c.expect(end)?;
+        Ok(value)
+    };
+    Ok(Some(Rotation {
+        out_block: named("out", ",")?,
+        in_block: named("in", ",")?,
+        seed: named("seed", ")")?,
+    }))
 }
 
 /// `(row0+rows, col0+cols, r=rank)`

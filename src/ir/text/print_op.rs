@@ -4,7 +4,8 @@ use std::fmt::Write;
 
 use super::print::{Printer, bare_or_quoted, quoted};
 use crate::ir::{
-    FactorRef, Graph, Layout, LowRankTerm, Matrix, OnnxOp, Op, OpId, OpKind, OpRef, Role, Term,
+    FactorRef, Graph, Layout, LowRankTerm, Matrix, OnnxOp, Op, OpId, OpKind, OpRef, Role, Rotation,
+    Term,
 };
 use crate::numeric::FactorFormat;
 
@@ -195,6 +196,15 @@ impl Printer<'_> {
                     self.out.push_str(", ");
                 }
                 let _ = write!(self.out, "int{}, group={}", q.scheme.bits, q.group);
+                self.rotation(q.rotation);
+            }
+            Term::Trellis(t) => {
+                for w in [t.codes, t.scales, t.bits] {
+                    self.weight_name(w);
+                    self.out.push_str(", ");
+                }
+                let _ = write!(self.out, "states={}", t.states);
+                self.rotation(t.rotation);
             }
             Term::LowRank(l) => {
                 self.factor(&l.u);
@@ -218,6 +228,13 @@ impl Printer<'_> {
             }
         }
         self.out.push(')');
+    }
+
+    fn rotation(&mut self, rotation: Option<Rotation>) {
+        if let Some(r) = rotation {
+            let (out, inp, seed) = (r.out_block, r.in_block, r.seed);
+            let _ = write!(self.out, ", rotate(out={out}, in={inp}, seed={seed})");
+        }
     }
 
     fn factor(&mut self, factor: &FactorRef) {

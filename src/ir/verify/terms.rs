@@ -2,10 +2,14 @@
 
 use super::Verifier;
 use crate::ir::{
-    ColumnsTerm, FactorRef, LowRankTerm, Matrix, QuantTerm, SparseTerm, Term, WeightId, WeightView,
+    ColumnsTerm, FactorRef, LowRankTerm, Matrix, QuantTerm, Rotation, SparseTerm, Term,
+    TrellisTerm, WeightId, WeightView,
 };
 use crate::numeric::{Block, FactorFormat, Group, Side};
 use crate::weights::DType;
+
+/// Largest block of a rotation.
+const MAX_ROTATION_BLOCK: u64 = 512;
 
 impl Verifier<'_> {
     pub(super) fn matrix(&mut self, matrix: &Matrix, place: &str) {
@@ -29,6 +33,7 @@ impl Verifier<'_> {
                 ),
                 (None, Term::Dense(view)) => self.dense(matrix, view, place),
                 (None, Term::Quant(q)) => self.quant(matrix, q, place),
+                (None, Term::Trellis(t)) => self.trellis(matrix, t, place),
                 (None, Term::LowRank(l)) => self.low_rank(matrix, l, place),
                 (None, Term::Sparse(s)) => self.sparse(matrix, s, place),
                 (None, Term::Columns(c)) => self.columns(matrix, c, place),
@@ -109,6 +114,52 @@ impl Verifier<'_> {
                 place,
                 "zero points go with asymmetric schemes, and only with them",
             );
+        }
+        self.rotation(matrix, q.rotation, place);
+    }
+
+    fn trellis(&mut self, matrix: &Matrix, t: &TrellisTerm, place: &str) {
+        let (row_blocks, blocks) = (
+            matrix.out_features.div_ceil(16),
+            matrix.in_features.div_ceil(16),
+        );
+        if !(8..=16).contains(&t.states) {
+            self.report(place, format!("a trellis of 2^{} states", t.states));
+        }
+        self.expect(place, "scales", t.scales, DType::F16, Some(row_blocks));
+        self.expect(place, "bits", t.bits, DType::U8, Some(blocks));
+        let Some(codes) = self.module.weight(t.codes) else {
+            return;
+        };
+        // How many bits each block has is in the file; it is checked when that is read.
+        let bytes = codes.elements().unwrap_or(0);
+        let tiles = row_blocks.checked_mul(blocks);
+        let fits = |n: u64| (32 * n..=256 * n).contains(&bytes) && bytes % (32 * row_blocks) == 0;
+        if codes.dtype != DType::U8 || !tiles.is_some_and(|n| n < 1 << 50 && fits(n)) {
+            let (name, dims) = (&codes.name, &codes.dims);
+            let text = format!(
+                "codes @{name} is {}{dims:?}, no tiles of 16 × 16",
+                codes.dtype
+            );
+            self.report(place, text);
+        }
+        self.rotation(matrix, t.rotation, place);
+    }
+
+    fn rotation(&mut self, matrix: &Matrix, rotation: Option<Rotation>, place: &str) {
+        let Some(r) = rotation else {
+            return;
+        };
+        let fits = |n: u64, block: u64| {
+            block.is_power_of_two() && block <= MAX_ROTATION_BLOCK && n % block == 0
+        };
+        if !fits(matrix.out_features, r.out_block) || !fits(matrix.in_features, r.in_block) {
+            let (out, inp) = (r.out_block, r.in_block);
+            let text = format!(
+                "rotate(out={out}, in={inp}): blocks are powers of two up to {MAX_ROTATION_BLOCK} that \
+                 divide the matrix's sides"
+            );
+            self.report(place, text);
         }
     }
 

@@ -18,6 +18,7 @@
 mod decode;
 mod encode;
 mod matrix;
+mod quantize;
 mod scale;
 mod seam;
 mod step;
@@ -30,6 +31,7 @@ mod tests;
 pub use decode::{decode_tile, state};
 pub use encode::Encoder;
 pub use matrix::{TrellisError, TrellisMatrix};
+pub use quantize::{Coded, Coding, QuantizeError, quantize};
 pub use scale::best_scale;
 
 /// Rows and columns of a tile.

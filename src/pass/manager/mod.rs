@@ -26,7 +26,7 @@ use crate::ir::patch::PatchError;
 use crate::ir::site::{Site, sites};
 use crate::ir::verify::{Violations, verify};
 use crate::pass::pipeline::SyntaxError;
-use crate::pass::{Pass, Remark, RemarkKind};
+use crate::pass::{MomentSource, Pass, Remark, RemarkKind};
 use crate::report::SiteReport;
 use crate::store::{Reader, Sink, SinkError, StoreError};
 
@@ -50,6 +50,8 @@ pub struct RunOptions<'a> {
     pub bisect_limit: Option<u64>,
     /// Which IR to print.
     pub print: PrintIr,
+    /// Statistics of activations, where there are any.
+    pub moments: Option<&'a dyn MomentSource>,
     /// Set when the run shall end at the next unit.
     pub interrupt: &'a AtomicBool,
 }

@@ -69,7 +69,7 @@ impl Run<'_> {
         let shapes: Vec<Shape> = rest.iter().map(|c| c.shape).collect();
         let mut failure = None;
         let (schedule, reader, options) = (self.schedule, self.reader, self.options);
-        let open = |number: usize| open(&before, schedule, reader, options.seed, &rest[number]);
+        let open = |number: usize| open(&before, schedule, reader, options, &rest[number]);
         workers::run(
             &shapes,
             &open,

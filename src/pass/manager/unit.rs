@@ -3,9 +3,10 @@
 use std::ops::Range;
 use std::time::Instant;
 
+use crate::ir::Rotation;
 use crate::numeric::matrix;
 use crate::pass::terms::TermData;
-use crate::pass::{MatrixPass, Peel, Quantizer, Remark, Residual, Stored};
+use crate::pass::{MatrixPass, Moments, Peel, Quantizer, Remark, Residual, Stored};
 use crate::weights::{DType, MatrixView};
 
 /// A site as the workers see it.
@@ -22,6 +23,10 @@ pub(super) struct Job<'a> {
     pub(super) kept: Vec<TermData>,
     /// Seed of the site.
     pub(super) seed: u64,
+    /// Seed of rotations.
+    pub(super) rotation_seed: u64,
+    /// Moments of the site's input, where a pass uses them.
+    pub(super) moments: Option<Moments>,
 }
 
 /// What one pass did in one unit.
@@ -92,6 +97,7 @@ pub(super) fn run(job: &Job<'_>, rows: Range<usize>) -> Result<UnitResult, UnitE
         error_squares: 0.0,
         remarks: Vec::new(),
     };
+    let mut rotation = None;
     for (index, &(step, pass)) in job.passes.iter().enumerate() {
         let began = Instant::now();
         let mut peel = Peel {
@@ -101,6 +107,14 @@ pub(super) fn run(job: &Job<'_>, rows: Range<usize>) -> Result<UnitResult, UnitE
             residual: &mut residual,
             seed: job.seed.wrapping_add(step as u64),
             next: following(job, index),
+            quantized_later: job
+                .passes
+                .iter()
+                .skip(index + 1)
+                .any(|(_, p)| p.quantizes()),
+            moments: job.moments.as_ref(),
+            rotation: &mut rotation,
+            rotation_seed: job.rotation_seed,
             remarks: &mut result.remarks,
         };
         let before = peel.remarks.len();
@@ -111,6 +125,10 @@ pub(super) fn run(job: &Job<'_>, rows: Range<usize>) -> Result<UnitResult, UnitE
         for remark in result.remarks.iter_mut().skip(before) {
             remark.pass = step.to_string();
         }
+        let term = match (peeled.term, rotation) {
+            (Some(term), Some(rotation)) => Some(in_coordinates(term, rotation, step)?),
+            (term, _) => term,
+        };
         let residual_squares = dropped + matrix::norm2(&residual);
         if pass.residual() == Residual::DropNow {
             dropped = residual_squares;
@@ -118,11 +136,14 @@ pub(super) fn run(job: &Job<'_>, rows: Range<usize>) -> Result<UnitResult, UnitE
         }
         result.steps.push(UnitStep {
             step,
-            term: peeled.term,
+            term,
             note: peeled.note,
             residual_squares,
             nanos: began.elapsed().as_nanos() as u64,
         });
+    }
+    if let Some(rotation) = rotation {
+        rotation.undo(&mut residual, cols);
     }
     let last = result
         .steps
@@ -140,6 +161,22 @@ pub(super) fn run(job: &Job<'_>, rows: Range<usize>) -> Result<UnitResult, UnitE
         });
     }
     Ok(result)
+}
+
+/// Says that a term is of the rotated matrix; only codes are kept so.
+fn in_coordinates(term: TermData, rotation: Rotation, step: usize) -> Result<TermData, UnitError> {
+    match term {
+        TermData::Quant(_) | TermData::Trellis(_) => {
+            Ok(TermData::Rotated(rotation, Box::new(term)))
+        }
+        other => Err(UnitError {
+            step: Some(step),
+            message: format!(
+                "a term of {} cannot be kept in rotated coordinates; put this pass before `rotate`",
+                other.label()
+            ),
+        }),
+    }
 }
 
 /// The quantizer behind pass number `index`, if the job has one.

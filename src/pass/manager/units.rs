@@ -5,12 +5,12 @@ use std::collections::HashMap;
 use super::choose::Chosen;
 use super::unit::{Job, UnitError, UnitResult};
 use super::workers::Ended;
-use super::{Run, RunError, seed_of, stage::kept_terms};
+use super::{Run, RunError, RunOptions, seed_of, stage::kept_terms};
 use crate::ir::site::Site;
 use crate::ir::{Module, Storage, Term, WeightId};
-use crate::pass::Pass;
 use crate::pass::manager::schedule::Schedule;
 use crate::pass::terms::TermData;
+use crate::pass::{Calibration, MatrixPass, MomentSource, Moments, Pass};
 use crate::report::{SiteReport, StepReport};
 use crate::store::in_scratch;
 
@@ -44,7 +44,7 @@ pub(super) fn open<'a>(
     module: &Module,
     schedule: &'a Schedule,
     reader: &crate::store::Reader<'_>,
-    seed: u64,
+    options: &RunOptions<'_>,
     chosen: &'a Chosen,
 ) -> Result<Job<'a>, UnitError> {
     let fault = |message: String| UnitError {
@@ -66,14 +66,48 @@ pub(super) fn open<'a>(
             Pass::Matrix(pass) => Some((s, pass.as_ref())),
             Pass::Module(_) => None,
         });
+    let passes: Vec<_> = passes.collect();
+    let uses = |(_, pass): &(usize, &dyn MatrixPass)| pass.calibration() != Calibration::Unused;
+    let moments = match options.moments.filter(|_| passes.iter().any(uses)) {
+        Some(source) => moments(source, &chosen.site, &passes).map_err(fault)?,
+        None => None,
+    };
     Ok(Job {
         name: &chosen.site.name,
         view,
-        passes: passes.collect(),
+        passes,
         keep: chosen.keep,
         kept,
-        seed: seed_of(seed, &chosen.site),
+        seed: seed_of(options.seed, &chosen.site),
+        rotation_seed: options.seed,
+        moments,
     })
+}
+
+/// The moments of a site's input, which must fit it.
+fn moments(
+    source: &dyn MomentSource,
+    site: &Site,
+    passes: &[(usize, &dyn MatrixPass)],
+) -> Result<Option<Moments>, String> {
+    let Some(found) = source.moments(&site.name)? else {
+        let needed = |(_, p): &(usize, &dyn MatrixPass)| p.calibration() == Calibration::Needed;
+        return match passes.iter().any(needed) {
+            true => Err(
+                "the statistics of --calib have nothing about its input; calibrate this model, or give the \
+                 tensor another pipeline with -t".to_string(),
+            ),
+            false => Ok(None),
+        };
+    };
+    let width = found.diagonal.len() as u64;
+    if width != site.cols {
+        return Err(format!(
+            "the statistics of --calib are of {width} inputs, the matrix has {}: they are of another model",
+            site.cols
+        ));
+    }
+    Ok(Some(found))
 }
 
 impl Run<'_> {

@@ -1,0 +1,163 @@
+//! A whole matrix into tiles, with or without error feedback.
+
+use half::f16;
+
+use super::{Encoder, SEQUENCE, TILE, TrellisError, TrellisMatrix, best_scale, tile_bytes};
+use crate::numeric::hessian::{Blocks, HessianError, ldlq};
+
+/// Why a matrix can't be trellis-coded.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum QuantizeError {
+    /// States, bits or lengths.
+    #[error(transparent)]
+    Trellis(#[from] TrellisError),
+    /// The metric does not fit the matrix.
+    #[error(transparent)]
+    Hessian(#[from] HessianError),
+}
+
+/// How a matrix is coded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Coding {
+    /// Log2 of the number of states, 8 to 16.
+    pub states_log2: u8,
+    /// Bits per weight of each block of 16 columns.
+    pub bits: Vec<u8>,
+    /// What scales are multiplied with, against those of a Gaussian source: above 1 where feedback
+    /// makes targets larger than weights.
+    pub stretch: f32,
+}
+
+/// A coded matrix and what it left.
+#[derive(Clone, Debug)]
+pub struct Coded {
+    /// The tiles.
+    pub matrix: TrellisMatrix,
+    /// `Σ_j tr(e_j D_j e_jᵀ)` with feedback, the sum of squares without.
+    pub objective: f64,
+}
+
+/// Codes `w` `[rows, cols]`, which is left holding the residual.
+///
+/// With `feedback`, blocks of 16 columns in natural order, errors of later columns are made up for by
+/// earlier ones (block LDLQ).
+///
+/// # Errors
+/// Unsupported states or bits, a metric of another size.
+///
+/// # Cost
+/// The encoder's time per weight, and `rows · cols² / 2` multiply-adds with feedback.
+///
+/// Source: Tseng et al., "QTIP", arXiv 2406.11235.
+pub fn quantize(
+    w: &mut [f32],
+    (rows, cols): (usize, usize),
+    coding: &Coding,
+    feedback: Option<&Blocks>,
+) -> Result<Coded, QuantizeError> {
+    let mut encoder = Encoder::new(coding.states_log2)?;
+    let mut tiles = Tiles::new(w, (rows, cols), coding);
+    tiles.matrix.check()?;
+    let objective = match feedback {
+        Some(blocks) => ldlq(w, rows, blocks, |block, target, recon| {
+            tiles.code(&mut encoder, block, target, recon);
+            Ok::<(), QuantizeError>(())
+        })?,
+        None => tiles.code_all(&mut encoder, w, cols),
+    };
+    Ok(Coded {
+        matrix: tiles.matrix,
+        objective,
+    })
+}
+
+/// The matrix while its tiles are filled in.
+struct Tiles {
+    matrix: TrellisMatrix,
+    /// Where the tiles of each block of columns start in those of 16 rows.
+    starts: Vec<usize>,
+}
+
+impl Tiles {
+    fn new(w: &[f32], (rows, cols): (usize, usize), coding: &Coding) -> Self {
+        let mut end = 0;
+        let place = |&bits: &u8| {
+            let start = end;
+            end += tile_bytes(bits);
+            start
+        };
+        let starts = coding.bits.iter().map(place).collect();
+        let mean: usize = coding.bits.iter().map(|&b| usize::from(b)).sum();
+        let mean = mean.div_ceil(coding.bits.len().max(1)).clamp(1, 8) as u8;
+        let factor = best_scale(coding.states_log2, mean) * coding.stretch;
+        let scale = |stripe: &[f32]| {
+            let squares: f64 = stripe.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+            let deviation = (squares / stripe.len().max(1) as f64).sqrt() as f32;
+            // Stored scales are finite and not zero, so that nothing is divided by zero.
+            let scale = (deviation * factor).clamp(f32::from(f16::from_bits(1)), 65504.0);
+            f16::from_f32(scale)
+        };
+        let stripes = rows.div_ceil(TILE);
+        Self {
+            matrix: TrellisMatrix {
+                rows,
+                cols,
+                states_log2: coding.states_log2,
+                codes: vec![0; stripes * end],
+                scales: w.chunks((TILE * cols).max(1)).map(scale).collect(),
+                bits: coding.bits.clone(),
+            },
+            starts,
+        }
+    }
+
+    /// Codes one block of columns, `target` and `recon` `[rows, width]`.
+    fn code(&mut self, encoder: &mut Encoder, block: usize, target: &[f32], recon: &mut [f32]) {
+        let matrix = &mut self.matrix;
+        let (Some(&bits), Some(&start)) = (matrix.bits.get(block), self.starts.get(block)) else {
+            return;
+        };
+        let width = TILE.min(matrix.cols - block * TILE);
+        let (bytes, stripe) = (tile_bytes(bits), matrix.codes.len() / matrix.scales.len());
+        let (mut tile, mut decoded) = ([0f32; SEQUENCE], [0f32; SEQUENCE]);
+        let stripes = target
+            .chunks(TILE * width)
+            .zip(recon.chunks_mut(TILE * width));
+        for (number, (target, recon)) in stripes.enumerate() {
+            let scale = matrix.scales[number].to_f32();
+            tile.fill(0.0);
+            for (to, from) in tile.chunks_exact_mut(TILE).zip(target.chunks(width)) {
+                to.iter_mut().zip(from).for_each(|(t, x)| *t = x / scale);
+            }
+            let code = &mut matrix.codes[number * stripe + start..][..bytes];
+            encoder.encode(bits, &tile, code, &mut decoded);
+            for (to, from) in recon.chunks_mut(width).zip(decoded.chunks_exact(TILE)) {
+                to.iter_mut().zip(from).for_each(|(t, x)| *t = x * scale);
+            }
+        }
+    }
+
+    /// Codes without feedback; `w` is left holding the residual, whose sum of squares is returned.
+    fn code_all(&mut self, encoder: &mut Encoder, w: &mut [f32], cols: usize) -> f64 {
+        let (mut target, mut recon) = (Vec::new(), Vec::new());
+        let mut squares = 0.0;
+        for block in 0..self.matrix.bits.len() {
+            let first = block * TILE;
+            let width = TILE.min(cols - first);
+            target.clear();
+            for row in w.chunks_exact(cols) {
+                target.extend_from_slice(&row[first..first + width]);
+            }
+            recon.clear();
+            recon.resize(target.len(), 0.0);
+            self.code(encoder, block, &target, &mut recon);
+            for (row, recon) in w.chunks_exact_mut(cols).zip(recon.chunks_exact(width)) {
+                for (x, q) in row[first..].iter_mut().zip(recon) {
+                    *x -= q;
+                    squares += f64::from(*x) * f64::from(*x);
+                }
+            }
+        }
+        squares
+    }
+}
