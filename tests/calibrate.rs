@@ -1,30 +1,13 @@
 //! `hlrc-opt calibrate` from outside: sums as an independent implementation has them, the same bytes
 //! whatever the threads, the memory and the interruptions.
 
+mod common;
+
+use common::{python, succeed};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const STORIES: &str = "tests/fixtures/stories260K";
-
-/// A Python that has what the scripts need.
-fn python() -> Option<String> {
-    let named = std::env::var("HLRC_PYTHON").ok();
-    let found = named.unwrap_or_else(|| "target/venv/bin/python".to_string());
-    let probe = Command::new(&found).args(["-c", "import numpy"]).output();
-    if probe.is_ok_and(|p| p.status.success()) {
-        return Some(found);
-    }
-    eprintln!("skipped: {found} has no numpy (set HLRC_PYTHON, or run .ci/run)");
-    None
-}
-
-fn succeed(command: &mut Command) -> String {
-    let output = command.output().expect("started");
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let (out, err) = (text(&output.stdout), text(&output.stderr));
-    assert!(output.status.success(), "{command:?}\n{out}{err}");
-    out
-}
 
 fn refused(command: &mut Command, code: i32) -> String {
     let output = command.output().expect("started");
@@ -101,7 +84,9 @@ fn threads_and_memory_do_not_change_a_byte() {
 
 #[test]
 fn sums_are_those_of_numpy() {
-    let Some(python) = python() else { return };
+    let Some(python) = python("numpy") else {
+        return;
+    };
     let dir = tempfile::tempdir().expect("a folder");
     let stats = calibrate(dir.path(), "stats", &[]);
     let tokenizer = hlrc::text::Tokenizer::open(Path::new(STORIES)).expect("a tokenizer");

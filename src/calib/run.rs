@@ -18,7 +18,7 @@ use crate::exec::{Data, Engine, Tensor};
 use crate::ir::Module;
 
 /// What a process takes besides what grows with the model and the text.
-const BASE: u64 = 48 << 20;
+const BASE: u64 = 64 << 20;
 /// Values of a token that live at once, in widths of the widest input.
 const LIVING: u64 = 8;
 

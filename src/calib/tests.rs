@@ -9,7 +9,13 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 fn stories() -> (Module, Engine) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/stories260K");
+    open("stories260K")
+}
+
+fn open(fixture: &str) -> (Module, Engine) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures")
+        .join(fixture);
     let files = FileCache::new();
     let input = crate::import::open(&Input::Path(path), &files).expect("the fixture imports");
     let options = Options {
@@ -255,4 +261,64 @@ fn numbers_that_are_none_are_told_with_their_place() {
         ),
         "{fault}"
     );
+}
+
+#[test]
+fn experts_have_their_own_sums_and_borrow_from_all() {
+    for (fixture, down, up) in [
+        (
+            "families/mixtral",
+            "block_sparse_moe.experts.N.w2",
+            "block_sparse_moe.experts.N.w1",
+        ),
+        (
+            "families/qwen3_moe",
+            "mlp.experts.N.down_proj",
+            "mlp.experts.N.up_proj",
+        ),
+    ] {
+        let (module, engine) = open(fixture);
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("stats");
+        let windows = vec![(0..12).map(|i| i * 7 % 90).collect::<Vec<u32>>(); 1];
+        calibrate(&job(&module, &engine, &windows), &path, false, &mut |_| {}).expect("calibrates");
+        let found = Statistics::open(&path).expect("opens");
+        let sites = crate::ir::site::sites(&module);
+        assert!(found.check(fixture, &sites).expect("fits").is_empty());
+        let layer = |pattern: &str, e: usize| {
+            let name = format!("model.layers.1.{}", pattern.replace('N', &e.to_string()));
+            found.site(&name).expect("reads")
+        };
+        let (mut tokens, mut experts) = (0, 0);
+        while let Some(site) = layer(down, experts) {
+            let width = site.diag.len() as u64;
+            assert_eq!(site.routed, Some(site.tokens));
+            assert_eq!(site.borrowed, width.saturating_sub(site.tokens));
+            let h = site.hessian.expect("a matrix");
+            assert!((0..site.diag.len()).all(|i| h[i * (site.diag.len() + 1)] == site.diag[i]));
+            // Gate and up share the router's input, which is all tokens'.
+            let outer = layer(up, experts).expect("is known");
+            assert_eq!(
+                (outer.tokens, outer.routed, outer.borrowed),
+                (12, site.routed, 0)
+            );
+            tokens += site.tokens;
+            experts += 1;
+        }
+        assert!(experts >= 4, "{fixture}: {experts}");
+        assert_eq!(tokens, 12 * 2, "{fixture}: each token goes to two experts");
+        let summary = Summary::new(&found).expect("sums up");
+        assert!(summary.short_experts > 0);
+        let twice = dir.path().join("twice");
+        let again = || Statistics::open(&path).expect("opens");
+        merge(&[again(), again()], &twice).expect("adds up");
+        let twice = Statistics::open(&twice).expect("opens");
+        let name = format!("model.layers.0.{}", down.replace('N', "0"));
+        let read = |s: &Statistics| s.site(&name).expect("reads").expect("is known");
+        let (one, two) = (read(&found), read(&twice));
+        assert_eq!(
+            (two.tokens, two.routed),
+            (2 * one.tokens, one.routed.map(|n| 2 * n))
+        );
+    }
 }

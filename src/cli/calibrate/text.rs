@@ -108,7 +108,7 @@ pub fn prepare(
     }
     let windows = match lines {
         true => calib::lines(&token_lines(&contents, &tokenizer, &protocol)?, &protocol),
-        false => calib::cut(&tokens(&contents, &tokenizer)?, &protocol),
+        false => calib::cut(&tokens(&contents, &tokenizer, &protocol)?, &protocol),
     };
     Ok(Text {
         protocol,
@@ -140,10 +140,52 @@ fn own(
     })
 }
 
-fn tokens(contents: &[String], tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>, Failure> {
-    let ids = contents.iter().map(|content| tokenizer.encode(content));
-    ids.map(|ids| ids.map_err(|error| text::failure(&error)))
-        .collect()
+/// Bytes of text that a token takes at least, nearly always.
+const BYTES_PER_TOKEN: usize = 8;
+/// Tokens at the end of a piece that another end could have made otherwise.
+const UNSURE: usize = 64;
+
+/// The first tokens of each text, as many as windows can take.
+///
+/// Tokenizing takes far more memory than its text; a text is long, and its start is all that is used.
+fn tokens(
+    contents: &[String],
+    tokenizer: &Tokenizer,
+    protocol: &Protocol,
+) -> Result<Vec<Vec<u32>>, Failure> {
+    let share = protocol.windows.div_ceil(contents.len().max(1));
+    let wanted = share.saturating_mul(protocol.context);
+    let of_text = |content: &String| {
+        let mut bytes = wanted
+            .saturating_add(UNSURE)
+            .saturating_mul(BYTES_PER_TOKEN);
+        loop {
+            let piece = start(content, bytes);
+            let ids = tokenizer.encode(piece);
+            let mut ids = ids.map_err(|error| text::failure(&error))?;
+            if piece.len() == content.len() {
+                return Ok(ids);
+            }
+            ids.truncate(ids.len().saturating_sub(UNSURE));
+            if ids.len() >= wanted {
+                return Ok(ids);
+            }
+            bytes = bytes.saturating_mul(2);
+        }
+    };
+    contents.iter().map(of_text).collect()
+}
+
+/// About so many bytes from the start of a text, up to the end of a line where there is one.
+fn start(content: &str, bytes: usize) -> &str {
+    if bytes >= content.len() {
+        return content;
+    }
+    let end = (bytes..content.len()).find(|&at| content.is_char_boundary(at));
+    let end = end.unwrap_or(content.len());
+    let piece = content.get(..end).unwrap_or(content);
+    let line = piece.rfind('\n').filter(|at| *at >= bytes / 2);
+    line.and_then(|at| piece.get(..at)).unwrap_or(piece)
 }
 
 /// Lines with what the model expects around them, no more than are needed.
@@ -167,4 +209,18 @@ fn token_lines(
         Ok(lines)
     };
     contents.iter().map(of_text).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::start;
+
+    #[test]
+    fn a_start_ends_with_a_line_and_never_inside_a_character() {
+        assert_eq!(start("one\ntwo\nthree", 10), "one\ntwo");
+        assert_eq!(start("one\ntwo", 100), "one\ntwo");
+        assert_eq!(start("one\ntwo and three", 10), "one\ntwo an");
+        assert_eq!(start("ééé", 3), "éé");
+        assert_eq!(start("ééé", 5), "ééé");
+    }
 }
