@@ -15,7 +15,7 @@ const SUMS: &str = ".in_sum2";
 const COUNTS: &str = ".counts";
 
 /// Ends of names: here, and in llama.cpp.
-const NAMES: [(&str, &str); 34] = [
+const NAMES: [(&str, &str); 35] = [
     ("self_attn.q_proj", "attn_q"),
     ("self_attn.k_proj", "attn_k"),
     ("self_attn.v_proj", "attn_v"),
@@ -38,6 +38,7 @@ const NAMES: [(&str, &str); 34] = [
     ("experts.gate_proj", "ffn_gate_exps"),
     ("experts.up_proj", "ffn_up_exps"),
     ("experts.down_proj", "ffn_down_exps"),
+    ("experts.gate_up_proj", "ffn_up_exps"),
     ("experts.w1", "ffn_gate_exps"),
     ("experts.w3", "ffn_up_exps"),
     ("experts.w2", "ffn_down_exps"),

@@ -286,7 +286,7 @@ fn experts_have_their_own_sums_and_borrow_from_all() {
         let sites = crate::ir::site::sites(&module);
         assert!(found.check(fixture, &sites).expect("fits").is_empty());
         let layer = |pattern: &str, e: usize| {
-            let name = format!("model.layers.1.{}", pattern.replace('N', &e.to_string()));
+            let name = format!("model.layers.0.{}", pattern.replace('N', &e.to_string()));
             found.site(&name).expect("reads")
         };
         let (mut tokens, mut experts) = (0, 0);
