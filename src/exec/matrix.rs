@@ -16,7 +16,6 @@ use crate::ir::{
 };
 use crate::numeric::float::Float;
 use crate::numeric::hadamard::Rotation as Side;
-use crate::numeric::trellis::TrellisMatrix;
 use crate::numeric::{Block, FactorFormat, Group, Scheme};
 use crate::store::{Located, Reader, StoreError};
 use crate::weights::read::decode_f32;
@@ -188,7 +187,7 @@ impl PreparedMatrix {
         self.terms.iter().map(|term| match term {
             PreparedTerm::Quant { rotation, .. } | PreparedTerm::Trellis { rotation, .. } => Need {
                 side: rotation.and_then(|r| r.input),
-                codes: matches!(term, PreparedTerm::Quant { .. }),
+                codes: true,
             },
             _ => Need {
                 side: None,
@@ -259,8 +258,11 @@ impl PreparedMatrix {
             }
             PreparedTerm::Trellis { rotation, .. } => {
                 let w = self.trellis_rows(term)?;
-                let (x, _) = forms.of(rotation.and_then(|r| r.input));
-                trellis::matmul_exact(pool, &w, x, tokens, write, out);
+                let (x, rounded) = forms.of(rotation.and_then(|r| r.input));
+                match rounded {
+                    Some(rounded) => trellis::matmul_int8(pool, &w, rounded, write, out),
+                    None => trellis::matmul_exact(pool, &w, x, tokens, write, out),
+                }
             }
             PreparedTerm::Quant { rotation, .. } => {
                 let w = self.quant_rows(term)?;
@@ -387,14 +389,10 @@ impl PreparedMatrix {
         else {
             return Err(damaged("", "not a trellis term".to_string()));
         };
-        Ok(TrellisRows {
-            codes: codes.bytes()?,
-            scales: scales.bytes()?,
-            bits,
-            rows: self.rows,
-            cols: self.cols,
-            states_log2: *states_log2,
-        })
+        let shape = (self.rows, self.cols);
+        let (tiles, steps) = (codes.bytes()?, scales.bytes()?);
+        TrellisRows::new(shape, *states_log2, bits, tiles, steps)
+            .map_err(|e| damaged(&codes.weight, e.to_string()))
     }
 
     fn float_rows<'a>(

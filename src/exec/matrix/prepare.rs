@@ -87,8 +87,7 @@ impl Preparer<'_> {
         let bits = self.stored(t.bits)?;
         let of_blocks = bits.bytes()?.to_vec();
         let shape = (self.rows, self.cols);
-        let (held, halves) = (codes.bytes()?.len(), scales.bytes()?.len() / 2);
-        TrellisMatrix::check_parts(shape, t.states, &of_blocks, held, halves)
+        TrellisRows::new(shape, t.states, &of_blocks, codes.bytes()?, scales.bytes()?)
             .map_err(|e| damaged(&codes.weight, e.to_string()))?;
         Ok(PreparedTerm::Trellis {
             codes,

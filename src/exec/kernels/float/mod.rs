@@ -214,6 +214,18 @@ fn decoded_columns(
     });
 }
 
+/// The tile of few tokens from its decoded rows, `[tile.cols(), x.len() / tokens]`.
+pub(super) fn few_decoded(
+    values: &[f32],
+    x: &[f32],
+    tokens: usize,
+    write: Write,
+    tile: &mut Tile<'_, f32>,
+) {
+    let data = gemm::bytes(values);
+    dot::rows(Isa::detect(), Float::F32, data, x, tokens, write, tile);
+}
+
 /// Copies or adds rows to the rows of a tile of the same shape.
 pub(super) fn put_rows(values: &[f32], write: Write, tile: &mut Tile<'_, f32>) {
     let width = tile.cols().len();

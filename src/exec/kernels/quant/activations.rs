@@ -53,6 +53,25 @@ pub(super) struct Rows {
     pub(super) sums: Vec<i32>,
 }
 
+/// Codes token after token, for kernels of other formats.
+#[derive(Clone, Copy)]
+pub(in crate::exec::kernels) struct TokenCodes<'a>(&'a Rows);
+
+impl<'a> TokenCodes<'a> {
+    /// Codes of token `t` in blocks of 32 columns, zeros at the end, and the scales of those.
+    pub(in crate::exec::kernels) fn token(self, t: usize) -> (&'a [[i8; BLOCK]], &'a [f32]) {
+        let Rows {
+            stride,
+            codes,
+            scales,
+            ..
+        } = self.0;
+        let blocks = stride / BLOCK;
+        let codes = &codes[t * stride..][..*stride];
+        (codes.as_chunks().0, &scales[t * blocks..][..blocks])
+    }
+}
+
 /// Codes of many tokens, [`TOKENS`] of them interleaved in each block.
 pub(super) struct Blocks {
     /// Blocks of 32 columns.
@@ -170,6 +189,20 @@ impl<'a> Int8Activations<'a> {
             shape,
             Some(&zeros),
         ))
+    }
+
+    /// Calls `work` with the codes, token after token.
+    pub(in crate::exec::kernels) fn by_token<R>(
+        &self,
+        work: impl FnOnce(TokenCodes<'_>) -> R,
+    ) -> R {
+        match &self.layout {
+            Layout::Rows(rows) => work(TokenCodes(rows)),
+            Layout::Blocks(_) => {
+                let shape = (self.tokens, self.cols);
+                work(TokenCodes(&rows_of(self.level, &self.values, shape, None)))
+            }
+        }
     }
 
     /// What the codes stand for, `[tokens, cols]`.

@@ -35,6 +35,7 @@ mod neon;
 mod tests;
 
 pub use activations::Int8Activations;
+pub(super) use activations::TokenCodes;
 pub use exact::{decode_row, matmul_exact};
 pub use int8::matmul_int8;
 
@@ -49,12 +50,12 @@ const BLOCK: usize = 32;
 /// Only [`Level::detect`] and [`Level::available`] make one above `Scalar`, so that holding one
 /// proves that the instructions exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Level(Kind);
+pub(super) struct Level(Kind);
 
 /// The instruction sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(dead_code)] // not all are made on every architecture
-enum Kind {
+pub(super) enum Kind {
     /// Plain Rust.
     Scalar,
     /// 128-bit vectors of aarch64.
@@ -67,7 +68,7 @@ enum Kind {
 
 impl Level {
     /// The best level of this processor; the standard library caches the answer.
-    fn detect() -> Self {
+    pub(super) fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
             if is_x86_feature_detected!("avx512f")
@@ -91,6 +92,11 @@ impl Level {
         Level(Kind::Scalar)
     }
 
+    /// The instruction set.
+    pub(super) fn kind(self) -> Kind {
+        self.0
+    }
+
     /// What kernels take off codes, so that 8-bit ones are signed.
     fn code_offset(self, bits: u8) -> u8 {
         match self.0 {
@@ -101,7 +107,7 @@ impl Level {
 
     /// Every level that this processor can run, for tests.
     #[cfg(test)]
-    fn available() -> Vec<Self> {
+    pub(super) fn available() -> Vec<Self> {
         let mut levels = vec![Level(Kind::Scalar)];
         #[cfg(target_arch = "x86_64")]
         if avx2_detected() {
