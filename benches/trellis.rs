@@ -1,11 +1,18 @@
 //! Trellis-coded quantization of Gaussian samples: mean squared error and speed.
 //!
 //! `cargo bench --bench trellis -- table` prints the error for all bits and some sizes of state,
-//! `scales` finds the best scales, and without arguments the bars of 2 bits are measured on 10^6
+//! `scales` finds the best scales, `products` times products of one token with packed matrices
+//! beside those of int4, and without arguments the bars of 2 bits are measured on 10^6
 //! samples. With `TRELLIS_PEER` set to a program made by `benches/trellis_peer.sh`, that encoder
 //! takes turns with ours. Threads: `TRELLIS_THREADS`, or all cores.
 
-use hlrc::numeric::trellis::{Encoder, SEQUENCE, best_scale, tile_bytes};
+use hlrc::exec::Pool;
+use hlrc::exec::kernels::Write;
+use hlrc::exec::kernels::quant::{self, Int8Activations, QuantRows};
+use hlrc::exec::kernels::trellis::{self, TrellisRows};
+use hlrc::numeric::quant::{Group, Scheme, packed_len};
+use hlrc::numeric::trellis::{Encoder, SEQUENCE, TILE, TrellisMatrix, best_scale, tile_bytes};
+use std::hint::black_box;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -157,6 +164,87 @@ fn bars(threads: usize) {
     println!("2^16 states: distortion {distortion:.5}, {time:.3} µs per weight");
 }
 
+/// Rows and columns of a matrix of [`products`].
+const SIDE: usize = 4096;
+
+/// Matrices that take turns, so that none stays in a cache.
+const MATRICES: usize = 12;
+
+/// The least seconds of 40 calls; call `i` gets `i`.
+fn least(mut call: impl FnMut(usize)) -> f64 {
+    let mut time = |i| {
+        let start = Instant::now();
+        call(i);
+        start.elapsed().as_secs_f64()
+    };
+    (0..40).map(&mut time).fold(f64::INFINITY, f64::min)
+}
+
+fn report(label: &str, bytes: usize, seconds: f64, base: f64) {
+    let (weights, gigabytes) = ((SIDE * SIDE) as f64 / seconds, bytes as f64 / seconds);
+    println!(
+        "{label}: {:.1} us, {:.2} GB/s, {:.2} G weights/s, {:.2} of int4's time",
+        seconds * 1e6,
+        gigabytes / 1e9,
+        weights / 1e9,
+        seconds / base
+    );
+}
+
+/// One token with int8 and exact activations, [4096, 4096].
+fn products(threads: usize) {
+    let pool = Pool::new(threads);
+    let x = gaussian(3, SIDE);
+    let rounded = Int8Activations::quantize(&pool, &x, 1, SIDE);
+    let mut out = vec![0.0; SIDE];
+    let mut state = 1u64;
+    let mut random = |n: usize| -> Vec<u8> {
+        let mut next = || {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (state >> 56) as u8
+        };
+        (0..n).map(|_| next()).collect()
+    };
+    let f16s = |n: usize| [0x00, 0x21].repeat(n);
+    let (scheme, group) = (Scheme::symmetric(4), Group::Size(32));
+    let scales = f16s(group.count(SIDE, SIDE));
+    let codes: Vec<_> = (0..MATRICES)
+        .map(|_| random(SIDE * packed_len(4, SIDE)))
+        .collect();
+    let base = least(|i| {
+        let codes = &codes[i % MATRICES];
+        if let Ok(w) = QuantRows::new((SIDE, SIDE), scheme, group, codes, &scales, None) {
+            quant::matmul_int8(&pool, &w, &rounded, Write::Overwrite, &mut out);
+            black_box(&out);
+        }
+    });
+    report("int4 g32", codes[0].len() + scales.len(), base, base);
+    let scales = f16s(SIDE / TILE);
+    for bits in [2, 3, 4, 6] {
+        let bits = vec![bits; SIDE / TILE];
+        let size = SIDE / TILE * TrellisMatrix::stripe_bytes(&bits);
+        let codes: Vec<_> = (0..MATRICES).map(|_| random(size)).collect();
+        for exact in [false, true] {
+            let time = least(|i| {
+                let codes = &codes[i % MATRICES];
+                let Ok(w) = TrellisRows::new((SIDE, SIDE), 12, &bits, codes, &scales) else {
+                    return;
+                };
+                if exact {
+                    trellis::matmul_exact(&pool, &w, &x, 1, Write::Overwrite, &mut out);
+                } else {
+                    trellis::matmul_int8(&pool, &w, &rounded, Write::Overwrite, &mut out);
+                }
+                black_box(&out);
+            });
+            let kind = if exact { "exact" } else { "int8" };
+            report(&format!("trellis {} {kind}", bits[0]), size, time, base);
+        }
+    }
+}
+
 fn main() {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = std::env::var("TRELLIS_THREADS").ok();
@@ -164,6 +252,7 @@ fn main() {
     match std::env::args().nth(1).as_deref() {
         Some("table") => table(threads),
         Some("scales") => scales(threads),
+        Some("products") => products(threads),
         _ => bars(threads),
     }
 }

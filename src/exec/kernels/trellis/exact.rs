@@ -12,6 +12,9 @@ use std::ops::Range;
 /// Tokens up to which rows are multiplied one by one.
 const FEW: usize = float::FEW;
 
+/// Values that a part of a product of few tokens decodes: they stay in a core's cache.
+const SCRATCH: usize = 32 << 10;
+
 /// Rows of a decoded tile for many tokens.
 const HEIGHT: usize = 4 * TILE;
 
@@ -58,7 +61,8 @@ pub(super) fn matmul_at(
     }
     let starts = w.starts();
     if tokens <= FEW {
-        let part = (tokens, w.rows_per_part());
+        let stripes = (SCRATCH / (TILE * w.cols)).clamp(1, 32);
+        let part = (tokens, stripes * TILE);
         pool.split(out, w.rows, part, |mut tile| {
             let rows = tile.cols();
             scratch::with(rows.len() * w.cols, |values| {
