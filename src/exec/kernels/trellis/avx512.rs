@@ -10,6 +10,9 @@ use super::int8::Sums;
 use crate::numeric::trellis::{OFFSET, TILE, multiplier, tile_bytes};
 use std::arch::x86_64::*;
 
+/// Bytes by which tiles are fetched ahead.
+const AHEAD: usize = 2048;
+
 /// How windows of 16 bits are taken from the bytes of two rows.
 #[repr(C, align(64))]
 struct Windows {
@@ -173,6 +176,10 @@ pub(super) fn stripe(
                 unsafe {
                     let x = activations(x.as_ptr().add(TILE * half));
                     let source = Source::new(tile, bits, states_log2);
+                    let ahead: *const i8 = tile.wrapping_add(AHEAD).cast();
+                    for line in 0..tile_bytes(bits).div_ceil(64) {
+                        _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line));
+                    }
                     for pair in 0..TILE / 2 {
                         dots[pair] = _mm512_dpwssd_epi32(dots[pair], source.rows(pair), x);
                     }
