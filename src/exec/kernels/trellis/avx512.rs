@@ -3,7 +3,8 @@
 //! Entry points are safe: they run only behind [`super::Kind::Avx512`], which proves that the
 //! features exist. Two rows are 32 windows of bits in `4 K` bytes and two more; a byte permutation
 //! and a multishift take them apart. Bytes that a tile does not have are masked off.
-#![allow(unsafe_code)]
+// Closures over vectors may stay calls outside of their instruction set: loops instead.
+#![allow(unsafe_code, clippy::needless_range_loop)]
 
 use super::Decoded;
 use super::int8::Sums;
