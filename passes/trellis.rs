@@ -49,7 +49,7 @@ impl Default for Options {
             bits: 3.0,
             states: 12,
             rotate: true,
-            damp: 0.025,
+            damp: 0.01,
             spread: 2,
         }
     }

@@ -1,5 +1,6 @@
 //! hlrc: the library behind `hlrc-opt`.
 
+pub mod budget;
 pub mod calib;
 pub mod cli;
 pub mod eval;

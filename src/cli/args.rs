@@ -133,6 +133,14 @@ pub struct OptArgs {
     #[arg(long, value_name = "STATS|TEXT", value_delimiter = ',', value_hint = ValueHint::FilePath,
           help_heading = PIPELINE)]
     pub calib: Vec<PathBuf>,
+    /// Mean bits per weight of the matrices, spread over them so that the model suffers least
+    #[arg(long, value_name = "BITS", conflicts_with_all = ["target_size", "dry_run", "resume"],
+          help_heading = PIPELINE)]
+    pub target_bpw: Option<f64>,
+    /// Bytes of the whole output, embeddings and head included, as 60MB, met in the same way
+    #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with_all = ["dry_run", "resume"],
+          help_heading = PIPELINE)]
+    pub target_size: Option<u64>,
     /// Seed of all randomness; the same seed gives the same bytes for any number of threads
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = PIPELINE)]
     pub seed: u64,

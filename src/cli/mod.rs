@@ -2,6 +2,7 @@
 
 pub mod args;
 mod argv;
+mod budget;
 pub mod calibrate;
 mod describe;
 mod diff;

@@ -5,7 +5,9 @@ use super::load::{self, Loaded, Source};
 use super::prepare::{Prepared, prepare};
 use super::target::{Target, report_beside};
 use super::watch::Watch;
-use super::{Exit, Failure, dry_run, errors, eval, outcome, print, report, reproducer, signal};
+use super::{
+    Exit, Failure, budget, dry_run, errors, eval, outcome, print, report, reproducer, signal,
+};
 use crate::calib::Statistics;
 use crate::eval::Evaluation;
 use crate::export::hlrc::{FolderError, partial_path};
@@ -27,7 +29,8 @@ const STREAMED: &str = "model.onnx";
 
 /// Runs a pipeline on a model and writes the result.
 pub fn run(args: &OptArgs) -> Result<Exit, Failure> {
-    let prepared = prepare(args)?;
+    let mut prepared = prepare(args)?;
+    budget::check(args, &mut prepared)?;
     if args.print_pipeline {
         print(prepared.spelled_out().as_bytes())?;
         return Ok(Exit::Ok);
@@ -43,6 +46,13 @@ pub fn run(args: &OptArgs) -> Result<Exit, Failure> {
     let progress = progress(&args.talk);
     progress.stage("Importing", &load::describe(&source));
     let loaded = load::source(&source)?;
+    let code = |args: &OptArgs, prepared: &Prepared, target: &Target| {
+        let loaded = load::source(&source)?;
+        let quiet = self::progress(&args.talk);
+        execute(args, prepared, target, &quiet, loaded).map(|_| ())
+    };
+    let options = run_options(args);
+    budget::apply(args, &mut prepared, &loaded, &options, &progress, &code)?;
     let Target::OnnxStdout(scratch) = &target else {
         return execute(args, &prepared, &target, &progress, loaded);
     };

@@ -223,6 +223,33 @@ pub fn statistics(
     Statistics::open(&path).map_err(failure)
 }
 
+/// The texts behind `--calib`: those that a file of statistics names, or the files themselves.
+///
+/// # Errors
+/// The file can't be read, or was not made from text.
+pub fn texts(calib: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
+    let [path] = calib else {
+        return Ok(calib.to_vec());
+    };
+    if !calib::is_statistics(path) {
+        return Ok(calib.to_vec());
+    }
+    let found = Statistics::open(path).map_err(failure)?;
+    let runs = found.metadata().runs.iter().flat_map(|run| &run.data);
+    let names: Vec<PathBuf> = runs.map(|d| PathBuf::from(&d.name)).collect();
+    match names.is_empty() || !names.iter().all(|name| name.is_file()) {
+        false => Ok(names),
+        true => Err(Failure::new(
+            Exit::Usage,
+            format!(
+                "{}: the texts that it was made from are not there",
+                path.display()
+            ),
+        )
+        .help("give text with --calib, on which the cost of errors is measured")),
+    }
+}
+
 /// Errors of a calibration as failures of the command.
 pub fn failure(error: CalibError) -> Failure {
     let (text, help) = (error.to_string(), error.help());
