@@ -55,10 +55,10 @@ pub struct EvalArgs {
     pub tokenizer: Option<PathBuf>,
 
     /// Exit with 5 where a model's mean KL divergence (nats per token) is above this
-    #[arg(long, value_name = "X", requires = "reference", help_heading = GATES)]
+    #[arg(long, value_name = "X", value_parser = gate, requires = "reference", help_heading = GATES)]
     pub max_kl: Option<f64>,
     /// Exit with 5 where a model's perplexity over the original's is above this
-    #[arg(long, value_name = "X", requires = "reference", help_heading = GATES)]
+    #[arg(long, value_name = "X", value_parser = gate, requires = "reference", help_heading = GATES)]
     pub max_ppl_ratio: Option<f64>,
 
     /// Folder of the cache [default: hlrc-opt in the user's folder of caches]
@@ -138,4 +138,12 @@ impl EvalArgs {
 
 fn size(text: &str) -> Result<u64, String> {
     crate::report::human::parse_size(text)
+}
+
+/// A limit: a number that something can be above.
+fn gate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(limit) if limit >= 0.0 => Ok(limit),
+        _ => Err("takes a number from 0 on".to_string()),
+    }
 }

@@ -136,7 +136,9 @@ fn protocol(
         .into_iter()
         .chain(models)
         .filter_map(Model::positions)
-        .min();
+        .min()
+        // ONNX models do not say it themselves.
+        .or(tokenizer.special().context);
     let most = positions.unwrap_or(CONTEXT);
     if let Some(asked) = args
         .ctx

@@ -151,7 +151,7 @@ impl Verifier<'_> {
             return;
         };
         let fits = |n: u64, block: u64| {
-            block.is_power_of_two() && block <= MAX_ROTATION_BLOCK && n % block == 0
+            block.is_power_of_two() && block <= MAX_ROTATION_BLOCK && n.is_multiple_of(block)
         };
         if !fits(matrix.out_features, r.out_block) || !fits(matrix.in_features, r.in_block) {
             let (out, inp) = (r.out_block, r.in_block);

@@ -181,8 +181,8 @@ pub(super) fn stripe(
                     for line in 0..tile_bytes(bits).div_ceil(64) {
                         _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line));
                     }
-                    for pair in 0..TILE / 2 {
-                        dots[pair] = _mm512_dpwssd_epi32(dots[pair], source.rows(pair), x);
+                    for (pair, dots) in dots.iter_mut().enumerate() {
+                        *dots = _mm512_dpwssd_epi32(*dots, source.rows(pair), x);
                     }
                     tile = tile.add(tile_bytes(bits));
                 }
@@ -220,9 +220,9 @@ pub(super) fn dot(tiles: &[[Decoded; 2]], x: &[[i8; 32]], scales: &[f32], sums: 
                 // SAFETY: both arrays have two halves; two rows are 32 integers.
                 unsafe {
                     let x = activations(x.as_ptr().add(TILE * half));
-                    for pair in 0..TILE / 2 {
+                    for (pair, dots) in dots.iter_mut().enumerate() {
                         let rows = _mm512_loadu_si512(tile.as_ptr().add(2 * TILE * pair).cast());
-                        dots[pair] = _mm512_dpwssd_epi32(dots[pair], rows, x);
+                        *dots = _mm512_dpwssd_epi32(*dots, rows, x);
                     }
                 }
             }
