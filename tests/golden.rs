@@ -237,7 +237,7 @@ impl MomentSource for Synthetic {
         };
         let deviation = |i: usize| match i {
             _ if i + 1 == n => 0.0,
-            _ if i % 7 == 0 => 8.0,
+            _ if i.is_multiple_of(7) => 8.0,
             _ => 1.0 + i as f32 / n as f32,
         };
         let entry = |at: usize| {
