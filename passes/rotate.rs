@@ -1,11 +1,12 @@
-//! Rotates a matrix on both sides, so that its entries are nearly Gaussian for the quantizer behind it.
+//! Rotates a matrix on both sides, so that the quantizer behind it sees nearly Gaussian entries.
 //!
 //! Outliers are spread over blocks by Hadamard matrices with random signs, whose seed is all that is
 //! stored. The executor rotates activations, which costs a few additions per value; matrices of one
 //! input share that.
 //!
 //! Before: `linear %x { dense(@w) }`
-//! After `rotate,int4`: `linear %x { quant(@w.codes, @w.scales, int4, group=32, rotate(out=64, in=64, seed=0)) }`
+//! After:  `linear %x { quant(@w.codes, @w.scales, int4, group=32, rotate(out=64, in=64, seed=0)) }`
+//!         (by `rotate,int4`)
 //!
 //! Blocks are the largest powers of two, up to 512, that divide the sides. `trellis` rotates by itself.
 //! Passes that take low-rank or sparse terms stand before this one.
