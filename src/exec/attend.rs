@@ -1,6 +1,6 @@
 //! Attention on tensors: heads checked, caches extended, the kernel called.
 
-use super::kernels::attention::{self, AttentionShape};
+use super::kernels::attention::{self, AttentionShape, Keys};
 use super::program::Step;
 use super::run::{Run, misfit};
 use super::tensor::{Data, Tensor};
@@ -37,7 +37,7 @@ pub(super) fn attend(
     let state = run.state.take();
     let result = match (state, cache) {
         (Some(state), Some(slot)) => {
-            let result = append(run, step, state, slot, count);
+            let result = append(run, step, shape, (state, slot), count);
             if result.is_ok() {
                 attend_cached(run, step, shape, (state, slot), &mut out)?;
             }
@@ -80,8 +80,8 @@ fn check_heads(
 fn append(
     run: &Run,
     step: &Step,
-    state: &mut State,
-    slot: usize,
+    shape: &AttentionShape,
+    (state, slot): (&mut State, usize),
     count: usize,
 ) -> Result<(), ExecError> {
     let (k, v) = (run.floats(step, 1)?, run.floats(step, 2)?);
@@ -96,8 +96,9 @@ fn append(
     let parts = k.chunks(each).zip(v.chunks(each));
     for (sequence, (k, v)) in state.sequences.iter_mut().zip(parts) {
         let slot = sequence.slots.get_mut(slot);
-        let slot = slot.ok_or_else(|| misfit(step, "the state has no such cache slot"))?;
-        slot.keys.extend_from_slice(k);
+        let slot = slot.filter(|s| s.keys.fits(shape.kv_heads, shape.head_dim));
+        let slot = slot.ok_or_else(|| misfit(step, "the state has no cache of such heads"))?;
+        slot.keys.push(k);
         slot.values.extend_from_slice(v);
     }
     Ok(())
@@ -121,7 +122,7 @@ fn attend_cached(
         let slot = sequence.slots.get(slot)?;
         Some(attention::Sequence {
             queries,
-            keys: &slot.keys,
+            keys: Keys::Cache(&slot.keys),
             values: &slot.values,
             past: sequence.len,
             mask: None,
@@ -153,7 +154,7 @@ fn attend_whole(
         .enumerate()
         .map(|(s, (queries, (keys, values)))| attention::Sequence {
             queries,
-            keys,
+            keys: Keys::Rows(keys),
             values,
             past: 0,
             mask: mask.and_then(|m| m.get(s * kv_len..(s + 1) * kv_len)),

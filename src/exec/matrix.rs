@@ -2,13 +2,14 @@
 
 mod prepare;
 mod release;
+mod together;
 
 use super::activations::{Coordinates, Forms, Need};
 use super::kernels::low_rank::{FactorData, LowRankView};
 use super::kernels::quant::{self, QuantRows};
 use super::kernels::sparse::{self, ColumnsView, CsrView};
 use super::kernels::trellis::{self, TrellisRows};
-use super::kernels::{Write, float, hadamard, low_rank};
+use super::kernels::{Write, float, low_rank};
 use super::{ExecError, Pool, Without};
 use crate::ir::{
     FactorRef, LowRankTerm, Matrix, Module, QuantTerm, Rotation, SparseTerm, Term, TrellisTerm,
@@ -100,7 +101,8 @@ impl Stored {
             weight: self.weight.clone(),
             source,
         };
-        Ok(self.located.bytes().map_err(fault)?)
+        // `Engine` looks at the files' lengths before each run.
+        Ok(self.located.mapped().map_err(fault)?)
     }
 
     /// Refuses a length that the term does not ask for.
@@ -204,38 +206,8 @@ impl PreparedMatrix {
         out: &mut [f32],
     ) -> Result<(), ExecError> {
         let coordinates = Coordinates::new(pool, x, self.cols, self.needs());
-        self.multiply(pool, &coordinates.forms(pool, |_| false), out)
-    }
-
-    /// `out[t, o] = Σ_i x[t, i] · W[o, i]` for `x` `[tokens, in]`.
-    ///
-    /// Coded terms take rounded activations where there are some.
-    pub(super) fn multiply(
-        &self,
-        pool: &Pool,
-        x: &Forms<'_>,
-        out: &mut [f32],
-    ) -> Result<(), ExecError> {
-        if self.terms.is_empty() {
-            out.fill(0.0);
-        }
-        let mut write = Write::Overwrite;
-        for term in &self.terms {
-            match term.rotation().and_then(|r| r.output) {
-                Some(side) => {
-                    let mut turned = vec![0f32; out.len()];
-                    self.add_term(pool, term, x, Write::Overwrite, &mut turned)?;
-                    hadamard::unrotate(pool, &side, &mut turned, self.rows);
-                    match write {
-                        Write::Overwrite => out.copy_from_slice(&turned),
-                        Write::Add => add(out, &turned),
-                    }
-                }
-                None => self.add_term(pool, term, x, write, out)?,
-            }
-            write = Write::Add;
-        }
-        Ok(())
+        let forms = coordinates.forms(pool, |_| false);
+        Self::multiply_all(pool, &forms, &mut [(self, out)])
     }
 
     fn add_term(

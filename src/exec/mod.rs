@@ -26,10 +26,11 @@ mod tests;
 
 use std::ops::ControlFlow;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::ir::{Attr, Module};
-use crate::store::Reader;
-use crate::weights::FileCache;
+use crate::store::{Reader, StoreError};
+use crate::weights::{FileCache, MappedFile};
 
 pub use error::ExecError;
 pub use pool::Pool;
@@ -37,11 +38,16 @@ pub use program::Port;
 pub use state::State;
 pub use tensor::{Data, Tensor};
 
+use kernels::gemm::PANEL;
 use program::{Arg, Kind, Program};
 use run::Run;
+use tensor::Buffers;
 
 /// Logits that are computed at once, so that a long text does not need them all in memory.
 const LOGITS_AT_ONCE: usize = 1 << 23;
+
+/// Values in buffers that an engine keeps between runs: those of [`LOGITS_AT_ONCE`] and some more.
+const SPARE: usize = LOGITS_AT_ONCE + LOGITS_AT_ONCE / 2;
 
 /// Inputs of language models that [`Engine::forward`] supplies: token ids, a mask of ones (there
 /// is no padding) and the places behind the cache.
@@ -114,6 +120,10 @@ pub struct Engine {
     options: Options,
     max_positions: Option<usize>,
     stop: Option<&'static AtomicBool>,
+    /// The files that weights are in.
+    files: Vec<Arc<MappedFile>>,
+    /// Buffers that the last run left behind: fresh pages cost more than small products.
+    spare: Mutex<Buffers>,
 }
 
 impl Engine {
@@ -131,12 +141,39 @@ impl Engine {
             options: options.clone(),
             max_positions: max_positions.and_then(|n| usize::try_from(n).ok()),
             stop: None,
+            files: files.mapped(),
+            spare: Mutex::default(),
         })
     }
 
     /// Looks at `flag` between ops; a run stops with [`ExecError::Interrupted`] once it is set.
     pub fn set_interrupt(&mut self, flag: &'static AtomicBool) {
         self.stop = Some(flag);
+    }
+
+    /// Buffers for a run; those of the last one, if no other run has them.
+    fn buffers(&self) -> Buffers {
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut spare)
+    }
+
+    /// Keeps a run's buffers for the next one.
+    fn keep(&self, mut buffers: Buffers) {
+        buffers.shrink(SPARE);
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        *spare = buffers;
+    }
+
+    /// Refuses files that were truncated since they were mapped.
+    fn check_files(&self) -> Result<(), ExecError> {
+        for file in &self.files {
+            let fault = |source| StoreError::Weights {
+                weight: file.path().display().to_string(),
+                source,
+            };
+            file.check_whole().map_err(fault)?;
+        }
+        Ok(())
     }
 
     /// What the module takes.
@@ -162,6 +199,7 @@ impl Engine {
     /// [`ExecError::Input`] for an input that is missing, unknown or ill-shaped;
     /// [`ExecError::Shape`] where an op meets a tensor that does not fit it.
     pub fn run(&self, inputs: &[(&str, Tensor)]) -> Result<Vec<(String, Tensor)>, ExecError> {
+        self.check_files()?;
         let mut run = Run::new(self, None);
         let known = |name: &str| self.program.inputs.iter().any(|p| p.name == name);
         if let Some((name, _)) = inputs.iter().find(|(n, _)| !known(n)) {
@@ -207,7 +245,7 @@ impl Engine {
         if !self.program.inputs.iter().any(|p| p.name == TOKENS) {
             return fault("it takes no input_ids");
         }
-        if self.program.cache_widths.is_empty() {
+        if self.program.caches.is_empty() {
             return fault("it has no attention with a KV cache");
         }
         let [output] = self.program.outputs.as_slice() else {
@@ -235,7 +273,7 @@ impl Engine {
 
     /// Empty KV caches for some sequences.
     pub fn state(&self, sequences: usize) -> State {
-        State::new(sequences, &self.program.cache_widths)
+        State::new(sequences, &self.program.caches)
     }
 
     /// Appends tokens to the sequences of `state` and hands out logits.
@@ -257,6 +295,7 @@ impl Engine {
         each: &mut dyn FnMut(usize, &[f32]) -> ControlFlow<()>,
     ) -> Result<(), ExecError> {
         let model = self.language_model()?;
+        self.check_files()?;
         let sequences = state.sequences();
         let len = tokens.len().checked_div(sequences).unwrap_or(0);
         self.check_tokens(state, tokens, len, model)?;
@@ -281,7 +320,14 @@ impl Engine {
             run.set(slot, Tensor::i64(&[sequences, len], ids));
         }
         let chunk = (LOGITS_AT_ONCE / model.vocabulary.max(1)).clamp(16, 1 << 16);
+        // Whole panels of tokens where there are several.
+        let chunk = if chunk > PANEL {
+            chunk / PANEL * PANEL
+        } else {
+            chunk
+        };
         let result = run.in_chunks(tokens.len(), &wanted, chunk, each);
+        drop(run);
         for (s, &old) in before.iter().enumerate() {
             if let Some(sequence) = state.sequences.get_mut(s) {
                 sequence.len = old + len;

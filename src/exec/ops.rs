@@ -265,10 +265,10 @@ fn in_place(
 }
 
 fn floats_mut<'t>(step: &Step, x: &'t mut Tensor) -> Result<&'t mut [f32], ExecError> {
-    let problem = format!("input 0 is {}, not f32", x.type_name());
+    let name = x.type_name();
     match &mut x.data {
         Data::F32(values) => Ok(values),
-        _ => Err(misfit(step, problem)),
+        _ => Err(misfit(step, format!("input 0 is {name}, not f32"))),
     }
 }
 

@@ -6,11 +6,11 @@
 
 #![allow(unsafe_code)]
 
-use std::cell::Cell;
+use std::cell::{Cell, UnsafeCell};
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{JoinHandle, Thread};
 
@@ -39,35 +39,51 @@ struct Job {
     parts: usize,
 }
 
-// SAFETY: `data` points to a closure that is `Sync`, and `Pool::run` does not return before every
-// worker is done with it.
-unsafe impl Send for Job {}
+/// Set in [`Shared::state`] while workers may join the job.
+const OPEN: u64 = 1 << 31;
+/// Workers on the job; above is the number of jobs so far.
+const ACTIVE: u64 = OPEN - 1;
+/// One job more.
+const NEXT: u64 = 1 << 32;
+
+/// A counter in a cache line of its own.
+#[derive(Default)]
+#[repr(align(128))]
+struct Next(AtomicUsize);
 
 struct Shared {
-    /// Grows by one with each job.
-    epoch: AtomicUsize,
-    job: Mutex<Option<Job>>,
-    /// The next part that nobody has taken.
-    next: AtomicUsize,
-    /// Workers that are not yet done with the current job.
-    busy: AtomicUsize,
+    /// Jobs so far, whether the last one is open, and how many workers are on it.
+    ///
+    /// Only workers that joined are waited for: one that wakes up late finds the job closed.
+    state: AtomicU64,
+    /// Written while no job is open and no worker on one, read by workers that joined.
+    job: UnsafeCell<Option<Job>>,
+    /// For each thread's share of the parts, the next one that nobody has taken.
+    next: Vec<Next>,
     /// What a worker's panic said.
     panic: Mutex<Option<Box<dyn std::any::Any + Send>>>,
     stop: AtomicBool,
     /// One flag per worker: whether it sleeps.
     asleep: Vec<AtomicBool>,
+    /// The caller, where it sleeps.
     caller: Mutex<Option<Thread>>,
 }
+
+// SAFETY: `job` is written by the one caller whose turn it is while nobody reads it, as `state`
+// tells. The closure it points to is `Sync`, and `Pool::run` does not return before every worker
+// that joined is done with it.
+unsafe impl Sync for Shared {}
+// SAFETY: as above; the pointer in `job` is not used by who drops it.
+unsafe impl Send for Shared {}
 
 impl Pool {
     /// A pool of `threads` threads, the caller's included; at least one.
     pub fn new(threads: usize) -> Self {
         let helpers = threads.saturating_sub(1);
         let shared = Arc::new(Shared {
-            epoch: AtomicUsize::new(0),
-            job: Mutex::new(None),
-            next: AtomicUsize::new(0),
-            busy: AtomicUsize::new(0),
+            state: AtomicU64::new(0),
+            job: UnsafeCell::new(None),
+            next: (0..=helpers).map(|_| Next::default()).collect(),
             panic: Mutex::new(None),
             stop: AtomicBool::new(false),
             asleep: (0..helpers).map(|_| AtomicBool::new(false)).collect(),
@@ -108,9 +124,10 @@ impl Pool {
             data: std::ptr::from_ref(&part).cast(),
             parts,
         };
-        self.shared.start(job, &self.workers);
-        let own = catch_unwind(AssertUnwindSafe(|| self.shared.take_parts(job)));
-        self.shared.wait();
+        // SAFETY: it is this caller's turn, and `part` outlives the wait below.
+        unsafe { self.shared.start(job, &self.workers) };
+        let own = catch_unwind(AssertUnwindSafe(|| self.shared.take_parts(job, 0)));
+        self.shared.finish();
         if let Err(panic) = own {
             resume_unwind(panic);
         }
@@ -123,46 +140,91 @@ impl Pool {
     ///
     /// Tiles are `tile_rows × tile_cols`, the last ones smaller. Tiles of one row range follow one
     /// another.
-    pub fn split<T: Send, F>(
-        &self,
-        out: &mut [T],
-        width: usize,
-        (tile_rows, tile_cols): (usize, usize),
-        part: F,
-    ) where
+    pub fn split<T: Send, F>(&self, out: &mut [T], width: usize, tile: (usize, usize), part: F)
+    where
         F: Fn(Tile<'_, T>) + Sync,
     {
-        if width == 0 || out.is_empty() {
-            return;
-        }
-        let rows = out.len() / width;
-        let (tile_rows, tile_cols) = (tile_rows.max(1), tile_cols.max(1));
-        let across = width.div_ceil(tile_cols);
-        let base = SendPtr(out.as_mut_ptr());
-        let parts = rows.div_ceil(tile_rows) * across;
+        let grid = Grid::new(&mut Split { out, width, tile }, 0);
+        self.run(grid.parts, |i| part(grid.tile(i)));
+    }
+
+    /// [`Self::split`] of several matrices as one job; `part` also gets the matrix's number.
+    pub fn split_all<T: Send, F>(&self, splits: &mut [Split<'_, T>], part: F)
+    where
+        F: Fn(usize, Tile<'_, T>) + Sync,
+    {
+        let mut parts = 0;
+        let grids: Vec<Grid<T>> = splits
+            .iter_mut()
+            .map(|split| {
+                let grid = Grid::new(split, parts);
+                parts += grid.parts;
+                grid
+            })
+            .collect();
         self.run(parts, |i| {
-            let (r, c) = (i / across * tile_rows, i % across * tile_cols);
-            part(Tile {
-                base: base.get(),
-                width,
-                rows: r..(r + tile_rows).min(rows),
-                cols: c..(c + tile_cols).min(width),
-                lifetime: PhantomData,
-            });
+            let which = grids.iter().rposition(|grid| grid.first <= i);
+            // Empty grids have no part; the last that starts at or before `i` has it.
+            if let Some((which, grid)) = which.and_then(|w| Some((w, grids.get(w)?))) {
+                part(which, grid.tile(i - grid.first));
+            }
         });
+    }
+}
+
+/// A matrix that is cut into tiles.
+pub struct Split<'a, T> {
+    /// `[rows, width]`, row-major.
+    pub out: &'a mut [T],
+    /// Its width.
+    pub width: usize,
+    /// Rows and columns of a tile.
+    pub tile: (usize, usize),
+}
+
+/// Where the tiles of a matrix lie.
+struct Grid<T> {
+    base: SendPtr<T>,
+    rows: usize,
+    width: usize,
+    tile: (usize, usize),
+    /// Tiles, and how many of other matrices come before.
+    parts: usize,
+    first: usize,
+}
+
+impl<T> Grid<T> {
+    fn new(split: &mut Split<'_, T>, first: usize) -> Self {
+        let width = split.width;
+        let tile = (split.tile.0.max(1), split.tile.1.max(1));
+        let rows = split.out.len().checked_div(width).unwrap_or(0);
+        Self {
+            base: SendPtr(split.out.as_mut_ptr()),
+            rows,
+            width,
+            tile,
+            parts: rows.div_ceil(tile.0) * width.div_ceil(tile.1),
+            first,
+        }
+    }
+
+    fn tile(&self, i: usize) -> Tile<'_, T> {
+        let across = self.width.div_ceil(self.tile.1);
+        let (r, c) = (i / across * self.tile.0, i % across * self.tile.1);
+        Tile {
+            base: self.base.0,
+            width: self.width,
+            rows: r..(r + self.tile.0).min(self.rows),
+            cols: c..(c + self.tile.1).min(self.width),
+            lifetime: PhantomData,
+        }
     }
 }
 
 /// A pointer that threads may share; the tiles made from it do not overlap.
 struct SendPtr<T>(*mut T);
 
-impl<T> SendPtr<T> {
-    fn get(&self) -> *mut T {
-        self.0
-    }
-}
-
-// SAFETY: only `Pool::split` makes one, and hands out disjoint tiles of a `&mut [T]` with `T: Send`.
+// SAFETY: only `Grid` holds one, and hands out disjoint tiles of a `&mut [T]` with `T: Send`.
 unsafe impl<T: Send> Sync for SendPtr<T> {}
 
 /// A rectangle of a row-major matrix that only its holder writes.
@@ -227,12 +289,21 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Shared {
-    fn start(&self, job: Job, workers: &[JoinHandle<()>]) {
-        *lock(&self.job) = Some(job);
-        *lock(&self.caller) = Some(std::thread::current());
-        self.next.store(0, Ordering::Relaxed);
-        self.busy.store(workers.len(), Ordering::Relaxed);
-        self.epoch.fetch_add(1, Ordering::SeqCst);
+    /// Opens a job.
+    ///
+    /// # Safety
+    /// The last job is finished, no other caller starts one, and what the job points to lives
+    /// until [`Self::finish`] returns.
+    unsafe fn start(&self, job: Job, workers: &[JoinHandle<()>]) {
+        // SAFETY: no worker is on a job and none is open: nobody else looks.
+        unsafe { *self.job.get() = Some(job) };
+        for (share, next) in self.next.iter().enumerate() {
+            let first = self.share(job, share).start;
+            next.0.store(first, Ordering::Relaxed);
+        }
+        let jobs = self.state.load(Ordering::Relaxed) & !(NEXT - 1);
+        self.state
+            .store(jobs.wrapping_add(NEXT) | OPEN, Ordering::SeqCst);
         for (worker, asleep) in workers.iter().zip(&self.asleep) {
             if asleep.load(Ordering::SeqCst) {
                 worker.thread().unpark();
@@ -240,42 +311,61 @@ impl Shared {
         }
     }
 
-    fn take_parts(&self, job: Job) {
+    /// The parts that are a thread's before they are anybody's.
+    fn share(&self, job: Job, thread: usize) -> Range<usize> {
+        let threads = self.next.len();
+        let (each, rest) = (job.parts / threads, job.parts % threads);
+        let at = |thread: usize| each * thread + rest * thread / threads;
+        at(thread)..at(thread + 1)
+    }
+
+    /// Does the thread's own parts in order, so that it reads memory in one long stretch, then
+    /// what others have left.
+    fn take_parts(&self, job: Job, thread: usize) {
         INSIDE.set(true);
         let _reset = Reset;
-        loop {
-            let part = self.next.fetch_add(1, Ordering::Relaxed);
-            if part >= job.parts {
-                return;
+        let threads = self.next.len();
+        for of in (thread..threads).chain(0..thread) {
+            let (end, next) = (self.share(job, of).end, &self.next[of].0);
+            while next.load(Ordering::Relaxed) < end {
+                let part = next.fetch_add(1, Ordering::Relaxed);
+                if part < end {
+                    // SAFETY: `Pool::run` keeps the closure alive until every worker is done.
+                    unsafe { (job.call)(job.data, part) };
+                }
             }
-            // SAFETY: `Pool::run` keeps the closure alive until every worker is done.
-            unsafe { (job.call)(job.data, part) };
         }
     }
 
-    fn wait(&self) {
-        let mut spins = 0;
-        while self.busy.load(Ordering::Acquire) != 0 {
-            spins += 1;
-            if spins < SPINS {
-                std::hint::spin_loop();
-            } else {
-                std::thread::park_timeout(std::time::Duration::from_millis(1));
+    /// Closes the job and waits for the workers that are on it.
+    fn finish(&self) {
+        self.state.fetch_and(!OPEN, Ordering::SeqCst);
+        let done = || self.state.load(Ordering::SeqCst) & ACTIVE == 0;
+        for _ in 0..SPINS {
+            if done() {
+                return;
             }
+            std::hint::spin_loop();
         }
+        *lock(&self.caller) = Some(std::thread::current());
+        while !done() {
+            std::thread::park_timeout(std::time::Duration::from_millis(1));
+        }
+        *lock(&self.caller) = None;
     }
 
     fn work(&self, index: usize) {
         let mut seen = 0;
-        while let Some(epoch) = self.next_epoch(index, seen) {
-            seen = epoch;
-            let Some(job) = *lock(&self.job) else {
+        while let Some(jobs) = self.next_job(index, seen) {
+            seen = jobs;
+            let Some(job) = self.join(jobs) else {
                 continue;
             };
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.take_parts(job))) {
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.take_parts(job, index + 1))) {
                 *lock(&self.panic) = Some(panic);
             }
-            if self.busy.fetch_sub(1, Ordering::AcqRel) == 1
+            let before = self.state.fetch_sub(1, Ordering::SeqCst);
+            if before & (OPEN | ACTIVE) == 1
                 && let Some(caller) = &*lock(&self.caller)
             {
                 caller.unpark();
@@ -283,17 +373,28 @@ impl Shared {
         }
     }
 
-    /// Waits for a job after `seen`; none when the pool is dropped.
-    fn next_epoch(&self, index: usize, seen: usize) -> Option<usize> {
+    /// Joins job number `jobs` if it is still open.
+    fn join(&self, jobs: u64) -> Option<Job> {
+        let open = |state: u64| state & !(NEXT - 1) == jobs && state & OPEN != 0;
+        let order = (Ordering::SeqCst, Ordering::SeqCst);
+        let join = |state| open(state).then_some(state + 1);
+        self.state.fetch_update(order.0, order.1, join).ok()?;
+        // SAFETY: while this worker counts as active, nobody writes the job.
+        unsafe { *self.job.get() }
+    }
+
+    /// Waits for a job after number `seen`; none when the pool is dropped.
+    fn next_job(&self, index: usize, seen: u64) -> Option<u64> {
         let asleep = &self.asleep[index];
+        let jobs = |order| self.state.load(order) & !(NEXT - 1);
         let mut spins = 0;
         loop {
             if self.stop.load(Ordering::Acquire) {
                 return None;
             }
-            let epoch = self.epoch.load(Ordering::Acquire);
-            if epoch != seen {
-                return Some(epoch);
+            let now = jobs(Ordering::Acquire);
+            if now != seen {
+                return Some(now);
             }
             spins += 1;
             if spins < SPINS {
@@ -301,7 +402,7 @@ impl Shared {
                 continue;
             }
             asleep.store(true, Ordering::SeqCst);
-            if self.epoch.load(Ordering::SeqCst) == seen && !self.stop.load(Ordering::SeqCst) {
+            if jobs(Ordering::SeqCst) == seen && !self.stop.load(Ordering::SeqCst) {
                 std::thread::park();
             }
             asleep.store(false, Ordering::SeqCst);

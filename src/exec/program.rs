@@ -32,8 +32,8 @@ pub(super) struct Program {
     pub(super) slots: usize,
     /// Constants that ops take as operands.
     pub(super) constants: Vec<Tensor>,
-    /// Width of keys in each slot of the KV cache.
-    pub(super) cache_widths: Vec<usize>,
+    /// Heads of keys in each slot of the KV cache, and their width.
+    pub(super) caches: Vec<(usize, usize)>,
     /// Frequencies of rotary embeddings.
     pub(super) rope_tables: Vec<RopeTable>,
 }
@@ -121,7 +121,7 @@ pub(super) fn compile(
         options,
         constants: Vec::new(),
         constant_of: HashMap::new(),
-        cache_widths: Vec::new(),
+        caches: Vec::new(),
         ropes: Vec::new(),
     };
     let mut steps = compiler.steps(&graph.body)?;
@@ -156,7 +156,7 @@ pub(super) fn compile(
         tail,
         slots: graph.values.len(),
         constants: compiler.constants,
-        cache_widths: compiler.cache_widths,
+        caches: compiler.caches,
         rope_tables: compiler.ropes.iter().map(Rope::table).collect(),
     })
 }
@@ -168,7 +168,7 @@ struct Compiler<'a> {
     options: &'a Options,
     constants: Vec<Tensor>,
     constant_of: HashMap<WeightId, usize>,
-    cache_widths: Vec<usize>,
+    caches: Vec<(usize, usize)>,
     ropes: Vec<Rope>,
 }
 
@@ -320,10 +320,10 @@ impl Compiler<'_> {
             } => {
                 // Slots are numbered by layer.
                 let slot = size(*slot).min(1 << 16);
-                if self.cache_widths.len() <= slot {
-                    self.cache_widths.resize(slot + 1, 0);
+                if self.caches.len() <= slot {
+                    self.caches.resize(slot + 1, (0, 0));
                 }
-                self.cache_widths[slot] = size(kv_heads.saturating_mul(*head_dim));
+                self.caches[slot] = (size(*kv_heads), size(*head_dim));
             }
             Native::Rope {
                 theta,

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use super::activations::Coordinates;
 use super::kernels::activation;
 use super::kernels::rope::Angles;
+use super::matrix::PreparedMatrix;
 use super::program::{Arg, Kind, PreparedMoe, Step};
 use super::segments::Tap;
 use super::state::State;
@@ -35,12 +36,23 @@ pub(super) fn misfit(step: &Step, problem: impl Into<String>) -> ExecError {
     }
 }
 
+impl Drop for Run<'_> {
+    fn drop(&mut self) {
+        for slot in &mut self.slots {
+            if let Some(value) = slot.take() {
+                self.buffers.give(value);
+            }
+        }
+        self.engine.keep(std::mem::take(&mut self.buffers));
+    }
+}
+
 impl<'a> Run<'a> {
     pub(super) fn new(engine: &'a Engine, state: Option<&'a mut State>) -> Self {
         Self {
             engine,
             slots: vec![None; engine.program.slots],
-            buffers: Buffers::default(),
+            buffers: engine.buffers(),
             state,
             tap: None,
             angles: Vec::new(),
@@ -221,7 +233,8 @@ impl<'a> Run<'a> {
     }
 
     fn linears_of(&mut self, steps: &[Step], x: &Tensor) -> Result<(), ExecError> {
-        let pool = &self.engine.pool;
+        let engine = self.engine;
+        let pool = &engine.pool;
         let linears = || {
             steps.iter().filter_map(|step| match &step.kind {
                 Kind::Linear(linear) => Some((step, linear)),
@@ -246,14 +259,19 @@ impl<'a> Run<'a> {
         }
         let coordinates = Coordinates::new(pool, values, width, needs());
         let forms = coordinates.forms(pool, rounded);
-        for (step, linear) in linears() {
-            let matrix = &linear.matrix;
+        let mut made: Vec<Vec<f32>> = linears()
+            .map(|(_, linear)| self.buffers.take(rows * linear.matrix.rows))
+            .collect();
+        let mut outs: Vec<(&PreparedMatrix, &mut [f32])> = linears()
+            .zip(&mut made)
+            .map(|((_, linear), out)| (&linear.matrix, out.as_mut_slice()))
+            .collect();
+        PreparedMatrix::multiply_all(pool, &forms, &mut outs)?;
+        for ((step, linear), mut out) in linears().zip(made) {
             let mut shape = x.shape.clone();
             if let Some(last) = shape.last_mut() {
-                *last = matrix.rows;
+                *last = linear.matrix.rows;
             }
-            let mut out = self.buffers.take(rows * matrix.rows);
-            matrix.multiply(pool, &forms, &mut out)?;
             linear::affine(pool, linear.scale, linear.bias.as_deref(), &mut out);
             self.finish(step, Tensor::f32(&shape, out))?;
         }

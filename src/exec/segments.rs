@@ -110,6 +110,7 @@ impl Engine {
         held: Held,
         tap: &mut dyn Tap,
     ) -> Result<Held, ExecError> {
+        self.check_files()?;
         let mut run = Run::new(self, None);
         run.tap = Some(tap);
         for port in &self.program.inputs {

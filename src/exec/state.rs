@@ -1,11 +1,11 @@
 //! Keys and values of the tokens that a decoder has seen.
 
+use super::kernels::attention::KeyCache;
+
 /// The KV caches of some sequences.
 #[derive(Clone, Debug, Default)]
 pub struct State {
     pub(super) sequences: Vec<Sequence>,
-    /// Width of keys (and of values) in each slot; attention ops name their slot.
-    pub(super) widths: Vec<usize>,
 }
 
 /// The cache of one sequence.
@@ -17,22 +17,29 @@ pub(super) struct Sequence {
     pub(super) slots: Vec<Slot>,
 }
 
-/// Keys and values of one attention op, `[len, width]` each.
+/// Keys and values of one attention op.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Slot {
-    pub(super) keys: Vec<f32>,
+    pub(super) keys: KeyCache,
+    /// `[len, width]`
     pub(super) values: Vec<f32>,
+    width: usize,
 }
 
 impl State {
-    pub(super) fn new(sequences: usize, widths: &[usize]) -> Self {
+    /// `caches` are the heads of keys and their width; attention ops name their slot.
+    pub(super) fn new(sequences: usize, caches: &[(usize, usize)]) -> Self {
+        let slot = |&(heads, head_dim): &(usize, usize)| Slot {
+            keys: KeyCache::new(heads, head_dim),
+            values: Vec::new(),
+            width: heads.saturating_mul(head_dim),
+        };
         let sequence = Sequence {
             len: 0,
-            slots: vec![Slot::default(); widths.len()],
+            slots: caches.iter().map(slot).collect(),
         };
         Self {
             sequences: vec![sequence; sequences],
-            widths: widths.to_vec(),
         }
     }
 
@@ -57,15 +64,15 @@ impl State {
             return;
         };
         s.len = s.len.min(len);
-        for (slot, width) in s.slots.iter_mut().zip(&self.widths) {
-            slot.keys.truncate(s.len * width);
-            slot.values.truncate(s.len * width);
+        for slot in &mut s.slots {
+            slot.keys.truncate(s.len);
+            slot.values.truncate(s.len * slot.width);
         }
     }
 
     /// Bytes that the caches hold.
     pub fn bytes(&self) -> usize {
-        let slot = |s: &Slot| (s.keys.len() + s.values.len()) * size_of::<f32>();
+        let slot = |s: &Slot| (s.keys.values() + s.values.len()) * size_of::<f32>();
         let slots = self.sequences.iter().flat_map(|s| &s.slots);
         slots.map(slot).sum()
     }

@@ -119,11 +119,16 @@ pub(super) struct Buffers {
 
 impl Buffers {
     /// A buffer of `len` floats with any contents.
+    ///
+    /// One that had the length before is best: nothing of it needs to be written.
     pub(super) fn take(&mut self, len: usize) -> Vec<f32> {
-        let fits = |(i, b): (usize, &Vec<f32>)| (b.capacity() >= len).then(|| (b.capacity(), i));
+        let fits = |(i, b): (usize, &Vec<f32>)| {
+            let fits = b.capacity() >= len;
+            fits.then(|| (b.len() != len, b.capacity(), i))
+        };
         let best = self.free.iter().enumerate().filter_map(fits).min();
         let mut buffer = match best {
-            Some((_, i)) => self.free.swap_remove(i),
+            Some((_, _, i)) => self.free.swap_remove(i),
             None => self.free.pop().unwrap_or_default(),
         };
         buffer.resize(len, 0.0);
@@ -134,6 +139,15 @@ impl Buffers {
     pub(super) fn give(&mut self, tensor: Tensor) {
         if let Data::F32(buffer) = tensor.data {
             self.give_floats(buffer);
+        }
+    }
+
+    /// Drops the largest buffers until all hold at most `values`.
+    pub(super) fn shrink(&mut self, values: usize) {
+        self.free.sort_by_key(Vec::capacity);
+        let held = |free: &[Vec<f32>]| free.iter().map(Vec::capacity).sum::<usize>();
+        while held(&self.free) > values {
+            self.free.pop();
         }
     }
 

@@ -71,6 +71,14 @@ impl Located {
     pub fn bytes(&self) -> std::result::Result<&[u8], WeightsError> {
         self.source.slice(self.offset, self.len)
     }
+
+    /// The bytes, without a look at the file's length; see [`crate::weights::MappedFile::mapped`].
+    ///
+    /// # Errors
+    /// The mapping has no such bytes.
+    pub fn mapped(&self) -> std::result::Result<&[u8], WeightsError> {
+        self.source.mapped(self.offset, self.len)
+    }
 }
 
 /// Path of a weight's file: relative ones start at the module's base folder.

@@ -87,13 +87,34 @@ impl MappedFile {
     /// longer has them.
     pub fn slice(&self, offset: u64, len: u64) -> Result<&[u8]> {
         self.check(offset, len)?;
+        self.check_file(offset, len)?;
+        self.mapped(offset, len)
+    }
+
+    /// Checks that the file still has all bytes that were mapped.
+    ///
+    /// # Errors
+    /// [`WeightsError::OutOfBounds`] where it was truncated.
+    pub fn check_whole(&self) -> Result<()> {
+        self.check_file(0, self.len())
+    }
+
+    fn check_file(&self, offset: u64, len: u64) -> Result<()> {
         let meta = self.file.metadata();
-        let now = meta
-            .map_err(|e| WeightsError::io("inspect", &self.path, e))?
-            .len();
-        if now < offset + len {
-            return Err(self.out_of_bounds(offset, len, now));
+        let meta = meta.map_err(|e| WeightsError::io("inspect", &self.path, e))?;
+        match meta.len() < offset.saturating_add(len) {
+            true => Err(self.out_of_bounds(offset, len, meta.len())),
+            false => Ok(()),
         }
+    }
+
+    /// [`Self::slice`] without a look at the file: for many small ranges between two calls of
+    /// [`Self::check_whole`].
+    ///
+    /// # Errors
+    /// [`WeightsError::OutOfBounds`] where the mapping has no such bytes.
+    pub fn mapped(&self, offset: u64, len: u64) -> Result<&[u8]> {
+        self.check(offset, len)?;
         // `check` bounds both by the mapping's length, a usize.
         let range = offset as usize..(offset + len) as usize;
         self.map
@@ -190,6 +211,12 @@ impl FileCache {
         let file = MappedFile::open(path)?;
         files.insert(key, Arc::clone(&file));
         Ok(file)
+    }
+
+    /// All files that are mapped so far, in no order.
+    pub fn mapped(&self) -> Vec<Arc<MappedFile>> {
+        let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        files.values().cloned().collect()
     }
 }
 

@@ -35,6 +35,17 @@ impl Source {
     pub fn slice(&self, offset: u64, len: u64) -> Result<&[u8]> {
         match self {
             Source::Mapped(file) => file.slice(offset, len),
+            Source::Memory(_) => self.mapped(offset, len),
+        }
+    }
+
+    /// [`Self::slice`] without a look at the file; see [`MappedFile::mapped`].
+    ///
+    /// # Errors
+    /// [`WeightsError::OutOfBounds`].
+    pub fn mapped(&self, offset: u64, len: u64) -> Result<&[u8]> {
+        match self {
+            Source::Mapped(file) => file.mapped(offset, len),
             Source::Memory(bytes) => {
                 let end = usize::try_from(offset.saturating_add(len)).ok();
                 let start = usize::try_from(offset).ok();

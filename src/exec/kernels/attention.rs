@@ -13,6 +13,11 @@ use super::vector::{Isa, LANES, Vector, dispatch};
 use crate::exec::pool::{Pool, Tile};
 use std::ops::Range;
 
+mod keys;
+mod split;
+
+pub use keys::{KeyCache, Keys};
+
 /// Keys of a tile.
 const KEYS: usize = 4 * PANEL;
 /// Queries of a tile, times the query heads of a key head.
@@ -43,7 +48,7 @@ pub struct Sequence<'a> {
     /// `[S, heads · head_dim]`
     pub queries: &'a [f32],
     /// `[T, kv_heads · head_dim]`
-    pub keys: &'a [f32],
+    pub keys: Keys<'a>,
     /// `[T, kv_heads · head_dim]`
     pub values: &'a [f32],
     /// Position of the first query among the keys.
@@ -71,6 +76,10 @@ pub fn attention(pool: &Pool, shape: &AttentionShape, sequences: &[Sequence<'_>]
     let columns = group * shape.head_dim;
     let tile_queries = QUERY_ROWS.div_ceil(group).next_multiple_of(8);
     let longest = lengths().max().unwrap_or(0);
+    if split::pays(shape, sequences, longest) {
+        split::attend(pool, shape, sequences, out);
+        return;
+    }
     if longest <= tile_queries && lengths().all(|length| length == longest) {
         // Short sequences of one length: a tile of rows is a sequence.
         pool.split(out, width, (longest, columns), |mut tile| {
@@ -99,12 +108,21 @@ impl Sequence<'_> {
             shape.kv_heads * shape.head_dim,
         );
         assert_eq!(self.queries.len() % width, 0);
-        assert_eq!(self.keys.len() % kv_width, 0);
-        assert_eq!(self.keys.len(), self.values.len());
-        assert!(
-            self.mask
-                .is_none_or(|mask| mask.len() == self.keys.len() / kv_width)
-        );
+        let count = self.keys.count(kv_width);
+        match self.keys {
+            Keys::Rows(rows) => assert_eq!(rows.len(), count * kv_width),
+            Keys::Cache(cache) => assert!(cache.fits(shape.kv_heads, shape.head_dim)),
+        }
+        assert_eq!(count * kv_width, self.values.len());
+        assert!(self.mask.is_none_or(|mask| mask.len() == count));
+    }
+
+    /// The keys that some queries see together, from the start of a panel on.
+    fn seen(&self, shape: &AttentionShape, queries: Range<usize>) -> Range<usize> {
+        let count = self.keys.count(shape.kv_heads * shape.head_dim);
+        let last = queries.end.saturating_sub(1);
+        let start = shape.visible(self.past + queries.start, count).start;
+        start / PANEL * PANEL..shape.visible(self.past + last, count).end
     }
 }
 
@@ -147,15 +165,25 @@ fn attend(
     queries: Range<usize>,
     tile: &mut Tile<'_, f32>,
 ) {
+    let group = shape.heads / shape.kv_heads;
+    let kv_head = tile.cols().start / (group * shape.head_dim);
+    with_state(shape, queries.len() * group, |state| {
+        load_queries(shape, sequence, &queries, kv_head, state);
+        let keys = sequence.seen(shape, queries.clone());
+        over(shape, sequence, kv_head, &queries, keys, state);
+        finish(queries.clone(), shape.head_dim, state, tile);
+    });
+}
+
+/// Calls `work` with what a part of so many rows needs.
+fn with_state(shape: &AttentionShape, rows: usize, work: impl FnOnce(&mut State<'_>)) {
     let dim = shape.head_dim;
     let padded = dim.next_multiple_of(LANES);
-    let group = shape.heads / shape.kv_heads;
-    let rows = queries.len() * group;
     let copied = if padded == dim { 0 } else { KEYS * padded };
     let lengths = [
         rows * dim,
         rows * KEYS,
-        KEYS * dim,
+        PANEL * dim,
         copied,
         rows * padded,
         2 * rows,
@@ -169,33 +197,29 @@ fn attend(
             Some(&mut part[..length])
         });
         let mut part = |i: usize| parts[i].take().unwrap_or_default();
-        let mut state = State {
+        work(&mut State {
             queries: part(0),
             scores: part(1),
             keys: part(2),
             values: part(3),
             sums: part(4),
             running: part(5),
-        };
-        walk(shape, sequence, queries, tile, &mut state);
+        });
     });
 }
 
-fn walk(
+/// Scales the queries of a key head and clears the sums.
+fn load_queries(
     shape: &AttentionShape,
     sequence: &Sequence<'_>,
-    queries: Range<usize>,
-    tile: &mut Tile<'_, f32>,
+    queries: &Range<usize>,
+    kv_head: usize,
     state: &mut State<'_>,
 ) {
-    let isa = Isa::detect();
     let dim = shape.head_dim;
     let group = shape.heads / shape.kv_heads;
-    let kv_head = tile.cols().start / (group * dim);
-    let count = sequence.keys.len() / (shape.kv_heads * dim);
-    let first = tile.cols().start;
     for (i, row) in state.queries.chunks_mut(group * dim).enumerate() {
-        let from = (queries.start + i) * shape.heads * dim + first;
+        let from = ((queries.start + i) * shape.heads + kv_head * group) * dim;
         for (to, x) in row.iter_mut().zip(&sequence.queries[from..]) {
             *to = x * shape.scale;
         }
@@ -204,18 +228,25 @@ fn walk(
     let (maxima, totals) = state.running.split_at_mut(queries.len() * group);
     maxima.fill(f32::NEG_INFINITY);
     totals.fill(0.0);
-    let position = |query: usize| sequence.past + query;
-    let last = queries.end.saturating_sub(1);
-    let all = shape.visible(position(queries.start), count).start
-        ..shape.visible(position(last), count).end;
-    for start in all.clone().step_by(KEYS) {
-        let keys = start..(start + KEYS).min(all.end);
+}
+
+/// Walks over keys, whose start is a panel's.
+fn over(
+    shape: &AttentionShape,
+    sequence: &Sequence<'_>,
+    kv_head: usize,
+    queries: &Range<usize>,
+    keys: Range<usize>,
+    state: &mut State<'_>,
+) {
+    let isa = Isa::detect();
+    for start in keys.clone().step_by(KEYS) {
+        let keys = start..(start + KEYS).min(keys.end);
         score(isa, shape, sequence, kv_head, keys.clone(), state);
-        mask(shape, sequence, &queries, &keys, state.scores);
-        soften(isa, shape, sequence, &queries, &keys, state);
+        mask(shape, sequence, queries, &keys, state.scores);
+        soften(isa, shape, sequence, queries, &keys, state);
         weigh(isa, shape, sequence, kv_head, keys, state);
     }
-    finish(queries, dim, state, tile);
 }
 
 /// Scores of all rows with a tile of keys.
@@ -232,12 +263,21 @@ fn score(
     let rows = state.queries.len() / dim;
     for first in keys.clone().step_by(PANEL) {
         let lanes = PANEL.min(keys.end - first);
-        let from = &sequence.keys[first * stride + kv_head * dim..];
-        gemm::pack_panel(isa, from, stride, lanes, dim, state.keys);
-        let right = Right {
-            data: state.keys,
-            stride: lanes.next_multiple_of(LANES),
-            lanes,
+        let right = match sequence.keys {
+            Keys::Cache(cache) => Right {
+                data: cache.panel(first, kv_head),
+                stride: PANEL,
+                lanes,
+            },
+            Keys::Rows(rows) => {
+                let from = &rows[first * stride + kv_head * dim..];
+                gemm::pack_panel(isa, from, stride, lanes, dim, state.keys);
+                Right {
+                    data: state.keys,
+                    stride: lanes.next_multiple_of(LANES),
+                    lanes,
+                }
+            }
         };
         let out = &mut state.scores[first - keys.start..];
         let left = Left::new(state.queries, dim, rows);
@@ -279,7 +319,7 @@ fn soften(
 ) {
     let group = shape.heads / shape.kv_heads;
     let rows = queries.len() * group;
-    let count = sequence.keys.len() / (shape.kv_heads * shape.head_dim);
+    let count = sequence.keys.count(shape.kv_heads * shape.head_dim);
     let padded = shape.head_dim.next_multiple_of(LANES);
     let (maxima, totals) = state.running.split_at_mut(rows);
     for row in 0..rows {

@@ -191,18 +191,19 @@ unsafe fn group<S: Vector, const N: usize>(
 ) -> usize {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut all = [[s.splat(0.0); N]; ROWS];
-        if S::WIDE && rows > ROWS / 2 {
-            all = sums::<S, ROWS, N>(s, k, a, at, b.stride);
+        let all = if S::WIDE && rows > ROWS / 2 {
+            sums::<S, ROWS, N>(s, k, a, at, b.stride)
         } else {
             // As many sums as narrow registers hold, or as a query's few heads need.
             let low = sums::<S, 4, N>(s, k, [a[0], a[1], a[2], a[3]], at, b.stride);
-            all[..4].copy_from_slice(&low);
+            let mut high = low;
             if rows > ROWS / 2 {
-                let high = sums::<S, 4, N>(s, k, [a[4], a[5], a[6], a[7]], at, b.stride);
-                all[4..].copy_from_slice(&high);
+                high = sums::<S, 4, N>(s, k, [a[4], a[5], a[6], a[7]], at, b.stride);
             }
-        }
+            [
+                low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3],
+            ]
+        };
         for n in 0..N {
             let mut column = [all[0][n]; ROWS];
             for i in 0..ROWS {

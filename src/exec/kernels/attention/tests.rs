@@ -5,7 +5,10 @@ use super::*;
 fn reference(shape: &AttentionShape, sequence: &Sequence<'_>) -> Vec<f64> {
     let dim = shape.head_dim;
     let (width, kv_width) = (shape.heads * dim, shape.kv_heads * dim);
-    let keys = sequence.keys.len() / kv_width;
+    let Keys::Rows(all) = sequence.keys else {
+        return Vec::new();
+    };
+    let keys = all.len() / kv_width;
     let mut out = Vec::new();
     for (i, query) in sequence.queries.chunks(width).enumerate() {
         let position = sequence.past + i;
@@ -18,7 +21,7 @@ fn reference(shape: &AttentionShape, sequence: &Sequence<'_>) -> Vec<f64> {
             };
             let seen: Vec<usize> = (0..keys).filter(|&j| sees(j)).collect();
             let score = |&j: &usize| {
-                let key = &sequence.keys[j * kv_width + kv..][..dim];
+                let key = &all[j * kv_width + kv..][..dim];
                 let dot = query.iter().zip(key);
                 let dot: f64 = dot.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
                 let score = dot * f64::from(shape.scale);
@@ -70,7 +73,7 @@ fn check(shape: &AttentionShape, cases: &[Case]) {
         .iter()
         .map(|case| Sequence {
             queries: &case.queries,
-            keys: &case.keys,
+            keys: Keys::Rows(&case.keys),
             values: &case.values,
             past: case.past,
             mask: case.mask.as_deref(),
@@ -87,7 +90,40 @@ fn check(shape: &AttentionShape, cases: &[Case]) {
         }
         let first = first.get_or_insert_with(|| out.clone());
         assert!(first == &out, "threads differ");
+        check_cached(shape, cases, &sequences, threads, &out);
     }
+}
+
+/// Keys out of a cache that was filled in two parts give the same bits.
+fn check_cached(
+    shape: &AttentionShape,
+    cases: &[Case],
+    sequences: &[Sequence<'_>],
+    threads: usize,
+    want: &[f32],
+) {
+    let width = shape.kv_heads * shape.head_dim;
+    let cached = |case: &Case| {
+        let mut cache = KeyCache::new(shape.kv_heads, shape.head_dim);
+        let first = case.keys.len() / width * 2 / 3;
+        cache.push(&case.keys[..first * width]);
+        cache.push(&case.keys);
+        cache.truncate(first);
+        cache.push(&case.keys[first * width..]);
+        cache
+    };
+    let caches: Vec<KeyCache> = cases.iter().map(cached).collect();
+    let sequences: Vec<Sequence<'_>> = sequences
+        .iter()
+        .zip(&caches)
+        .map(|(s, cache)| Sequence {
+            keys: Keys::Cache(cache),
+            ..*s
+        })
+        .collect();
+    let mut out = vec![f32::NAN; want.len()];
+    attention(&Pool::new(threads), shape, &sequences, &mut out);
+    assert!(out == want, "{shape:?}: a cache changes bits");
 }
 
 fn shape(heads: usize, kv_heads: usize, head_dim: usize) -> AttentionShape {

@@ -17,10 +17,14 @@ use std::ops::Range;
 
 /// Most tokens that the memory-bound forms take at once.
 pub(super) const FEW: usize = 4;
-/// Tokens of a tile of a large product: a multiple of the panel.
-const TILE_TOKENS: usize = 4 * PANEL;
+/// Least and most tokens of a tile of a large product: multiples of the panel.
+const TILE_TOKENS: (usize, usize) = (4 * PANEL, 16 * PANEL);
+/// Tiles that a large product is cut into where its shape allows.
+const TILES: usize = 32;
 /// Longest stretch of a sum whose operands stay in the second-level cache.
 const DEPTH: usize = 512;
+/// Values of a tile that are decoded at once: what leaves room in the second-level cache.
+const DECODED: usize = 64 << 10;
 /// Bytes of weights in a tile of a memory-bound product.
 const TILE_BYTES: usize = 128 << 10;
 
@@ -102,14 +106,24 @@ pub fn matmul(
         (true, true) => few_columns(pool, w, x, tokens, write, out),
         (false, false) => gemm::with_packed(pool, x, tokens, w.cols, |packed| {
             let height = if w.rows < 2048 { 32 } else { 64 };
-            pool.split(out, w.rows, (TILE_TOKENS, height), |mut tile| {
+            // Each tile decodes its rows, so the fewer tiles of tokens the better.
+            let across = TILES.div_ceil(w.rows.div_ceil(height));
+            let tile = (tile_tokens(tokens.div_ceil(across)), height);
+            pool.split(out, w.rows, tile, |mut tile| {
                 many_rows(w, packed, tokens, write, &mut tile);
             });
         }),
-        (false, true) => pool.split(out, w.rows, (TILE_TOKENS, PANEL), |mut tile| {
+        (false, true) => pool.split(out, w.rows, (TILE_TOKENS.0, PANEL), |mut tile| {
             many_columns(w, x, write, &mut tile);
         }),
     }
+}
+
+/// So many tokens in whole panels, within the bounds of a tile.
+fn tile_tokens(tokens: usize) -> usize {
+    tokens
+        .next_multiple_of(PANEL)
+        .clamp(TILE_TOKENS.0, TILE_TOKENS.1)
 }
 
 /// Row `row` of the matrix as `f32`.
@@ -256,36 +270,58 @@ fn many_rows(
     write: Write,
     tile: &mut Tile<'_, f32>,
 ) {
-    let isa = Isa::detect();
-    let (rows, token_range) = (tile.cols(), tile.rows());
-    let mut add = write == Write::Add;
-    for part in stretches(w.cols) {
-        let depth = part.len();
-        let mut panels = |left: Left<'_>| {
-            for first in token_range.clone().step_by(PANEL) {
-                let lanes = PANEL.min(tokens - first);
-                let stride = gemm::panel_stride(lanes);
-                let right = Right {
-                    data: &packed[first * w.cols + part.start * stride..],
-                    stride,
-                    lanes,
-                };
-                let at = (first - token_range.start, 0);
-                gemm::product_into_columns(isa, depth, left, right, tile, at, add);
+    let rows = tile.cols();
+    if w.format == Float::F32 {
+        let data = &w.data[4 * rows.start * w.cols..];
+        let left =
+            |part: &Range<usize>| Left::from_bytes(&data[4 * part.start..], w.cols, rows.len());
+        for part in stretches(w.cols) {
+            panels((w, packed, tokens), left(&part), &part, write, tile);
+        }
+    } else if rows.len() * w.cols <= DECODED {
+        // In one go: memory is read in one stretch.
+        scratch::with(rows.len() * w.cols, |values| {
+            w.decode(rows.start * w.cols, values);
+            for part in stretches(w.cols) {
+                let left = Left::new(&values[part.start..], w.cols, rows.len());
+                panels((w, packed, tokens), left, &part, write, tile);
             }
-        };
-        if w.format == Float::F32 {
-            let data = &w.data[4 * (rows.start * w.cols + part.start)..];
-            panels(Left::from_bytes(data, w.cols, rows.len()));
-        } else {
+        });
+    } else {
+        for part in stretches(w.cols) {
+            let depth = part.len();
             scratch::with(rows.len() * depth, |values| {
                 for (row, values) in rows.clone().zip(values.chunks_mut(depth)) {
                     w.decode(row * w.cols + part.start, values);
                 }
-                panels(Left::new(values, depth, rows.len()));
+                let left = Left::new(values, depth, rows.len());
+                panels((w, packed, tokens), left, &part, write, tile);
             });
         }
-        add = true;
+    }
+}
+
+/// Adds the products of a stretch of the sums, panel of tokens by panel.
+fn panels(
+    (w, packed, tokens): (&FloatRows<'_>, &[f32], usize),
+    left: Left<'_>,
+    part: &Range<usize>,
+    write: Write,
+    tile: &mut Tile<'_, f32>,
+) {
+    let isa = Isa::detect();
+    let add = write == Write::Add || part.start > 0;
+    let range = tile.rows();
+    for first in range.clone().step_by(PANEL) {
+        let lanes = PANEL.min(tokens - first);
+        let stride = gemm::panel_stride(lanes);
+        let right = Right {
+            data: &packed[first * w.cols + part.start * stride..],
+            stride,
+            lanes,
+        };
+        let at = (first - range.start, 0);
+        gemm::product_into_columns(isa, part.len(), left, right, tile, at, add);
     }
 }
 

@@ -37,7 +37,7 @@ mod tests;
 pub use activations::Int8Activations;
 pub(super) use activations::TokenCodes;
 pub use exact::{decode_row, matmul_exact};
-pub use int8::matmul_int8;
+pub use int8::{Product, matmul_int8, matmul_int8_all};
 
 use crate::numeric::quant::{Group, QuantError, QuantMatrix, Scheme, packed_len};
 use half::f16;

@@ -227,13 +227,13 @@ fn rows<const BITS: usize, const T: usize, const ASYMMETRIC: bool>(
     for first in range.clone().step_by(ROWS) {
         let count = ROWS.min(range.end - first);
         // Rows beyond the last repeat it.
-        let mut sums = [[_mm512_setzero_ps(); T]; ROWS];
-        for (i, sums) in sums.iter_mut().enumerate() {
-            let row = first + i.min(count - 1);
-            *sums = row_sums::<BITS, T, ASYMMETRIC>(w, x, token, params, row);
-        }
+        let row = |i: usize| first + i.min(count - 1);
+        let a = row_sums::<BITS, T, ASYMMETRIC>(w, x, token, params, row(0));
+        let b = row_sums::<BITS, T, ASYMMETRIC>(w, x, token, params, row(1));
+        let c = row_sums::<BITS, T, ASYMMETRIC>(w, x, token, params, row(2));
+        let d = row_sums::<BITS, T, ASYMMETRIC>(w, x, token, params, row(3));
         for t in 0..T {
-            let sums = totals(sums.map(|row| row[t]));
+            let sums = totals([a[t], b[t], c[t], d[t]]);
             let out = &mut tile.row_mut(token + t)[first - range.start..][..count];
             for (o, sum) in out.iter_mut().zip(sums) {
                 write.put(o, sum);
