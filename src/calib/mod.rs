@@ -16,7 +16,6 @@ mod metadata;
 mod own;
 mod plan;
 mod run;
-mod source;
 mod summary;
 #[cfg(test)]
 mod tests;

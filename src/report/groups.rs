@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use crate::ir::Role;
 use crate::ir::site::layer_of;
-use crate::report::{SiteReport, budget};
+use crate::report::{SiteReport, parts};
 
 /// Names of roles that are told apart; more are put together.
 const MOST_ROLES: usize = 24;
@@ -164,15 +164,19 @@ fn columns(sites: &[SiteReport]) -> (Vec<String>, &'static str, Vec<Option<usize
 }
 
 fn roles(sites: &[SiteReport], detail: Detail) -> Vec<String> {
-    let has = |word: &str| sites.iter().any(|site| parts(&site.name).contains(&word));
+    let has = |word: &str| {
+        sites
+            .iter()
+            .any(|site| name_parts(&site.name).contains(&word))
+    };
     let both = has("encoder") && has("decoder");
     sites
         .iter()
         .map(|site| match (is_end(site), detail) {
-            (true, _) | (_, Detail::Kind) => budget::words(&site.roles),
+            (true, _) | (_, Detail::Kind) => parts::words(&site.roles),
             (_, Detail::Last) => path(&site.name).pop().unwrap_or_else(|| "matrix".into()),
             (_, Detail::Path) => {
-                let decoder = both && parts(&site.name).contains(&"decoder");
+                let decoder = both && name_parts(&site.name).contains(&"decoder");
                 let path = path(&site.name).join(".");
                 format!("{}{path}", if decoder { "decoder." } else { "" })
             }
@@ -180,7 +184,7 @@ fn roles(sites: &[SiteReport], detail: Detail) -> Vec<String> {
         .collect()
 }
 
-fn parts(name: &str) -> Vec<&str> {
+fn name_parts(name: &str) -> Vec<&str> {
     name.split(['.', '/', ':'])
         .filter(|part| !part.is_empty())
         .collect()

@@ -1,11 +1,11 @@
 //! What the user is told: progress, reports, and numbers in units people read.
 
-pub mod budget;
 pub mod groups;
 pub mod html;
 pub mod human;
 mod model;
 pub mod number;
+pub mod parts;
 pub mod progress;
 pub mod read;
 pub mod resources;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::budget::{self, Untouched};
+use super::parts::{self, Untouched};
 use super::{SiteReport, number};
 use crate::ir::site::sites;
 use crate::ir::{Module, OpRef, Role, Term, Weight};
@@ -125,7 +125,7 @@ impl ModelReport {
             }
         }
         let mut reports = outcome.sites.clone();
-        let untouched = budget::split(after, &mut reports);
+        let untouched = parts::split(after, &mut reports);
         Self {
             report_version: REPORT_VERSION,
             model: before.name.clone(),

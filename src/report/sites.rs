@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::budget::Parts;
 use super::number;
+use super::parts::Parts;
 use crate::ir::site::Site;
 use crate::ir::{Role, Term};
 use crate::weights::DType;

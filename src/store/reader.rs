@@ -11,7 +11,7 @@ use crate::ir::{
     Encoding, FactorRef, Matrix, Module, Rotation, Storage, Term, Weight, WeightId, WeightView,
 };
 use crate::numeric::sparse::ColumnIndex;
-use crate::numeric::trellis::{SEQUENCE, TILE, TrellisMatrix, decode_tile};
+use crate::numeric::trellis::TrellisMatrix;
 use crate::numeric::{Factor, LowRank, QuantMatrix, Sparse};
 use crate::pass::terms::TermData;
 use crate::weights::read::Source;
@@ -358,7 +358,7 @@ impl TermData {
     pub fn add_rows(&self, rows: Range<usize>, out: &mut [f32]) {
         match self {
             TermData::Quant(q) => q.add_rows(rows, out),
-            TermData::Trellis(t) => add_trellis_rows(t, rows, out),
+            TermData::Trellis(t) => t.add_rows(rows, out),
             TermData::Rotated(rotation, term) => {
                 rotation.add_rows(term, rows, term.shape(), out);
             }
@@ -368,26 +368,6 @@ impl TermData {
                 let values = bytes.chunks_exact(4).skip(rows.start * cols);
                 for (slot, b) in out.iter_mut().zip(values) {
                     *slot += f32::from_bits(quad(b));
-                }
-            }
-        }
-    }
-}
-
-fn add_trellis_rows(t: &TrellisMatrix, rows: Range<usize>, out: &mut [f32]) {
-    let mut tile = [0f32; SEQUENCE];
-    for stripe in rows.start / TILE..rows.end.div_ceil(TILE) {
-        let scale = t.scales.get(stripe).map_or(0.0, |s| s.to_f32());
-        for (block, &bits) in t.bits.iter().enumerate() {
-            decode_tile(t.tile(stripe, block), bits, t.states_log2, &mut tile);
-            let col = block * TILE;
-            let width = TILE.min(t.cols.saturating_sub(col));
-            for (r, values) in tile.chunks_exact(TILE).enumerate() {
-                let row = stripe * TILE + r;
-                if rows.contains(&row) {
-                    let at = (row - rows.start) * t.cols + col;
-                    let place = out.get_mut(at..at + width).into_iter().flatten();
-                    place.zip(values).for_each(|(o, v)| *o += scale * v);
                 }
             }
         }

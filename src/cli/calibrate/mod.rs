@@ -1,6 +1,7 @@
 //! `calibrate`: what goes into each linear, measured on text.
 
 pub mod args;
+mod source;
 mod table;
 pub mod text;
 

@@ -161,6 +161,24 @@ impl TrellisMatrix {
         Ok(())
     }
 
+    /// Adds rows to `[rows, cols]` values. The parts must fit together ([`TrellisMatrix::check`]).
+    pub fn add_rows(&self, rows: std::ops::Range<usize>, out: &mut [f32]) {
+        let mut values = Vec::new();
+        let mut out = out.chunks_exact_mut(self.cols.max(1));
+        let mut row = rows.start;
+        while row < rows.end.min(self.rows) {
+            let (block, inside) = (row / TILE, row % TILE);
+            let count = (TILE - inside).min(rows.end.min(self.rows) - row);
+            values.clear();
+            values.resize(count * self.cols, 0.0);
+            self.decode_stripe(block, inside..inside + count, &mut values);
+            for (out, values) in out.by_ref().zip(values.chunks_exact(self.cols.max(1))) {
+                out.iter_mut().zip(values).for_each(|(o, v)| *o += v);
+            }
+            row += count;
+        }
+    }
+
     /// Decodes some rows of a block of rows.
     fn decode_stripe(&self, block: usize, rows: std::ops::Range<usize>, out: &mut [f32]) {
         let scale = self.scales[block].to_f32();

@@ -1,12 +1,12 @@
 //! Where the bytes went.
 
-use crate::report::budget::Parts;
 use crate::report::groups::Groups;
 use crate::report::html::axis::Axis;
 use crate::report::html::markup::{Cell, Figure, Table, block, key, section, tail};
 use crate::report::html::plot::{self, Paint, Size};
 use crate::report::html::{HtmlError, Page, nothing};
 use crate::report::human;
+use crate::report::parts::Parts;
 
 /// Kinds of bytes, with their colours.
 const KINDS: [(&str, Paint); 6] = [

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::Statistics;
+use crate::calib::Statistics;
 use crate::pass::{MomentSource, Moments};
 
 impl fmt::Debug for Statistics {
