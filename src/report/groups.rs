@@ -201,7 +201,7 @@ fn path(name: &str) -> Vec<String> {
             false => part.to_string(),
         }
     };
-    let all = parts(name);
+    let all = name_parts(name);
     let is_number = |part: &str| part.bytes().all(|b| b.is_ascii_digit());
     let mark = all
         .iter()
