@@ -172,7 +172,8 @@ impl TrellisMatrix {
             values.clear();
             values.resize(count * self.cols, 0.0);
             self.decode_stripe(block, inside..inside + count, &mut values);
-            for (out, values) in out.by_ref().zip(values.chunks_exact(self.cols.max(1))) {
+            // The values lead: a zip takes from its first side before it finds the second one empty.
+            for (values, out) in values.chunks_exact(self.cols.max(1)).zip(out.by_ref()) {
                 out.iter_mut().zip(values).for_each(|(o, v)| *o += v);
             }
             row += count;
