@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::shared::entry::pass_entry;
 use super::shared::gptq::say_conditioning;
 use crate::numeric::hessian::{Blocks, Metric, Order, water_fill};
-use crate::numeric::trellis::{Coding, TILE, quantize};
+use crate::numeric::trellis::{Coding, TILE, matrix_bytes, quantize};
 use crate::pass::terms::TermData;
 use crate::pass::{
     Access, Calibration, MatrixPass, Pass, PassError, Peel, Peeled, Remark, RemarkKind, Residual,
@@ -111,10 +111,7 @@ impl MatrixPass for Trellis {
     }
 
     fn term_bytes(&self, rows: u64, cols: u64) -> u64 {
-        let (stripes, blocks) = (rows.div_ceil(16), cols.div_ceil(16));
-        let bits = (self.0.bits * blocks as f64).round() as u64;
-        let tiles = stripes.saturating_mul(bits).saturating_mul(32);
-        tiles.saturating_add(2 * stripes).saturating_add(blocks)
+        matrix_bytes(rows, cols, self.0.bits)
     }
 
     fn peel(&self, peel: &mut Peel<'_>) -> Result<Peeled, PassError> {

@@ -8,7 +8,7 @@ use super::prepare::{Prepared, prepare};
 use super::table::Table;
 use super::target::Target;
 use super::{Exit, Failure, errors, print, signal};
-use crate::budget::{self, BudgetError, Cost, Group};
+use crate::budget::{self, BudgetError, Choice, Cost, Group};
 use crate::exec::Options;
 use crate::ir::Module;
 use crate::pass::manager::schedule::ScheduleError;
@@ -85,17 +85,16 @@ pub fn apply(
         return Ok(());
     };
     let groups = budget::groups(&loaded.module);
-    let total = bits_to_spend(args, prepared, &loaded.module, &groups, options)?;
+    let total = bytes_to_spend(args, prepared, &loaded.module, &groups, options)?;
     let divergences = measured(args, model, &groups, progress, code)?;
     let costs = groups.iter().zip(&divergences);
     let costs: Vec<Cost> = costs
-        .map(|(group, &divergence)| Cost {
-            entries: group.entries,
+        .map(|(_, &divergence)| Cost {
             divergence,
             bits: PROBE.0,
         })
         .collect();
-    let bits = budget::allocate(&costs, total).ok_or_else(|| too_small(&groups, total))?;
+    let bits = allocate(&groups, &costs, total)?;
     let Some(base) = call(&prepared.pipeline).cloned() else {
         return Ok(());
     };
@@ -113,9 +112,27 @@ pub fn apply(
     tell(args, &groups, &costs, &bits, progress)
 }
 
+/// Bits of every group, so that all of them take no more than `total` bytes.
+fn allocate(groups: &[Group], costs: &[Cost], total: f64) -> Result<Vec<f64>, Failure> {
+    let choices = groups.iter().zip(costs).map(|(group, cost)| {
+        let choice = |bits| Choice {
+            bytes: group.trellis_bytes(bits),
+            cost: cost.at(bits),
+        };
+        budget::steps().map(choice).collect()
+    });
+    let choices: Vec<Vec<Choice>> = choices.collect();
+    let chosen = (total >= 0.0)
+        .then(|| budget::choose(&choices, total as u64))
+        .flatten()
+        .ok_or_else(|| too_small(groups, total))?;
+    let steps: Vec<f64> = budget::steps().collect();
+    Ok(chosen.iter().map(|&i| steps[i]).collect())
+}
+
 fn too_small(groups: &[Group], total: f64) -> Failure {
     let entries: u64 = groups.iter().map(|g| g.entries).sum();
-    let (least, have) = (budget::RANGE.0, total / entries.max(1) as f64);
+    let (least, have) = (budget::RANGE.0, 8.0 * total / entries.max(1) as f64);
     let what = format!(
         "the target leaves {have:.2} bits per weight for the matrices, {least} is the least that is given"
     );
@@ -133,8 +150,8 @@ fn with_bits(call: &PassCall, bits: f64) -> String {
     format!("trellis{{bits={bits}{}}}", others.collect::<String>())
 }
 
-/// Bits of codes that the groups may have in all.
-fn bits_to_spend(
+/// Bytes that the groups may have in all.
+fn bytes_to_spend(
     args: &OptArgs,
     prepared: &Prepared,
     module: &Module,
@@ -161,13 +178,10 @@ fn bits_to_spend(
     let before: u64 = touched.map(|site| site.bytes).sum();
     let all: u64 = module.weights.iter().map(|w| w.bytes()).sum();
     let output = all.saturating_sub(before) + plan.estimate.term_bytes;
-    let spent = flat * entries as f64;
+    let spent: f64 = groups.iter().map(|g| g.trellis_bytes(flat) as f64).sum();
     Ok(match (args.target_bpw, args.target_size) {
-        (_, Some(size)) => spent + 8.0 * (size as f64 - output as f64),
-        (Some(mean), None) => {
-            let own: u64 = groups.iter().map(|g| g.overhead_bytes).sum();
-            mean * entries as f64 - 8.0 * own as f64
-        }
+        (_, Some(size)) => spent + size as f64 - output as f64,
+        (Some(mean), None) => mean * entries as f64 / 8.0,
         (None, None) => spent,
     })
 }
@@ -258,15 +272,11 @@ fn tell(
             format!("{:.4}", cost.at(bits)),
         ]);
     }
-    let entries: f64 = costs.iter().map(|c| c.entries as f64).sum();
-    let spent: f64 = costs
-        .iter()
-        .zip(bits)
-        .map(|(c, b)| c.entries as f64 * b)
-        .sum();
+    let entries: u64 = groups.iter().map(|g| g.entries).sum();
+    let spent = groups.iter().zip(bits).map(|(g, &b)| g.trellis_bytes(b));
     let told = format!(
         "{:.3} bits per weight; KL expected {sum:.4}, the groups' divergences added up",
-        spent / entries.max(1.0)
+        8.0 * spent.sum::<u64>() as f64 / entries.max(1) as f64
     );
     progress.stage("Budget", &told);
     match args.talk.quiet || args.json {

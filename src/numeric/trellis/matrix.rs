@@ -57,6 +57,18 @@ pub struct TrellisMatrix {
     pub scales: Vec<f16>,
 }
 
+/// Bytes of a `[rows, cols]` matrix at a mean of `bits` per weight: codes of whole tiles, scales, and the
+/// bits of column blocks.
+pub fn matrix_bytes(rows: u64, cols: u64, bits: f64) -> u64 {
+    let tile = TILE as u64;
+    let (stripes, blocks) = (rows.div_ceil(tile), cols.div_ceil(tile));
+    let bits = (bits * blocks as f64).round() as u64;
+    let tiles = stripes.saturating_mul(bits).saturating_mul(32);
+    tiles
+        .saturating_add(stripes.saturating_mul(2))
+        .saturating_add(blocks)
+}
+
 impl TrellisMatrix {
     /// Bytes of the tiles of 16 rows.
     pub fn stripe_bytes(bits: &[u8]) -> usize {

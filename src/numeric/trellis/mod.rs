@@ -30,7 +30,7 @@ mod tests;
 
 pub use decode::{decode_tile, state};
 pub use encode::Encoder;
-pub use matrix::{TrellisError, TrellisMatrix};
+pub use matrix::{TrellisError, TrellisMatrix, matrix_bytes};
 pub use quantize::{Coded, Coding, QuantizeError, quantize};
 pub use scale::best_scale;
 
