@@ -40,6 +40,7 @@ fn what_has_no_effect_or_cannot_be_is_refused() {
     refused(dir, &["-p", "int4{method=gptq}"], 2, "needs statistics");
     refused(dir, &["-p", "int4", "--calib", text], 2, "no effect");
     refused(dir, &["--target-bpw", "4"], 2, "needs text");
+    refused(dir, &["-p", "int4", "--candidates", "int"], 2, "no effect");
     refused(
         dir,
         &["--target-bpw", "4", "-p", "int4", "--calib", text],
@@ -49,7 +50,7 @@ fn what_has_no_effect_or_cannot_be_is_refused() {
     let output = dir.join("small.hlrc");
     let output = output.to_str().expect("a path in UTF-8");
     let small = ["--target-size", "1000", "--calib", text, "-o", output];
-    refused(dir, &small, 4, "1.5 is the least");
+    refused(dir, &small, 4, "is the least");
     assert!(!Path::new(output).exists());
 }
 
@@ -79,4 +80,21 @@ fn a_target_is_met_whatever_the_threads() {
     let bits = bits.expect("bits per weight");
     assert!((3.8..=4.0).contains(&bits), "{bits}");
     assert!(!one.is_empty() && one == two, "threads change the output");
+}
+
+#[test]
+fn candidates_of_all_families_meet_a_target() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (dir, text) = (dir.path(), text(dir.path()));
+    let output = dir.join("all.hlrc");
+    let mut command = tool(dir);
+    command.args(["--target-bpw", "5", "--json", "--candidates"]);
+    command.args(["int,outlier,lowrank,lowrank-outlier", "--calib"]);
+    let told = common::succeed(command.arg(&text).arg("-o").arg(&output));
+    let report: serde_json::Value = serde_json::from_str(&told).expect("JSON");
+    let bits = report["rewritten_totals"]["bits_per_weight"].as_f64();
+    let bits = bits.expect("bits per weight");
+    assert!((4.0..=5.0).contains(&bits), "{bits}");
+    let pipeline = report["pipeline"].to_string();
+    assert!(pipeline.contains("int"), "{pipeline}");
 }

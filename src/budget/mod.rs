@@ -1,12 +1,14 @@
-//! The budget: how many bits each group of matrices gets, by what an error in it does to the model.
+//! The budget: what each group of matrices becomes, by what an error in it does to the model.
 //!
 //! Matrices of one role in neighbouring layers are a [`Group`]. What a group's errors cost is measured as
 //! the KL divergence of a model in which that group alone is coded ([`sensitivity`]), not taken from the
-//! matrices' own errors: between roles those mislead. A trellis at K bits leaves about 4^-K of the
-//! variance, so the cost at other bits follows, and [`choose`] spends the bytes where they buy most.
+//! matrices' own errors: between roles those mislead. Within a group they don't: a candidate is expected
+//! to cost in proportion to its error on one of the group's matrices ([`candidates`]), and [`choose`]
+//! spends the bytes where they buy most.
 //!
 //! Source: the linearity of small errors, Malinovskii et al., "HIGGS", arXiv 2411.17525.
 
+pub mod candidates;
 mod knapsack;
 mod sensitivity;
 
@@ -16,13 +18,14 @@ use crate::ir::Module;
 use crate::ir::site::{Site, sites};
 use crate::numeric::trellis;
 
+pub use candidates::{Candidate, Family, Tried};
 pub use knapsack::{Choice, choose};
 pub use sensitivity::{BudgetError, sensitivities};
 
 /// Steps in which bits are given.
 pub const STEP: f64 = 0.25;
 
-/// Fewest and most bits per weight that a group gets.
+/// Fewest and most bits per weight of a trellis.
 pub const RANGE: (f64, f64) = (1.5, 7.0);
 
 /// Depths into which the layers are cut.
@@ -124,23 +127,7 @@ fn role_of(site: &Site) -> String {
     }
 }
 
-/// What a group costs at the bits at which it was measured.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Cost {
-    /// KL divergence of the model with this group coded, nats per token.
-    pub divergence: f64,
-    /// Bits per weight at which that was.
-    pub bits: f64,
-}
-
-impl Cost {
-    /// The divergence expected at other bits.
-    pub fn at(&self, bits: f64) -> f64 {
-        self.divergence * 4f64.powf(self.bits - bits)
-    }
-}
-
-/// The bits that a group may get: steps of [`STEP`] within [`RANGE`].
+/// Bits that a trellis may get: steps of [`STEP`] within [`RANGE`].
 pub fn steps() -> impl Iterator<Item = f64> {
     let count = ((RANGE.1 - RANGE.0) / STEP).round() as u32;
     (0..=count).map(|i| RANGE.0 + STEP * f64::from(i))

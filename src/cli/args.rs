@@ -1,5 +1,6 @@
 //! The command line's definition; help, completions and the manual are made from it.
 
+use crate::budget::Family;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
 use std::path::PathBuf;
 
@@ -141,6 +142,9 @@ pub struct OptArgs {
     #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with_all = ["dry_run", "resume"],
           help_heading = PIPELINE)]
     pub target_size: Option<u64>,
+    /// What matrices may become so that a target is met [default: trellis]
+    #[arg(long, value_enum, value_name = "FAMILIES", value_delimiter = ',', help_heading = PIPELINE)]
+    pub candidates: Vec<Family>,
     /// Seed of all randomness; the same seed gives the same bytes for any number of threads
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = PIPELINE)]
     pub seed: u64,
@@ -281,6 +285,16 @@ pub enum Color {
     Always,
     /// Never
     Never,
+}
+
+impl ValueEnum for Family {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+        Some(clap::builder::PossibleValue::new(self.name()))
+    }
 }
 
 /// How ONNX output spells quantized weights.

@@ -1,6 +1,6 @@
 //! `--target-bpw` and `--target-size`: bits for every group, by what it costs the model.
 
-use super::args::OptArgs;
+use super::args::{OptArgs, TalkArgs};
 use super::calibrate::Opened;
 use super::calibrate::text::{self, Settings};
 use super::load::{self, Loaded};
@@ -8,7 +8,7 @@ use super::prepare::{Prepared, prepare};
 use super::table::Table;
 use super::target::Target;
 use super::{Exit, Failure, errors, print, signal};
-use crate::budget::{self, BudgetError, Choice, Cost, Group};
+use crate::budget::{self, BudgetError, Choice, Family, Group, Tried, candidates};
 use crate::exec::Options;
 use crate::ir::Module;
 use crate::pass::manager::schedule::ScheduleError;
@@ -16,7 +16,8 @@ use crate::pass::manager::{self, Destination, RunOptions, Schedule};
 use crate::pass::pipeline::{Item, Override, PassCall, Pipeline, Scope};
 use crate::report::human;
 use crate::report::progress::Progress;
-use crate::store::rebase;
+use crate::store::{Reader, rebase};
+use crate::weights::FileCache;
 use std::path::Path;
 
 /// Windows on which groups are measured; they lie behind those of the calibration.
@@ -25,18 +26,24 @@ const PROBES: usize = 6;
 /// Windows that a calibration takes by default.
 const CALIBRATION: usize = 64;
 
-/// Bits and states at which groups are measured: few states, since only ratios count.
-const PROBE: (f64, &str) = (3.0, "trellis{bits=3 states=10}");
+/// What groups are measured with: few states, since only ratios count.
+const PROBE: &str = "trellis{bits=3 states=10}";
 
 /// Checks what can be checked before a model is opened.
 ///
 /// # Errors
 /// A target that the pipeline can't meet.
 pub fn check(args: &OptArgs, prepared: &mut Prepared) -> Result<(), Failure> {
-    if args.target_bpw.is_none() && args.target_size.is_none() {
-        return Ok(());
-    }
     let usage = |what: &str| Failure::new(Exit::Usage, what);
+    if args.target_bpw.is_none() && args.target_size.is_none() {
+        return match args.candidates.is_empty() {
+            true => Ok(()),
+            false => Err(
+                usage("--candidates would have no effect: there is no target")
+                    .help("give one with --target-bpw or --target-size"),
+            ),
+        };
+    }
     if prepared.pipeline.items.is_empty() {
         prepared.pipeline =
             Pipeline::parse("trellis").map_err(|e| errors::schedule(&ScheduleError::Syntax(e)))?;
@@ -56,6 +63,14 @@ pub fn check(args: &OptArgs, prepared: &mut Prepared) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What matrices may become.
+fn families(args: &OptArgs) -> &[Family] {
+    match args.candidates.as_slice() {
+        [] => &[Family::Trellis],
+        families => families,
+    }
+}
+
 /// The pass whose bits are spread: the one `trellis` that stands outside of scopes, alone there.
 fn call(pipeline: &Pipeline) -> Option<&PassCall> {
     let mut outside = pipeline.items.iter().filter_map(|item| match item {
@@ -64,6 +79,26 @@ fn call(pipeline: &Pipeline) -> Option<&PassCall> {
     });
     let first = outside.next().filter(|call| call.name == "trellis")?;
     outside.next().is_none().then_some(first)
+}
+
+/// What is known of a model before its bits are spread.
+pub struct Measured {
+    /// The groups.
+    pub groups: Vec<Group>,
+    /// KL divergence of each alone, coded by the probe.
+    pub divergences: Vec<f64>,
+    /// Candidates, and their errors on each group.
+    pub tried: Tried,
+}
+
+/// A choice for every group.
+pub struct Spread {
+    /// Indices of candidates.
+    pub chosen: Vec<usize>,
+    /// Bytes of all groups.
+    pub bytes: u64,
+    /// KL divergence expected, nats per token: the sum of the groups'.
+    pub expected: f64,
 }
 
 /// Adds an override for every group, so that the target is met; prints the table of groups.
@@ -76,65 +111,130 @@ pub fn apply(
     loaded: &Loaded,
     options: &RunOptions<'_>,
     progress: &Progress,
-    code: &dyn Fn(&OptArgs, &Prepared, &Target) -> Result<(), Failure>,
+    code: &Code<'_>,
 ) -> Result<(), Failure> {
-    let (Some(model), true) = (
-        &args.input,
-        args.target_bpw.is_some() || args.target_size.is_some(),
-    ) else {
+    if args.target_bpw.is_none() && args.target_size.is_none() {
         return Ok(());
-    };
+    }
     let groups = budget::groups(&loaded.module);
     let total = bytes_to_spend(args, prepared, &loaded.module, &groups, options)?;
-    let divergences = measured(args, model, &groups, progress, code)?;
-    let costs = groups.iter().zip(&divergences);
-    let costs: Vec<Cost> = costs
-        .map(|(_, &divergence)| Cost {
-            divergence,
-            bits: PROBE.0,
-        })
-        .collect();
-    let bits = allocate(&groups, &costs, total)?;
-    let Some(base) = call(&prepared.pipeline).cloned() else {
-        return Ok(());
+    let measured = measure(args, prepared, loaded, options, progress, code)?;
+    let spread = measured.spread(families(args), total)?;
+    measured.add_to(prepared, &spread)?;
+    tell(args, &measured, &spread, progress)
+}
+
+/// Codes a model as another command line says.
+pub type Code<'a> = dyn Fn(&OptArgs, &Prepared, &Target) -> Result<(), Failure> + 'a;
+
+/// Measures groups and tries candidates.
+///
+/// # Errors
+/// The model can't be run or coded.
+pub fn measure(
+    args: &OptArgs,
+    prepared: &Prepared,
+    loaded: &Loaded,
+    options: &RunOptions<'_>,
+    progress: &Progress,
+    code: &Code<'_>,
+) -> Result<Measured, Failure> {
+    let (Some(model), Some(base)) = (&args.input, call(&prepared.pipeline)) else {
+        return Err(Failure::new(
+            Exit::Panic,
+            "a target without a model or a trellis",
+        ));
     };
-    for (group, bits) in groups.iter().zip(&bits) {
-        let text = format!(
-            "{}={}",
-            Scope::Regex(group.regex()),
-            with_bits(&base, *bits)
-        );
-        let made =
-            Override::parse(&text).map_err(|e| errors::schedule(&ScheduleError::Syntax(e)))?;
-        // What the user says of a tensor counts.
-        prepared.overrides.insert(0, made);
+    let groups = budget::groups(&loaded.module);
+    let divergences = divergences(args, model, &groups, progress, code)?;
+    let trellis = |bits: f64| with_bits(base, bits);
+    let list = candidates::candidates(families(args), true, &trellis);
+    progress.stage("Trying", &human::plural(list.len(), "candidate"));
+    let talk = TalkArgs {
+        quiet: true,
+        ..args.talk
+    };
+    let statistics =
+        super::calibrate::statistics(model, &args.calib, args.threads, None, &talk, progress)?;
+    let options = RunOptions {
+        moments: Some(&statistics),
+        ..options.clone()
+    };
+    let files = FileCache::new();
+    let reader = Reader::new(&files);
+    let tried = candidates::try_all(
+        &loaded.module,
+        &groups,
+        list,
+        (PROBE, &trellis),
+        (&reader, &options),
+        &|_| {},
+    );
+    Ok(Measured {
+        tried: tried.map_err(|error| errors::run(&error))?,
+        groups,
+        divergences,
+    })
+}
+
+impl Measured {
+    /// The candidates of some families for every group, so that all take no more than `total` bytes.
+    ///
+    /// # Errors
+    /// Even the smallest are too many bytes.
+    pub fn spread(&self, families: &[Family], total: f64) -> Result<Spread, Failure> {
+        let wanted: Vec<usize> = (0..self.tried.candidates.len())
+            .filter(|&i| families.contains(&self.tried.candidates[i].family))
+            .collect();
+        let mut groups = Vec::with_capacity(self.groups.len());
+        for (at, group) in self.groups.iter().enumerate() {
+            let choice = |&i: &usize| -> Result<Choice, Failure> {
+                let bytes = self.tried.candidates[i].bytes(group);
+                Ok(Choice {
+                    bytes: bytes.map_err(|error| errors::run(&error))?,
+                    cost: self.divergences[at] * self.tried.ratios[at][i],
+                })
+            };
+            groups.push(wanted.iter().map(choice).collect::<Result<Vec<_>, _>>()?);
+        }
+        let least: u64 = groups
+            .iter()
+            .map(|g| g.iter().map(|c| c.bytes).min().unwrap_or(0))
+            .sum();
+        let picked = (total >= 0.0)
+            .then(|| budget::choose(&groups, total as u64))
+            .flatten()
+            .ok_or_else(|| too_small(&self.groups, total, least))?;
+        let taken = || groups.iter().zip(&picked).map(|(g, &i)| g[i]);
+        Ok(Spread {
+            bytes: taken().map(|c| c.bytes).sum(),
+            expected: taken().map(|c| c.cost).sum(),
+            chosen: picked.iter().map(|&i| wanted[i]).collect(),
+        })
     }
-    tell(args, &groups, &costs, &bits, progress)
+
+    /// Makes a pipeline's overrides of it.
+    ///
+    /// # Errors
+    /// A candidate is no pipeline.
+    pub fn add_to(&self, prepared: &mut Prepared, spread: &Spread) -> Result<(), Failure> {
+        for (group, &chosen) in self.groups.iter().zip(&spread.chosen) {
+            let scope = Scope::Regex(group.regex());
+            let text = format!("{scope}={}", self.tried.candidates[chosen].pipeline);
+            let made =
+                Override::parse(&text).map_err(|e| errors::schedule(&ScheduleError::Syntax(e)))?;
+            // What the user says of a tensor counts.
+            prepared.overrides.insert(0, made);
+        }
+        Ok(())
+    }
 }
 
-/// Bits of every group, so that all of them take no more than `total` bytes.
-fn allocate(groups: &[Group], costs: &[Cost], total: f64) -> Result<Vec<f64>, Failure> {
-    let choices = groups.iter().zip(costs).map(|(group, cost)| {
-        let choice = |bits| Choice {
-            bytes: group.trellis_bytes(bits),
-            cost: cost.at(bits),
-        };
-        budget::steps().map(choice).collect()
-    });
-    let choices: Vec<Vec<Choice>> = choices.collect();
-    let chosen = (total >= 0.0)
-        .then(|| budget::choose(&choices, total as u64))
-        .flatten()
-        .ok_or_else(|| too_small(groups, total))?;
-    let steps: Vec<f64> = budget::steps().collect();
-    Ok(chosen.iter().map(|&i| steps[i]).collect())
-}
-
-fn too_small(groups: &[Group], total: f64) -> Failure {
-    let entries: u64 = groups.iter().map(|g| g.entries).sum();
-    let (least, have) = (budget::RANGE.0, 8.0 * total / entries.max(1) as f64);
+fn too_small(groups: &[Group], total: f64, least: u64) -> Failure {
+    let entries = groups.iter().map(|g| g.entries).sum::<u64>().max(1) as f64;
+    let (least, have) = (8.0 * least as f64 / entries, 8.0 * total / entries);
     let what = format!(
-        "the target leaves {have:.2} bits per weight for the matrices, {least} is the least that is given"
+        "the target leaves {have:.2} bits per weight for the matrices, {least:.2} is the least that is given"
     );
     Failure::new(Exit::Infeasible, what)
         .help("raise it, or make what is left alone smaller, as with -p 'trellis,embeddings(int4)'")
@@ -187,18 +287,18 @@ fn bytes_to_spend(
 }
 
 /// KL divergence of each group alone at the probe's bits.
-fn measured(
+fn divergences(
     args: &OptArgs,
     model: &Path,
     groups: &[Group],
     progress: &Progress,
-    code: &dyn Fn(&OptArgs, &Prepared, &Target) -> Result<(), Failure>,
+    code: &Code<'_>,
 ) -> Result<Vec<f64>, Failure> {
     progress.stage("Measuring", &human::plural(groups.len(), "group"));
     let scratch = std::env::temp_dir().join(format!("hlrc-budget-{}.hlrc", std::process::id()));
     let mut probe = args.clone();
     (probe.target_bpw, probe.target_size) = (None, None);
-    probe.pipeline = PROBE.1.to_string();
+    probe.pipeline = PROBE.to_string();
     probe.overrides.clear();
     probe.output = Some(scratch.clone());
     (probe.force, probe.resume, probe.json) = (true, false, false);
@@ -249,38 +349,57 @@ fn sensitivities(
 
 fn tell(
     args: &OptArgs,
-    groups: &[Group],
-    costs: &[Cost],
-    bits: &[f64],
+    measured: &Measured,
+    spread: &Spread,
     progress: &Progress,
 ) -> Result<(), Failure> {
     let mut table = Table::new(&[
         "group",
         "weights>",
         "KL alone at 3 bits>",
+        "becomes",
         "bits>",
         "KL expected>",
     ]);
-    let mut sum = 0.0;
-    for ((group, cost), &bits) in groups.iter().zip(costs).zip(bits) {
-        sum += cost.at(bits);
+    let (groups, tried) = (&measured.groups, &measured.tried);
+    for (at, (group, &chosen)) in groups.iter().zip(&spread.chosen).enumerate() {
+        let candidate = &tried.candidates[chosen];
+        let bytes = candidate
+            .bytes(group)
+            .map_err(|error| errors::run(&error))?;
         table.row([
             group.label(),
             human::count(group.entries),
-            format!("{:.4}", cost.divergence),
-            format!("{bits:.2}"),
-            format!("{:.4}", cost.at(bits)),
+            format!("{:.4}", measured.divergences[at]),
+            candidate.pipeline.clone(),
+            format!("{:.2}", 8.0 * bytes as f64 / group.entries.max(1) as f64),
+            format!("{:.4}", measured.divergences[at] * tried.ratios[at][chosen]),
         ]);
     }
     let entries: u64 = groups.iter().map(|g| g.entries).sum();
-    let spent = groups.iter().zip(bits).map(|(g, &b)| g.trellis_bytes(b));
     let told = format!(
-        "{:.3} bits per weight; KL expected {sum:.4}, the groups' divergences added up",
-        8.0 * spent.sum::<u64>() as f64 / entries.max(1) as f64
+        "{:.3} bits per weight; KL expected {:.4}, the groups' divergences added up",
+        8.0 * spread.bytes as f64 / entries.max(1) as f64,
+        spread.expected
     );
     progress.stage("Budget", &told);
+    for line in unused(measured, spread, families(args)) {
+        progress.stage("Budget", &line);
+    }
     match args.talk.quiet || args.json {
         true => Ok(()),
         false => print(format!("{}\n", table.render().trim_end()).as_bytes()),
+    }
+}
+
+/// Families that won their bytes nowhere, where several were asked for.
+fn unused(measured: &Measured, spread: &Spread, families: &[Family]) -> Vec<String> {
+    let of = |&i: &usize| measured.tried.candidates[i].family;
+    let won = |family: &Family| spread.chosen.iter().filter(|i| of(i) == *family).count();
+    let losers = families.iter().filter(|f| won(f) == 0);
+    let names: Vec<&str> = losers.map(|f| f.name()).collect();
+    match names.is_empty() || families.len() < 2 {
+        true => Vec::new(),
+        false => vec![format!("no bytes were won by {}", names.join(", "))],
     }
 }

@@ -167,7 +167,7 @@ impl<'a> Metric<'a> {
     }
 
     /// Everything but the factorization.
-    fn unchecked(h: &'a [f32], n: usize, damp: f64) -> Result<Self, HessianError> {
+    pub(crate) fn unchecked(h: &'a [f32], n: usize, damp: f64) -> Result<Self, HessianError> {
         check_shape(n, n, h.len())?;
         if !damp.is_finite() || damp < 0.0 {
             return Err(HessianError::Damping { damp });

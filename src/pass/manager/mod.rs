@@ -14,6 +14,7 @@ mod raise;
 pub mod schedule;
 mod snapshot;
 mod stage;
+mod trial;
 mod unit;
 mod units;
 mod workers;
@@ -34,6 +35,7 @@ pub use memory::{Destination, Estimate};
 pub use plan::{Plan, Planned, plan};
 pub use raise::raise;
 pub use schedule::{Schedule, ScheduleError, Stage, canonical};
+pub use trial::{Trial, trial};
 
 /// How a pipeline is run.
 #[derive(Clone, Debug)]

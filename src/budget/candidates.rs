@@ -1,0 +1,300 @@
+//! What a group of matrices may become, and how well each candidate does on one of them.
+
+use std::sync::Mutex;
+use std::sync::atomic::Ordering;
+
+use super::{Group, steps};
+use crate::exec::Pool;
+use crate::ir::Module;
+use crate::ir::site::sites;
+use crate::pass::Pass;
+use crate::pass::manager::{RunError, RunOptions, Schedule, trial};
+use crate::pass::pipeline::Pipeline;
+use crate::store::Reader;
+
+/// A kind of candidate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// `trellis`, 1.5 to 7 bits in quarter steps.
+    Trellis,
+    /// Integers of 2, 3, 4 and 8 bits, two sizes of groups each.
+    Int,
+    /// Sparse outliers in front of integers or a trellis.
+    Outlier,
+    /// Low rank in front of integers or a trellis.
+    LowRank,
+    /// Both in front of integers or a trellis.
+    Both,
+}
+
+impl Family {
+    /// All of them.
+    pub const ALL: [Family; 5] = [
+        Family::Trellis,
+        Family::Int,
+        Family::Outlier,
+        Family::LowRank,
+        Family::Both,
+    ];
+
+    /// Its name on the command line and in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Family::Trellis => "trellis",
+            Family::Int => "int",
+            Family::Outlier => "outlier",
+            Family::LowRank => "lowrank",
+            Family::Both => "lowrank-outlier",
+        }
+    }
+}
+
+/// A pipeline for the matrices of a group.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Candidate {
+    /// Its kind.
+    pub family: Family,
+    /// The pipeline.
+    pub pipeline: String,
+    /// Bits of its trellis, where it is one alone.
+    trellis: Option<f64>,
+}
+
+/// Bits at which trellises are tried; between them errors are interpolated.
+const TRIED: [f64; 5] = [2.0, 3.0, 4.0, 5.0, 6.0];
+const DENSITIES: [&str; 2] = ["0.5%", "2%"];
+const RANKS: [u32; 2] = [16, 64];
+
+/// The candidates of some families. `trellis` gives the pass's text at some bits; integers use error
+/// feedback where there are statistics.
+pub fn candidates(
+    families: &[Family],
+    calibrated: bool,
+    trellis: &dyn Fn(f64) -> String,
+) -> Vec<Candidate> {
+    let int = |bits: u32, group: u32| match calibrated {
+        true => format!("int{bits}{{group={group} method=gptq}}"),
+        false => format!("int{bits}{{group={group}}}"),
+    };
+    let plain = |family, pipeline| Candidate {
+        family,
+        pipeline,
+        trellis: None,
+    };
+    let ints = || [2, 3, 4, 8].into_iter().flat_map(|b| [(b, 128), (b, 32)]);
+    // Behind other terms: what is left to them is small in high bits.
+    let mut behind: Vec<String> = [3, 4].map(|bits| int(bits, 64)).to_vec();
+    behind.extend([2.0, 3.0, 4.0].map(trellis));
+    let mut out = Vec::new();
+    for &family in families {
+        match family {
+            Family::Trellis => out.extend(steps().map(|bits| Candidate {
+                family,
+                pipeline: trellis(bits),
+                trellis: Some(bits),
+            })),
+            Family::Int => out.extend(ints().map(|(b, g)| plain(family, int(b, g)))),
+            Family::Outlier => out.extend(behind.iter().flat_map(|quantizer| {
+                DENSITIES.map(|d| plain(family, format!("outlier{{density={d}}},{quantizer}")))
+            })),
+            Family::LowRank => out.extend(behind.iter().flat_map(|quantizer| {
+                RANKS.map(|r| plain(family, format!("lowrank{{rank={r}}},{quantizer}")))
+            })),
+            Family::Both => out.extend(behind.iter().map(|quantizer| {
+                let text = format!("lowrank{{rank=16}},outlier{{density=0.5%}},{quantizer}");
+                plain(family, text)
+            })),
+        }
+    }
+    out
+}
+
+impl Candidate {
+    /// Bytes of it on all matrices of a group: upper bounds where what a pass takes depends on weights.
+    ///
+    /// # Errors
+    /// The pipeline is none.
+    pub fn bytes(&self, group: &Group) -> Result<u64, RunError> {
+        let schedule = schedule(&self.pipeline)?;
+        let one = |&(rows, cols): &(u64, u64)| -> u64 {
+            let passes = schedule.steps.iter().map(|step| match &step.pass {
+                Pass::Matrix(pass) => pass.term_bytes(rows, cols),
+                Pass::Module(_) => 0,
+            });
+            passes.fold(0, u64::saturating_add)
+        };
+        Ok(group.shapes.iter().map(one).fold(0, u64::saturating_add))
+    }
+}
+
+/// A schedule of a pipeline that stands for itself.
+fn schedule(text: &str) -> Result<Schedule, RunError> {
+    let own = |message: String| RunError::Weight {
+        site: format!("candidate {text}"),
+        message,
+    };
+    let pipeline = Pipeline::parse(text).map_err(|e| own(e.to_string()))?;
+    Schedule::new(&pipeline, &[], None).map_err(|e| own(e.to_string()))
+}
+
+/// Relative squared errors of pipelines on one matrix of each group, the middle one: `[group][pipeline]`;
+/// infinite where a pipeline would leave the matrix alone.
+///
+/// # Errors
+/// The first failure.
+///
+/// # Cost
+/// Each pipeline on each of the matrices; as many at a time as there are threads.
+pub fn errors(
+    module: &Module,
+    groups: &[Group],
+    pipelines: &[String],
+    reader: &Reader<'_>,
+    options: &RunOptions<'_>,
+    tick: &(dyn Fn(usize) + Sync),
+) -> Result<Vec<Vec<f64>>, RunError> {
+    let all = sites(module);
+    let schedules: Vec<Schedule> = pipelines
+        .iter()
+        .map(|text| schedule(text))
+        .collect::<Result<_, _>>()?;
+    let count = schedules.len().max(1);
+    let found: Vec<Mutex<Result<f64, RunError>>> = (0..groups.len() * count)
+        .map(|_| Mutex::new(Ok(f64::INFINITY)))
+        .collect();
+    let pool = Pool::new(options.threads);
+    pool.run(groups.len() * schedules.len(), |at| {
+        let (group, schedule) = (at / count, at % count);
+        if options.interrupt.load(Ordering::Relaxed) {
+            return;
+        }
+        let names = &groups[group].sites;
+        let name = names.get(names.len() / 2);
+        let site = all.iter().find(|site| Some(&site.name) == name);
+        let Some(site) = site else {
+            return;
+        };
+        let done = trial(module, site, &schedules[schedule], reader, options);
+        let error = done.map(|t| t.map_or(f64::INFINITY, |t| t.error));
+        if let Ok(mut slot) = found[at].lock() {
+            *slot = error;
+        }
+        tick(at);
+    });
+    if options.interrupt.load(Ordering::Relaxed) {
+        return Err(RunError::Interrupted {
+            done: 0,
+            total: groups.len(),
+        });
+    }
+    let mut rows = Vec::with_capacity(groups.len());
+    let mut found = found.into_iter();
+    for _ in groups {
+        let row = found.by_ref().take(schedules.len());
+        let row = row.map(|slot| slot.into_inner().unwrap_or(Ok(f64::INFINITY)));
+        rows.push(row.collect::<Result<Vec<f64>, RunError>>()?);
+    }
+    Ok(rows)
+}
+
+/// Candidates with the error of each on each group, relative to that of the probe.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tried {
+    /// The candidates.
+    pub candidates: Vec<Candidate>,
+    /// `[group][candidate]`: squared error over the probe's.
+    pub ratios: Vec<Vec<f64>>,
+}
+
+/// Tries candidates on one matrix of each group.
+///
+/// # Errors
+/// As [`errors`].
+pub fn try_all(
+    module: &Module,
+    groups: &[Group],
+    candidates: Vec<Candidate>,
+    (probe, trellis): (&str, &dyn Fn(f64) -> String),
+    (reader, options): (&Reader<'_>, &RunOptions<'_>),
+    tick: &(dyn Fn(usize) + Sync),
+) -> Result<Tried, RunError> {
+    let mut pipelines = vec![probe.to_string()];
+    let has_trellis = candidates.iter().any(|c| c.trellis.is_some());
+    if has_trellis {
+        pipelines.extend(TRIED.map(trellis));
+    }
+    let others = pipelines.len();
+    let alone = candidates.iter().filter(|c| c.trellis.is_none());
+    pipelines.extend(alone.map(|c| c.pipeline.clone()));
+    let found = errors(module, groups, &pipelines, reader, options, tick)?;
+    let ratios = found.iter().map(|row| {
+        let probe = row.first().copied().unwrap_or(1.0).max(f64::MIN_POSITIVE);
+        let mut alone = row.iter().skip(others);
+        let ratio = |c: &Candidate| match c.trellis {
+            Some(bits) => between(&row[1..others], bits) / probe,
+            None => alone.next().map_or(f64::INFINITY, |e| e / probe),
+        };
+        candidates.iter().map(ratio).collect()
+    });
+    Ok(Tried {
+        ratios: ratios.collect(),
+        candidates,
+    })
+}
+
+/// The error of a trellis at some bits, from those at [`TRIED`] bits: its logarithm is nearly linear.
+fn between(errors: &[f64], bits: f64) -> f64 {
+    let tiny = f64::MIN_POSITIVE;
+    let log: Vec<f64> = errors.iter().map(|e| e.max(tiny).ln()).collect();
+    let last = TRIED.len() - 2;
+    let at = (0..last).find(|&i| bits < TRIED[i + 1]).unwrap_or(last);
+    match (log.get(at), log.get(at + 1)) {
+        (Some(low), Some(high)) => {
+            let share = (bits - TRIED[at]) / (TRIED[at + 1] - TRIED[at]);
+            (low + share * (high - low)).exp()
+        }
+        _ => f64::INFINITY,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_between_tried_bits() {
+        let errors = TRIED.map(|b| 4f64.powf(-b));
+        for bits in [1.5, 2.0, 2.75, 5.5, 6.0, 7.0] {
+            let ratio = between(&errors, bits) / 4f64.powf(-bits);
+            assert!((ratio - 1.0).abs() < 1e-9, "{bits}: {ratio}");
+        }
+    }
+
+    #[test]
+    fn candidates_are_pipelines() {
+        let trellis = |bits: f64| format!("trellis{{bits={bits}}}");
+        for calibrated in [false, true] {
+            for candidate in candidates(&Family::ALL, calibrated, &trellis) {
+                schedule(&candidate.pipeline).expect("a pipeline");
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_are_those_of_the_terms() {
+        let group = Group {
+            role: "up".to_string(),
+            layers: None,
+            sites: vec!["up".to_string()],
+            entries: 64 * 128,
+            shapes: vec![(64, 128)],
+        };
+        let candidate = Candidate {
+            family: Family::Int,
+            pipeline: "int4{group=32}".to_string(),
+            trellis: None,
+        };
+        let bytes = candidate.bytes(&group).expect("a pipeline");
+        assert_eq!(bytes, 64 * 128 / 2 + 64 * 4 * 2);
+    }
+}
