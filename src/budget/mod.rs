@@ -10,6 +10,7 @@
 
 pub mod candidates;
 mod knapsack;
+pub mod running;
 mod sensitivity;
 
 use std::collections::BTreeMap;

@@ -45,7 +45,7 @@ Pipeline syntax:
   PASS{{key=value flag}},…   options in braces; values may be quoted; 0.5% is 0.005
   SCOPE(PASS,…)            only what the scope selects: layers[0-15,20], re:REGEX,
                            part of a name or a pattern with * and ?, embeddings,
-                           head, experts, default (what no other selects)
+                           head, vocabulary (both), experts, default (what no other selects)
   @PRESET                  a named pipeline
   Quote it, so that the shell leaves braces and parentheses alone.
   `hlrc-opt passes` lists passes and presets.
@@ -74,10 +74,15 @@ pub enum Command {
     #[command(override_usage = "hlrc-opt [opt] [OPTIONS] <IN> [-p PIPELINE] [-o OUT]", after_help = EXAMPLES,
               after_long_help = concat_examples())]
     Opt(Box<OptArgs>),
+    /// Quantize a model to a named type, in the manner of llama-quantize
+    #[command(after_help = super::quantize::args::types())]
+    Quantize(Box<super::quantize::args::QuantizeArgs>),
     /// Run a language model: continue a text, or converse
     Run(Box<super::run::args::RunArgs>),
     /// Show what a model holds: linears, tensors, graph
     Inspect(InspectArgs),
+    /// Say what of a model fits into a device's memory, from headers or a config.json alone
+    Fit(Box<super::fit::args::FitArgs>),
     /// Compare two models: structure, and each tensor's relative error
     Diff(DiffArgs),
     /// Check a model: hashes of the manifest, shapes, NaN and Inf, reload
@@ -135,16 +140,19 @@ pub struct OptArgs {
           help_heading = PIPELINE)]
     pub calib: Vec<PathBuf>,
     /// Mean bits per weight of the matrices, spread over them so that the model suffers least
-    #[arg(long, value_name = "BITS", conflicts_with_all = ["target_size", "dry_run", "resume"],
+    #[arg(long, value_name = "BITS", conflicts_with_all = ["target_size", "vram", "dry_run", "resume"],
           help_heading = PIPELINE)]
     pub target_bpw: Option<f64>,
     /// Bytes of the whole output, embeddings and head included, as 60MB, met in the same way
-    #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with_all = ["dry_run", "resume"],
+    #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with_all = ["vram", "dry_run", "resume"],
           help_heading = PIPELINE)]
     pub target_size: Option<u64>,
     /// What matrices may become so that a target is met [default: trellis]
     #[arg(long, value_enum, value_name = "FAMILIES", value_delimiter = ',', help_heading = PIPELINE)]
     pub candidates: Vec<Family>,
+    /// A device's memory in place of a size.
+    #[command(flatten)]
+    pub load: super::fit::args::LoadArgs,
     /// Seed of all randomness; the same seed gives the same bytes for any number of threads
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = PIPELINE)]
     pub seed: u64,
@@ -168,10 +176,10 @@ pub struct OptArgs {
     #[arg(short = 'f', long, help_heading = OUTPUT)]
     pub force: bool,
     /// Go on from where an interrupted run of the same command ended
-    #[arg(long, conflicts_with = "force", help_heading = OUTPUT)]
+    #[arg(long, conflicts_with_all = ["force", "vram"], help_heading = OUTPUT)]
     pub resume: bool,
     /// Say what would be done: sizes, memory, time; reads headers only
-    #[arg(long, help_heading = OUTPUT)]
+    #[arg(long, conflicts_with = "vram", help_heading = OUTPUT)]
     pub dry_run: bool,
     /// Print the report as one JSON object on stdout
     #[arg(long, help_heading = OUTPUT)]

@@ -27,10 +27,12 @@ const SINGLE_DASH: [&str; 20] = [
 ];
 
 /// The subcommands, as `args` defines them.
-pub const COMMANDS: [&str; 13] = [
+pub const COMMANDS: [&str; 15] = [
     "opt",
+    "quantize",
     "run",
     "inspect",
+    "fit",
     "diff",
     "verify",
     "eval",

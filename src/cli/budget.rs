@@ -1,4 +1,4 @@
-//! `--target-bpw` and `--target-size`: bits for every group, by what it costs the model.
+//! `--target-bpw`, `--target-size` and `--vram`: bits for every group, by what it costs the model.
 
 use super::args::{OptArgs, TalkArgs};
 use super::calibrate::Opened;
@@ -35,12 +35,12 @@ const PROBE: &str = "trellis{bits=3 states=10}";
 /// A target that the pipeline can't meet.
 pub fn check(args: &OptArgs, prepared: &mut Prepared) -> Result<(), Failure> {
     let usage = |what: &str| Failure::new(Exit::Usage, what);
-    if args.target_bpw.is_none() && args.target_size.is_none() {
+    if args.target_bpw.is_none() && args.target_size.is_none() && args.load.vram.is_none() {
         return match args.candidates.is_empty() {
             true => Ok(()),
             false => Err(
                 usage("--candidates would have no effect: there is no target")
-                    .help("give one with --target-bpw or --target-size"),
+                    .help("give one with --target-bpw, --target-size or --vram"),
             ),
         };
     }

@@ -60,7 +60,7 @@ fn stored(module: &Module) -> u64 {
 }
 
 /// Entries of all matrices, however they are stored, and floats outside them.
-fn parameters(module: &Module) -> u64 {
+pub(super) fn parameters(module: &Module) -> u64 {
     let entries = sites(module)
         .iter()
         .map(|site| site.rows.saturating_mul(site.cols))

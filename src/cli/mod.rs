@@ -11,6 +11,7 @@ mod dry_run;
 mod error;
 mod errors;
 pub mod eval;
+pub mod fit;
 mod generate;
 mod inspect;
 pub mod load;
@@ -19,6 +20,7 @@ mod opt;
 mod outcome;
 mod passes;
 pub mod prepare;
+pub mod quantize;
 pub mod report;
 mod reproducer;
 pub mod run;
@@ -119,8 +121,10 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
     match cli.command {
         None => opt::run(&cli.opt),
         Some(Command::Opt(args)) => opt::run(&args),
+        Some(Command::Quantize(args)) => quantize::run(&args),
         Some(Command::Run(args)) => run::run(&args),
         Some(Command::Inspect(args)) => inspect::run(&args),
+        Some(Command::Fit(args)) => fit::run(&args),
         Some(Command::Diff(args)) => diff::run(&args),
         Some(Command::Verify(args)) => verify::run(&args),
         Some(Command::Eval(args)) => eval::run(&args),

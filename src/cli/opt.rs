@@ -6,7 +6,7 @@ use super::prepare::{Prepared, prepare};
 use super::target::{Target, report_beside};
 use super::watch::Watch;
 use super::{
-    Exit, Failure, budget, dry_run, errors, eval, outcome, print, report, reproducer, signal,
+    Exit, Failure, budget, dry_run, errors, eval, fit, outcome, print, report, reproducer, signal,
 };
 use crate::calib::Statistics;
 use crate::eval::Evaluation;
@@ -46,6 +46,7 @@ pub fn run(args: &OptArgs) -> Result<Exit, Failure> {
     let progress = progress(&args.talk);
     progress.stage("Importing", &load::describe(&source));
     let loaded = load::source(&source)?;
+    let args = &within(args, input, &progress)?;
     let code = |args: &OptArgs, prepared: &Prepared, target: &Target| {
         let loaded = load::source(&source)?;
         let quiet = self::progress(&args.talk);
@@ -62,6 +63,17 @@ pub fn run(args: &OptArgs) -> Result<Exit, Failure> {
     // A scratch folder that can't be removed is not this command's failure.
     let _ = std::fs::remove_dir_all(scratch);
     outcome
+}
+
+/// The arguments with the bytes that a device leaves for weights as their target, where one is named.
+fn within(args: &OptArgs, input: &Path, progress: &Progress) -> Result<OptArgs, Failure> {
+    let mut args = args.clone();
+    if args.load.vram.is_some() {
+        let (bytes, line) = fit::target(&args.load, input)?;
+        progress.stage("Fitting", &line);
+        args.target_size = Some(bytes);
+    }
+    Ok(args)
 }
 
 /// Sends the model that was written to the scratch folder to stdout.

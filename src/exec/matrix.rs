@@ -21,6 +21,7 @@ use crate::numeric::{Block, FactorFormat, Group, Scheme};
 use crate::store::{Located, Reader, StoreError};
 use crate::weights::read::decode_f32;
 use crate::weights::{DType, WeightsError};
+use std::ops::Range;
 
 /// A matrix `[out, in]`, ready to be multiplied.
 pub(super) struct PreparedMatrix {
@@ -287,13 +288,17 @@ impl PreparedMatrix {
                 }
                 PreparedTerm::Quant { rotation, .. } => {
                     let w = self.quant_rows(term)?;
-                    let decode = |row: usize, out: &mut [f32]| quant::decode_row(&w, row, out);
+                    let decode = |rows: Range<usize>, out: &mut [f32]| {
+                        let each = rows.zip(out.chunks_mut(self.cols.max(1)));
+                        each.for_each(|(row, out)| quant::decode_row(&w, row, out));
+                    };
                     self.row_of(*rotation, row, &mut scratch, decode);
                     add(out, &scratch);
                 }
                 PreparedTerm::Trellis { rotation, .. } => {
                     let w = self.trellis_rows(term)?;
-                    let decode = |row: usize, out: &mut [f32]| trellis::decode_row(&w, row, out);
+                    let decode =
+                        |rows: Range<usize>, out: &mut [f32]| trellis::decode_rows(&w, rows, out);
                     self.row_of(*rotation, row, &mut scratch, decode);
                     add(out, &scratch);
                 }
@@ -326,22 +331,26 @@ impl PreparedMatrix {
         rotation: Option<Sides>,
         row: usize,
         out: &mut [f32],
-        decode: impl Fn(usize, &mut [f32]),
+        decode: impl Fn(Range<usize>, &mut [f32]),
     ) {
         match rotation.and_then(|r| r.output) {
-            None => decode(row, out),
+            None => decode(row..row + 1, out),
             Some(side) => {
                 // A row is a sum over the rows of its block: column `row` of H, with its sign.
                 let first = row / side.block * side.block;
-                let sign = side.signs(self.rows).get(row).copied().unwrap_or(1.0);
-                let norm = sign / (side.block as f32).sqrt();
-                let mut one = vec![0f32; self.cols];
+                let norm = side.sign(row) / (side.block as f32).sqrt();
+                // Codes of a trellis come in tiles of 16 rows.
+                let mut some = vec![0f32; self.cols * side.block.min(16)];
                 out.fill(0.0);
-                for other in first..first + side.block {
-                    decode(other, &mut one);
-                    let odd = ((other - first) & (row - first)).count_ones() % 2 == 1;
-                    let factor = if odd { -norm } else { norm };
-                    out.iter_mut().zip(&one).for_each(|(o, x)| *o += factor * x);
+                for start in (first..first + side.block).step_by(16) {
+                    let rows = start..(start + 16).min(first + side.block);
+                    decode(rows.clone(), &mut some);
+                    let each = rows.zip(some.chunks(self.cols.max(1)));
+                    for (other, one) in each {
+                        let odd = ((other - first) & (row - first)).count_ones() % 2 == 1;
+                        let factor = if odd { -norm } else { norm };
+                        out.iter_mut().zip(one).for_each(|(o, x)| *o += factor * x);
+                    }
                 }
             }
         }

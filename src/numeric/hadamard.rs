@@ -56,6 +56,19 @@ impl Rotation {
         (0..n).map(sign).collect()
     }
 
+    /// Sign number `i` of [`Self::signs`].
+    pub fn sign(&self, i: usize) -> f32 {
+        let words = (i as u64 / 64).wrapping_add(1);
+        let word = mix(self
+            .seed
+            .wrapping_add(words.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+        if (word >> (i % 64)) & 1 == 1 {
+            -1.0
+        } else {
+            1.0
+        }
+    }
+
     /// Every row x of `[_, cols]` becomes R x. Time: `cols · log block` a row.
     pub fn rotate_rows(&self, values: &mut [f32], cols: usize) {
         if self.is_identity() || cols == 0 {

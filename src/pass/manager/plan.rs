@@ -28,6 +28,8 @@ pub struct Planned {
     pub parameters: u64,
     /// Bytes of all its terms now.
     pub bytes: u64,
+    /// Bytes of all its terms behind the run, at most.
+    pub after: u64,
     /// Time on one core, nanoseconds, roughly.
     pub nanos: f64,
 }
@@ -165,6 +167,8 @@ impl Plan {
 }
 
 fn planned(module: &Module, schedule: &Schedule, site: &Site, own: Option<Chosen>) -> Planned {
+    let bytes = site.matrix(module).map_or(0, |m| m.bytes(&module.weights));
+    let after = own.as_ref().map_or(bytes, |c| c.shape.term_bytes);
     let steps = own.map_or_else(Vec::new, |c| c.steps);
     let nanos = steps.iter().map(|&step| match &schedule.steps[step].pass {
         Pass::Matrix(pass) => pass.nanos(site.rows, site.cols),
@@ -173,7 +177,8 @@ fn planned(module: &Module, schedule: &Schedule, site: &Site, own: Option<Chosen
     Planned {
         nanos: nanos.sum(),
         parameters: site.rows.saturating_mul(site.cols),
-        bytes: site.matrix(module).map_or(0, |m| m.bytes(&module.weights)),
+        bytes,
+        after,
         steps,
     }
 }

@@ -7,11 +7,12 @@ use std::sync::Arc;
 /// Bytes of text accepted.
 const MAX_LENGTH: usize = 64 << 10;
 /// Words that name a scope by themselves.
-pub(super) const KEYWORDS: [&str; 8] = [
+pub(super) const KEYWORDS: [&str; 9] = [
     "layers",
     "embeddings",
     "head",
     "experts",
+    "vocabulary",
     "default",
     "linear",
     "module",

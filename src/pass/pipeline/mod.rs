@@ -15,6 +15,7 @@
 //! | `attn_v` | sites whose name contains the text |
 //! | `*.mlp.*_proj` | sites whose whole name fits the pattern (`*`, `?`) |
 //! | `embeddings`, `head`, `experts` | sites of that kind |
+//! | `vocabulary` | embeddings and head alike; may select nothing |
 //! | `default` | sites that no other scope beside it selects |
 //! | `linear`, `builtin.module`, `module` | everything (the MLIR spelling; not kept) |
 //!
@@ -109,6 +110,8 @@ pub enum Scope {
     Head,
     /// Linears of a mixture's experts.
     Experts,
+    /// Embedding tables and the head, where there are any.
+    Vocabulary,
     /// What no other scope beside it selects.
     Default,
 }
@@ -254,6 +257,7 @@ impl fmt::Display for Scope {
             Self::Embeddings => f.write_str("embeddings"),
             Self::Head => f.write_str("head"),
             Self::Experts => f.write_str("experts"),
+            Self::Vocabulary => f.write_str("vocabulary"),
             Self::Default => f.write_str("default"),
         }
     }

@@ -168,6 +168,7 @@ impl<'a> Parser<'a> {
             "embeddings" => Scope::Embeddings,
             "head" => Scope::Head,
             "experts" => Scope::Experts,
+            "vocabulary" => Scope::Vocabulary,
             "default" => Scope::Default,
             "linear" | "module" | "builtin.module" => return None,
             name => Scope::Name(name.into()),

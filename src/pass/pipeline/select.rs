@@ -81,6 +81,8 @@ enum Matcher {
     Found(regex::Regex),
     Contains(String),
     Kind(SiteKind),
+    /// Embeddings and head.
+    Vocabulary,
     /// What none of these scopes selects.
     NoneOf(Vec<usize>),
 }
@@ -183,6 +185,7 @@ impl Program {
             Scope::Embeddings => Matcher::Kind(SiteKind::Embedding),
             Scope::Head => Matcher::Kind(SiteKind::Head),
             Scope::Experts => Matcher::Kind(SiteKind::Expert),
+            Scope::Vocabulary => Matcher::Vocabulary,
             Scope::Default => Matcher::NoneOf(siblings.to_vec()),
         };
         let text = scope.to_string();
@@ -262,7 +265,7 @@ impl Program {
         self.scopes.get(scope).is_some_and(|scope| {
             matches!(
                 scope.matcher,
-                Matcher::Found(_) | Matcher::Contains(_) | Matcher::Kind(_)
+                Matcher::Found(_) | Matcher::Contains(_) | Matcher::Kind(_) | Matcher::Vocabulary
             )
         })
     }
@@ -278,6 +281,10 @@ impl Program {
             Matcher::Found(regex) => regex.is_match(site.name),
             Matcher::Contains(text) => site.name.contains(text),
             Matcher::Kind(kind) => site.kinds.contains(kind),
+            Matcher::Vocabulary => {
+                let kinds = [SiteKind::Embedding, SiteKind::Head];
+                site.kinds.iter().any(|kind| kinds.contains(kind))
+            }
             Matcher::NoneOf(others) => !others.iter().any(|&other| self.matches(other, site)),
         }
     }
@@ -286,10 +293,10 @@ impl Program {
     /// different passes as embedding and as head.
     ///
     /// # Errors
-    /// A [`SyntaxError`] at the first that selects none, with what there is; `default` may be empty.
+    /// A [`SyntaxError`] at the first that selects none, with what there is; `default` and `vocabulary` may be empty.
     pub fn check_matches(&self, sites: &[Site<'_>]) -> Result<(), SyntaxError> {
         for (index, scope) in self.scopes.iter().enumerate() {
-            if matches!(scope.matcher, Matcher::NoneOf(_))
+            if matches!(scope.matcher, Matcher::NoneOf(_) | Matcher::Vocabulary)
                 || sites.iter().any(|site| self.matches(index, site))
             {
                 continue;

@@ -362,6 +362,7 @@ fn any_scope() -> impl Strategy<Value = Scope> {
         Just(Scope::Embeddings),
         Just(Scope::Head),
         Just(Scope::Experts),
+        Just(Scope::Vocabulary),
         Just(Scope::Default),
     ]
 }

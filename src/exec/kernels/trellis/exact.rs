@@ -79,15 +79,15 @@ pub(super) fn matmul_at(
     });
 }
 
-/// Decodes row `row` of `w` to `f32`, `[cols]`.
+/// Decodes rows of `w` to `f32`, `[rows, cols]`; those of one tile of 16 cost what one of them does.
 ///
 /// # Panics
-/// If there is no such row or `out` has another length.
-pub fn decode_row(w: &TrellisRows<'_>, row: usize, out: &mut [f32]) {
-    assert!(row < w.rows, "row {row} of {}", w.rows);
-    assert_eq!(out.len(), w.cols, "length of the output");
+/// If there are no such rows or `out` is shorter.
+pub fn decode_rows(w: &TrellisRows<'_>, rows: Range<usize>, out: &mut [f32]) {
+    assert!(rows.end <= w.rows, "rows {rows:?} of {}", w.rows);
+    let out = &mut out[..rows.len() * w.cols];
     let blocks = 0..w.bits.len();
-    decode(Level::detect(), w, &w.starts(), row..row + 1, blocks, out);
+    decode(Level::detect(), w, &w.starts(), rows, blocks, out);
 }
 
 /// Decodes rows of some column blocks, row-major without gaps.

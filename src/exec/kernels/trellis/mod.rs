@@ -23,7 +23,7 @@ mod neon;
 #[cfg(test)]
 mod tests;
 
-pub use exact::{decode_row, matmul_exact};
+pub use exact::{decode_rows, matmul_exact};
 pub use int8::matmul_int8;
 
 use super::quant::{Kind, Level};
