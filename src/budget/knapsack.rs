@@ -142,7 +142,7 @@ mod tests {
     #[test]
     fn too_little_is_refused_and_much_is_not_spent() {
         let group = vec![choice(10, 1.0), choice(20, 0.5)];
-        assert_eq!(choose(&[group.clone()], 9), None);
+        assert_eq!(choose(std::slice::from_ref(&group), 9), None);
         assert_eq!(choose(&[group], u64::MAX), Some(vec![1]));
         assert_eq!(choose(&[], 0), Some(Vec::new()));
         assert_eq!(choose(&[Vec::new()], 10), None);
