@@ -89,7 +89,7 @@ fn candidates_of_all_families_meet_a_target() {
     let output = dir.join("all.hlrc");
     let mut command = tool(dir);
     command.args(["--target-bpw", "5", "--json", "--candidates"]);
-    command.args(["int,outlier,lowrank,lowrank-outlier", "--calib"]);
+    command.args(["int,outlier-int,lowrank-int,lowrank-outlier-int", "--calib"]);
     let told = common::succeed(command.arg(&text).arg("-o").arg(&output));
     let report: serde_json::Value = serde_json::from_str(&told).expect("JSON");
     let bits = report["rewritten_totals"]["bits_per_weight"].as_f64();

@@ -12,39 +12,47 @@ use crate::pass::manager::{RunError, RunOptions, Schedule, trial};
 use crate::pass::pipeline::Pipeline;
 use crate::store::Reader;
 
-/// A kind of candidate.
+/// A kind of candidate: what matrices may become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Family {
-    /// `trellis`, 1.5 to 7 bits in quarter steps.
-    Trellis,
     /// Integers of 2, 3, 4 and 8 bits, two sizes of groups each.
     Int,
-    /// Sparse outliers in front of integers or a trellis.
-    Outlier,
-    /// Low rank in front of integers or a trellis.
-    LowRank,
-    /// Both in front of integers or a trellis.
-    Both,
+    /// Sparse outliers in front of integers.
+    OutlierInt,
+    /// Low rank in front of integers.
+    LowRankInt,
+    /// Low rank and sparse outliers in front of integers.
+    LowRankOutlierInt,
+    /// `trellis`, 1.5 to 7 bits in quarter steps.
+    Trellis,
+    /// Sparse outliers in front of a trellis.
+    OutlierTrellis,
+    /// Low rank in front of a trellis.
+    LowRankTrellis,
 }
 
 impl Family {
     /// All of them.
-    pub const ALL: [Family; 5] = [
-        Family::Trellis,
+    pub const ALL: [Family; 7] = [
         Family::Int,
-        Family::Outlier,
-        Family::LowRank,
-        Family::Both,
+        Family::OutlierInt,
+        Family::LowRankInt,
+        Family::LowRankOutlierInt,
+        Family::Trellis,
+        Family::OutlierTrellis,
+        Family::LowRankTrellis,
     ];
 
     /// Its name on the command line and in tables.
     pub fn name(self) -> &'static str {
         match self {
-            Family::Trellis => "trellis",
             Family::Int => "int",
-            Family::Outlier => "outlier",
-            Family::LowRank => "lowrank",
-            Family::Both => "lowrank-outlier",
+            Family::OutlierInt => "outlier-int",
+            Family::LowRankInt => "lowrank-int",
+            Family::LowRankOutlierInt => "lowrank-outlier-int",
+            Family::Trellis => "trellis",
+            Family::OutlierTrellis => "outlier-trellis",
+            Family::LowRankTrellis => "lowrank-trellis",
         }
     }
 }
@@ -62,8 +70,13 @@ pub struct Candidate {
 
 /// Bits at which trellises are tried; between them errors are interpolated.
 const TRIED: [f64; 5] = [2.0, 3.0, 4.0, 5.0, 6.0];
-const DENSITIES: [&str; 2] = ["0.5%", "2%"];
-const RANKS: [u32; 2] = [16, 64];
+/// Terms in front of a quantizer.
+const OUTLIERS: [&str; 2] = ["outlier{density=0.5%}", "outlier{density=2%}"];
+const LOW_RANK: [&str; 2] = ["lowrank{rank=16}", "lowrank{rank=64}"];
+const BOTH: [&str; 2] = [
+    "lowrank{rank=16},outlier{density=0.5%}",
+    "lowrank{rank=32},outlier{density=1%}",
+];
 
 /// The candidates of some families. `trellis` gives the pass's text at some bits; integers use error
 /// feedback where there are statistics.
@@ -81,30 +94,35 @@ pub fn candidates(
         pipeline,
         trellis: None,
     };
-    let ints = || [2, 3, 4, 8].into_iter().flat_map(|b| [(b, 128), (b, 32)]);
-    // Behind other terms: what is left to them is small in high bits.
-    let mut behind: Vec<String> = [3, 4].map(|bits| int(bits, 64)).to_vec();
-    behind.extend([2.0, 3.0, 4.0].map(trellis));
+    let ints = [2, 3, 4, 8].into_iter().flat_map(|b| [(b, 128), (b, 32)]);
+    // What is left behind other terms is small in 8 bits whatever they took.
+    let behind_int = [2, 3, 4].map(|bits| int(bits, 64));
+    let behind_trellis = [2.0, 3.0, 4.0].map(trellis);
     let mut out = Vec::new();
     for &family in families {
-        match family {
-            Family::Trellis => out.extend(steps().map(|bits| Candidate {
-                family,
-                pipeline: trellis(bits),
-                trellis: Some(bits),
-            })),
-            Family::Int => out.extend(ints().map(|(b, g)| plain(family, int(b, g)))),
-            Family::Outlier => out.extend(behind.iter().flat_map(|quantizer| {
-                DENSITIES.map(|d| plain(family, format!("outlier{{density={d}}},{quantizer}")))
-            })),
-            Family::LowRank => out.extend(behind.iter().flat_map(|quantizer| {
-                RANKS.map(|r| plain(family, format!("lowrank{{rank={r}}},{quantizer}")))
-            })),
-            Family::Both => out.extend(behind.iter().map(|quantizer| {
-                let text = format!("lowrank{{rank=16}},outlier{{density=0.5%}},{quantizer}");
-                plain(family, text)
-            })),
-        }
+        let (fronts, quantizers) = match family {
+            Family::Trellis => {
+                out.extend(steps().map(|bits| Candidate {
+                    family,
+                    pipeline: trellis(bits),
+                    trellis: Some(bits),
+                }));
+                continue;
+            }
+            Family::Int => {
+                out.extend(ints.clone().map(|(b, g)| plain(family, int(b, g))));
+                continue;
+            }
+            Family::OutlierInt => (&OUTLIERS, &behind_int),
+            Family::LowRankInt => (&LOW_RANK, &behind_int),
+            Family::LowRankOutlierInt => (&BOTH, &behind_int),
+            Family::OutlierTrellis => (&OUTLIERS, &behind_trellis),
+            Family::LowRankTrellis => (&LOW_RANK, &behind_trellis),
+        };
+        let each = quantizers.iter().flat_map(|quantizer| {
+            fronts.map(|front| plain(family, format!("{front},{quantizer}")))
+        });
+        out.extend(each);
     }
     out
 }

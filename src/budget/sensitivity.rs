@@ -1,6 +1,8 @@
 //! What the errors of each group do to the model.
 
 use super::Group;
+use crate::eval::inputs::token_inputs;
+use crate::eval::outputs::compare;
 use crate::eval::window::Window;
 use crate::eval::{Causal, EvalError, Predictor, Windows, measure};
 use crate::exec::{Engine, ExecError, Options, Pool};
@@ -22,7 +24,8 @@ pub enum BudgetError {
     Missing(String),
 }
 
-/// KL divergence, nats per token, of the original with one group at a time taken from the coded module.
+/// KL divergence, nats per token, of the original with one group at a time taken from the coded module;
+/// of a model that predicts no tokens, the squared relative error of its outputs on each window.
 ///
 /// Models run side by side over the windows, so that the original's logits are computed once. Memory:
 /// each model's KV cache of one window.
@@ -43,6 +46,9 @@ pub fn sensitivities(
     for group in groups {
         let module = with_group(original, coded, group)?;
         engines.push(Engine::new(&module, &files, options)?);
+    }
+    if reference.language_model().is_err() {
+        return outputs(&reference, &engines, groups, windows, progress);
     }
     let mut reference = Causal::new(&reference, "the original")?;
     let mut models = Vec::with_capacity(engines.len());
@@ -73,6 +79,30 @@ pub fn sensitivities(
         .iter()
         .map(|c| mean(&c.divergence))
         .collect())
+}
+
+/// Mean over the outputs of the squared mean relative error.
+fn outputs(
+    reference: &Engine,
+    engines: &[Engine],
+    groups: &[Group],
+    windows: &[Vec<u32>],
+    progress: &mut dyn FnMut(usize),
+) -> Result<Vec<f64>, BudgetError> {
+    let name = "the original";
+    let inputs = |engine: &Engine, at: usize| {
+        token_inputs(engine, name, windows.get(at).map_or(&[], Vec::as_slice))
+    };
+    let mut found = Vec::with_capacity(groups.len());
+    for (at, (engine, group)) in engines.iter().zip(groups).enumerate() {
+        let label = group.label();
+        let (a, b) = ((reference, name), (engine, label.as_str()));
+        let reports = compare(a, b, windows.len(), &inputs, &mut |_| {})?;
+        let squares = reports.iter().map(|r| r.relative_error_mean.powi(2));
+        found.push(squares.sum::<f64>() / reports.len().max(1) as f64);
+        progress(at + 1);
+    }
+    Ok(found)
 }
 
 /// The original with the matrices of a group as the coded module has them.

@@ -91,6 +91,8 @@ pub enum Command {
     Eval(Box<super::eval::args::EvalArgs>),
     /// Measure what goes into each linear on text, for passes that weigh errors by it
     Calibrate(Box<super::calibrate::args::CalibrateArgs>),
+    /// Spend the same bytes on a model in several ways, and judge the results side by side
+    Compare(Box<super::compare::args::CompareArgs>),
     /// Write the report of an output as an HTML page with plots
     Report(super::report::args::ReportArgs),
     /// List the passes and presets, or describe one with its options

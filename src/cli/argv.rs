@@ -27,7 +27,7 @@ const SINGLE_DASH: [&str; 20] = [
 ];
 
 /// The subcommands, as `args` defines them.
-pub const COMMANDS: [&str; 15] = [
+pub const COMMANDS: [&str; 16] = [
     "opt",
     "quantize",
     "run",
@@ -37,6 +37,7 @@ pub const COMMANDS: [&str; 15] = [
     "verify",
     "eval",
     "calibrate",
+    "compare",
     "report",
     "passes",
     "run-reproducer",

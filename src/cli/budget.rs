@@ -23,6 +23,9 @@ use std::path::Path;
 /// Windows on which groups are measured; they lie behind those of the calibration.
 const PROBES: usize = 6;
 
+/// Lines on which groups of a model that takes lines are measured.
+const LINES: usize = 64;
+
 /// Windows that a calibration takes by default.
 const CALIBRATION: usize = 64;
 
@@ -64,7 +67,7 @@ pub fn check(args: &OptArgs, prepared: &mut Prepared) -> Result<(), Failure> {
 }
 
 /// What matrices may become.
-fn families(args: &OptArgs) -> &[Family] {
+pub fn families(args: &OptArgs) -> &[Family] {
     match args.candidates.as_slice() {
         [] => &[Family::Trellis],
         families => families,
@@ -251,7 +254,7 @@ fn with_bits(call: &PassCall, bits: f64) -> String {
 }
 
 /// Bytes that the groups may have in all.
-fn bytes_to_spend(
+pub fn bytes_to_spend(
     args: &OptArgs,
     prepared: &Prepared,
     module: &Module,
@@ -325,7 +328,8 @@ fn sensitivities(
         ..Settings::new(&super::calibrate::texts(&args.calib)?)
     };
     let text = text::prepare(model, &opened.engine, &settings, &args.talk, progress)?;
-    let skip = text.windows.list.len().saturating_sub(PROBES);
+    let probes = if text.protocol.lines { LINES } else { PROBES };
+    let skip = text.windows.list.len().saturating_sub(probes);
     let windows = text.windows.list.get(skip..).unwrap_or_default();
     drop(opened.engine);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -356,10 +360,10 @@ fn tell(
     let mut table = Table::new(&[
         "group",
         "weights>",
-        "KL alone at 3 bits>",
+        "cost alone at 3 bits>",
         "becomes",
         "bits>",
-        "KL expected>",
+        "cost expected>",
     ]);
     let (groups, tried) = (&measured.groups, &measured.tried);
     for (at, (group, &chosen)) in groups.iter().zip(&spread.chosen).enumerate() {
@@ -378,7 +382,7 @@ fn tell(
     }
     let entries: u64 = groups.iter().map(|g| g.entries).sum();
     let told = format!(
-        "{:.3} bits per weight; KL expected {:.4}, the groups' divergences added up",
+        "{:.3} bits per weight; cost expected {:.4}, the groups' added up",
         8.0 * spread.bytes as f64 / entries.max(1) as f64,
         spread.expected
     );

@@ -4,6 +4,7 @@ pub mod args;
 mod argv;
 mod budget;
 pub mod calibrate;
+pub mod compare;
 mod describe;
 mod diff;
 mod dot;
@@ -129,6 +130,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Some(Command::Verify(args)) => verify::run(&args),
         Some(Command::Eval(args)) => eval::run(&args),
         Some(Command::Calibrate(args)) => calibrate::run(&args),
+        Some(Command::Compare(args)) => compare::run(&args),
         Some(Command::Report(args)) => report::run(&args),
         Some(Command::Passes(args)) => passes::run(&args),
         Some(Command::RunReproducer(args)) => opt::rerun(&args),

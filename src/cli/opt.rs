@@ -139,7 +139,11 @@ pub fn rerun(args: &ReproducerArgs) -> Result<Exit, Failure> {
     Ok(exit)
 }
 
-fn execute(
+/// Runs a pipeline that is prepared.
+///
+/// # Errors
+/// A pass fails, or the output can't be written.
+pub fn execute(
     args: &OptArgs,
     prepared: &Prepared,
     target: &Target,
@@ -283,7 +287,8 @@ fn is_own(error: &OptError) -> bool {
     )
 }
 
-fn run_options(args: &OptArgs) -> RunOptions<'static> {
+/// How passes run, as the flags say.
+pub fn run_options(args: &OptArgs) -> RunOptions<'static> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let from_environment = std::env::var("RAYON_NUM_THREADS")
         .ok()

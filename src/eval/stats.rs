@@ -62,6 +62,20 @@ pub struct Paired {
     pub second_lower: usize,
 }
 
+impl Paired {
+    /// Second minus first.
+    pub fn reversed(self) -> Self {
+        let [low, high] = self.confidence;
+        Self {
+            difference: -self.difference,
+            confidence: [-high, -low],
+            first_lower: self.second_lower,
+            second_lower: self.first_lower,
+            ..self
+        }
+    }
+}
+
 /// The mean of values, and its standard error.
 ///
 /// Sums run in f64 in the order of the values, the squares around the mean.

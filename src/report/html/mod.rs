@@ -3,9 +3,9 @@
 //! A page is made from a report alone ([`ModelReport`], as `report.json` holds it), the evaluation in it
 //! and spectra of the original where there are any. The same report gives the same bytes.
 
-mod axis;
+pub mod axis;
 mod markup;
-mod plot;
+pub mod plot;
 mod sections;
 
 use super::ModelReport;

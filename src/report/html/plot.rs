@@ -191,6 +191,25 @@ fn dressed(svg: &str, label: &str, width: u32) -> String {
     )
 }
 
+/// A drawing as a file of its own, in the page's colours, light and dark.
+pub fn standalone(drawing: &str) -> String {
+    let css = include_str!("page.css");
+    let colors = css
+        .find("\n* {")
+        .and_then(|end| css.get(..end))
+        .unwrap_or_default();
+    let style = format!(
+        "<style>{} svg {{ background: var(--ground); font-family: sans-serif; }}</style>",
+        colors.replace(":root", "svg")
+    );
+    let Some(end) = drawing.find('>') else {
+        return drawing.to_string();
+    };
+    let (head, body) = drawing.split_at(end + 1);
+    let head = head.replacen("<svg", "<svg xmlns=\"http://www.w3.org/2000/svg\"", 1);
+    format!("{head}{style}{body}\n")
+}
+
 /// A mark at a place, in one of eight shapes.
 pub fn mark(
     chart: &mut Chart<'_, '_>,

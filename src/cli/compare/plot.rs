@@ -1,0 +1,72 @@
+//! A comparison as a plot: what is lost against bytes.
+
+use super::{Comparison, Quality};
+use crate::cli::{Exit, Failure};
+use crate::report::html::axis::Axis;
+use crate::report::html::plot::{self, Size};
+
+/// Room and place of the plot.
+const SIZE: Size = Size {
+    width: 720,
+    height: 440,
+    left: 70,
+    right: 150,
+};
+
+/// The drawing, a file of its own.
+///
+/// # Errors
+/// There is nothing to draw.
+pub fn svg(found: &Comparison) -> Result<String, Failure> {
+    let mut lines: Vec<(&str, Vec<(f64, f64)>)> = Vec::new();
+    for row in &found.rows {
+        let cost = row.quality.as_ref().map(Quality::cost);
+        let Some(cost) = cost.filter(|cost| *cost > 0.0 && cost.is_finite()) else {
+            continue;
+        };
+        let place = (row.bytes as f64 / 1e6, cost.log10());
+        match lines.iter_mut().find(|(way, _)| *way == row.way) {
+            Some((_, places)) => places.push(place),
+            None => lines.push((&row.way, vec![place])),
+        }
+    }
+    let all = || lines.iter().flat_map(|(_, places)| places);
+    if all().next().is_none() {
+        return Err(Failure::new(
+            Exit::Failure,
+            "--plot: there is nothing to draw",
+        ));
+    }
+    let range = |value: fn(&(f64, f64)) -> f64| {
+        let values = || all().map(value);
+        let low = values().fold(f64::INFINITY, f64::min);
+        (low, values().fold(f64::NEG_INFINITY, f64::max))
+    };
+    let ((from, to), (low, high)) = (range(|p| p.0), range(|p| p.1));
+    let pad = (0.08 * (to - from)).max(0.01 * to);
+    let is_text = matches!(
+        found.rows.iter().find_map(|row| row.quality.as_ref()),
+        Some(Quality::Text { .. })
+    );
+    let label = match is_text {
+        true => "KL divergence, nats per token, logarithmic",
+        false => "relative error of the first output, logarithmic",
+    };
+    let x = Axis::linear("bytes of all weights, MB", from - pad, to + pad);
+    let y = Axis::log(label, 10f64.powf(low) / 1.15, 10f64.powf(high) * 1.15);
+    let title = format!("{}: what is lost against bytes", found.model);
+    let drawn = plot::draw(&title, SIZE, &x, &y, |chart| {
+        for (series, (way, places)) in lines.iter().enumerate() {
+            let mut places = places.clone();
+            places.sort_by(|a, b| a.0.total_cmp(&b.0));
+            plot::line(chart, places.iter().copied(), series)?;
+            plot::mark(chart, places.iter().copied(), series)?;
+            if let Some(&last) = places.last() {
+                plot::note(chart, last, way, true)?;
+            }
+        }
+        Ok(())
+    });
+    let drawn = drawn.map_err(|error| Failure::new(Exit::Failure, error.to_string()))?;
+    Ok(plot::standalone(&drawn))
+}

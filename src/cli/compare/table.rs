@@ -1,0 +1,111 @@
+//! A comparison as a table.
+
+use super::{Comparison, Quality, Row};
+use crate::cli::table::Table;
+use crate::eval::stats::Paired;
+use std::fmt::Write;
+
+const HEADS: [&str; 8] = [
+    "target",
+    "way",
+    "bits/weight>",
+    "bytes>",
+    "expected>",
+    "measured>",
+    "quality>",
+    "less the first way's (95 %)",
+];
+
+/// For a terminal.
+pub fn text(found: &Comparison) -> String {
+    let mut table = Table::new(&HEADS);
+    for row in &found.rows {
+        table.row(cells(row));
+    }
+    format!("{}{}{}", table.render(), refusals(found), legend(found))
+}
+
+/// As Markdown.
+pub fn markdown(found: &Comparison) -> String {
+    let heads = HEADS.map(|head| head.trim_end_matches('>'));
+    let mut out = format!("| {} |\n|", heads.join(" | "));
+    for head in HEADS {
+        out.push_str(if head.ends_with('>') { "---:|" } else { "---|" });
+    }
+    out.push('\n');
+    for row in &found.rows {
+        // Writing to a string can't fail.
+        let _ = writeln!(out, "| {} |", cells(row).join(" | "));
+    }
+    format!("{out}\n{}{}", refusals(found), legend(found))
+}
+
+fn cells(row: &Row) -> [String; 8] {
+    let figure = |value: f64, decimals: usize| match value.is_finite() {
+        true => format!("{value:.decimals$}"),
+        false => "-".to_string(),
+    };
+    let (measured, quality, against) = match &row.quality {
+        None => ("-".to_string(), "-".to_string(), "-".to_string()),
+        Some(Quality::Text {
+            perplexity,
+            kl,
+            kl_standard_error,
+            top1,
+            against_first,
+        }) => (
+            format!("KL {kl:.4} ± {}", figure(*kl_standard_error, 4)),
+            format!("perplexity {perplexity:.2}, top-1 {:.1} %", 100.0 * top1),
+            against_first.as_ref().map_or("-".to_string(), interval),
+        ),
+        Some(Quality::Output {
+            cosine,
+            relative_error,
+        }) => (
+            format!("error {relative_error:.4}"),
+            format!("cosine {cosine:.5}"),
+            "-".to_string(),
+        ),
+    };
+    [
+        row.target.clone(),
+        row.way.clone(),
+        figure(row.bits_per_weight, 3),
+        row.bytes.to_string(),
+        figure(row.expected, 4),
+        measured,
+        quality,
+        against,
+    ]
+}
+
+fn interval(paired: &Paired) -> String {
+    let [low, high] = paired.confidence;
+    format!("{:+.4} ({low:+.4} to {high:+.4})", paired.difference)
+}
+
+fn refusals(found: &Comparison) -> String {
+    let mut out = String::new();
+    for row in &found.rows {
+        if let Some(why) = &row.refused {
+            // Writing to a string can't fail.
+            let _ = writeln!(out, "{} at {}: {why}", row.way, row.target);
+        }
+    }
+    out
+}
+
+fn legend(found: &Comparison) -> String {
+    let costs = match found.rows.iter().find_map(|row| row.quality.as_ref()) {
+        Some(Quality::Output { .. }) => "expected: the groups' squared relative errors added up",
+        _ => {
+            "KL: mean divergence to the original, nats per token, ± standard error over windows; expected: the groups' added up"
+        }
+    };
+    format!(
+        "{costs}. Bytes: all weights, embeddings and head included.\nChosen on {}; judged on {}: {}.\n",
+        found.calib.join(", "),
+        found.data.join(", "),
+        found.protocol
+    )
+}
