@@ -1,0 +1,67 @@
+//! `hlrc-opt compare` from outside: every way within the same bytes, told as a table, JSON and a plot.
+
+mod common;
+
+use std::path::Path;
+use std::process::Command;
+
+const STORIES: &str = "tests/fixtures/stories260K";
+
+fn text(path: &Path, seed: usize) {
+    let words = ["little", "girl", "found", "a", "red", "ball", "and", "sun"];
+    let word = |i: usize| words[(i * i * (7 + seed) + i / 5) % words.len()];
+    let all: Vec<&str> = (0..40_000).map(word).collect();
+    std::fs::write(path, all.join(" ")).expect("written");
+}
+
+#[test]
+fn ways_keep_to_the_same_bytes() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (calib, data) = (dir.path().join("a.txt"), dir.path().join("b.txt"));
+    text(&calib, 0);
+    text(&data, 4);
+    let (markdown, plot) = (dir.path().join("t.md"), dir.path().join("p.svg"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hlrc-opt"));
+    command.env("XDG_CACHE_HOME", dir.path());
+    command.args(["compare", "-q", STORIES, "--json", "--target-bpw", "2.0,5"]);
+    command.args(["--ways", "int,lowrank-int,trellis,mixed"]);
+    command.args(["--windows", "2", "--ctx", "128"]);
+    command.arg("--calib").arg(&calib).arg("--data").arg(&data);
+    command.arg("--markdown").arg(&markdown);
+    command.arg("--plot").arg(&plot);
+    let told = common::succeed(&mut command);
+    let json: serde_json::Value = serde_json::from_str(&told).expect("JSON");
+    let rows = json["rows"].as_array().expect("rows");
+    assert_eq!(rows.len(), 8);
+    for row in rows {
+        let target = if row["target"] == "5 bits" { 5.0 } else { 2.0 };
+        if row["refused"].is_null() {
+            assert!(row["bits_per_weight"].as_f64() <= Some(target), "{row}");
+            assert!(row["quality"]["kl"].as_f64() > Some(0.0), "{row}");
+        }
+    }
+    // Low rank in front of integers needs more than two bits, which is said.
+    assert!(
+        rows[1]["refused"]
+            .as_str()
+            .is_some_and(|why| why.contains("is the least"))
+    );
+    let kl = |at: usize| rows[at]["quality"]["kl"].as_f64().expect("KL");
+    let difference = rows[6]["quality"]["against_first"]["difference"].as_f64();
+    assert!((difference.expect("paired") - (kl(6) - kl(4))).abs() < 1e-9);
+    let table = std::fs::read_to_string(markdown).expect("written");
+    assert!(table.contains("| 5 bits | mixed |"), "{table}");
+    let drawn = std::fs::read_to_string(plot).expect("written");
+    assert!(drawn.starts_with("<svg xmlns=") && drawn.contains("mixed"));
+}
+
+#[test]
+fn text_of_choices_is_not_judged_on() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hlrc-opt"));
+    command.args(["compare", STORIES, "--target-bpw", "4"]);
+    command.args(["--calib", "Cargo.toml", "--data", "Cargo.toml"]);
+    let output = command.output().expect("started");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{errors}");
+    assert!(errors.contains("both --calib and --data"), "{errors}");
+}
