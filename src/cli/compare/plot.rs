@@ -9,7 +9,7 @@ use crate::report::html::plot::{self, Size};
 const SIZE: Size = Size {
     width: 720,
     height: 440,
-    left: 70,
+    left: 84,
     right: 150,
 };
 
@@ -58,15 +58,28 @@ pub fn svg(found: &Comparison) -> Result<String, Failure> {
     let drawn = plot::draw(&title, SIZE, &x, &y, |chart| {
         for (series, (way, places)) in lines.iter().enumerate() {
             let mut places = places.clone();
-            places.sort_by(|a, b| a.0.total_cmp(&b.0));
+            places.sort_by(by_bytes);
             plot::line(chart, places.iter().copied(), series)?;
             plot::mark(chart, places.iter().copied(), series)?;
-            if let Some(&last) = places.last() {
-                plot::note(chart, last, way, true)?;
-            }
+        }
+        let gap = (high - low + 0.12) / 22.0;
+        let mut last: Vec<(&str, (f64, f64))> = lines
+            .iter()
+            .filter_map(|(way, places)| Some((*way, *places.iter().max_by(|a, b| by_bytes(a, b))?)))
+            .collect();
+        last.sort_by(|a, b| a.1.1.total_cmp(&b.1.1));
+        let mut free = f64::NEG_INFINITY;
+        for (way, (at, height)) in last {
+            let height = height.max(free);
+            plot::note(chart, (at, height), way, true)?;
+            free = height + gap;
         }
         Ok(())
     });
     let drawn = drawn.map_err(|error| Failure::new(Exit::Failure, error.to_string()))?;
     Ok(plot::standalone(&drawn))
+}
+
+fn by_bytes(a: &(f64, f64), b: &(f64, f64)) -> std::cmp::Ordering {
+    a.0.total_cmp(&b.0)
 }
