@@ -56,7 +56,7 @@ pub fn svg(found: &Comparison) -> Result<String, Failure> {
     let y = Axis::log(label, 10f64.powf(low) / 1.15, 10f64.powf(high) * 1.15);
     let title = format!("{}: what is lost against bytes", found.model);
     let drawn = plot::draw(&title, SIZE, &x, &y, |chart| {
-        for (series, (way, places)) in lines.iter().enumerate() {
+        for (series, (_, places)) in lines.iter().enumerate() {
             let mut places = places.clone();
             places.sort_by(by_bytes);
             plot::line(chart, places.iter().copied(), series)?;
