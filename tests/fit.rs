@@ -218,6 +218,8 @@ fn types_of_quantize_are_checked() {
         2,
         "the type of as many bits here is q4",
     );
+    let onnx = "tests/fixtures/stories260K/stories260K.onnx";
+    refused(&["quantize", onnx, "never.onnx", "q4"], 2, "no ONNX form");
     refused(
         &["quantize", STORIES, "q8", "--calib", "x.txt"],
         2,

@@ -43,6 +43,7 @@ pub fn run(args: &OptArgs) -> Result<Exit, Failure> {
     outcome::check_remarks_file(&args.debug)?;
     eval::after::check(args, &target)?;
     report::check(args, &target)?;
+    check_form(&prepared, &target)?;
     let progress = progress(&args.talk);
     progress.stage("Importing", &load::describe(&source));
     let loaded = load::source(&source)?;
@@ -200,6 +201,17 @@ pub fn execute(
         after_failure(args, &job.output, &error)
     })?;
     conclude(args, target, progress, &summary, began)
+}
+
+/// Refuses what the output's format can't say, before hours are spent on it.
+fn check_form(prepared: &Prepared, target: &Target) -> Result<(), Failure> {
+    let onnx = matches!(target, Target::Onnx(_) | Target::OnnxStdout(_));
+    if onnx && prepared.calls().iter().any(|call| call.name == "trellis") {
+        let what = "trellis codes have no ONNX form, and the output is to be ONNX";
+        return Err(Failure::new(Exit::Usage, what)
+            .help("write a .hlrc folder, or use int8, int4, int3 or int2 (@q8, @hl4_m)"));
+    }
+    Ok(())
 }
 
 /// Statistics are given where a pass needs them, and only where one uses them.

@@ -58,8 +58,16 @@ fn one(name: &str, json: bool) -> Result<String, Failure> {
         return Ok(match json {
             true => pretty(&preset_json(preset)),
             false => format!(
-                "@{} — {}\n\n  {}\n",
-                preset.name, preset.summary, preset.pipeline
+                "@{} — {}\n\n  {}\n{}",
+                preset.name,
+                preset.summary,
+                preset.pipeline,
+                preset.measured.map_or_else(String::new, |m| format!(
+                    "\nSmolLM2-135M: {:.1} MB, KL {} calibrated, {} without\n",
+                    m.bytes as f64 / 1e6,
+                    m.divergence,
+                    m.uncalibrated
+                ))
             ),
         });
     }

@@ -214,6 +214,13 @@ mod tests {
     }
 
     #[test]
+    fn signs_are_found_one_by_one() {
+        let rotation = Rotation::of(576, 5);
+        let signs = rotation.signs(576);
+        assert!((0..576).all(|i| rotation.sign(i) == signs[i]));
+    }
+
+    #[test]
     fn columns_are_rows_of_the_transpose() {
         let (rows, cols) = (48, 5);
         let rotation = Rotation::of(rows, 3);

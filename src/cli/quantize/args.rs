@@ -56,26 +56,36 @@ pub struct QuantizeArgs {
 /// The types, for the help's end.
 pub fn types() -> String {
     let mut table = Table::new(&["  type", "MB>", "KL>", "without --calib>", "what it is"]);
+    let mut others = Vec::new();
     for preset in PRESETS {
-        let figures = preset.measured.map(|m| {
-            let size = format!("{:.1}", m.bytes as f64 / 1e6);
-            [size, figure(m.divergence), figure(m.uncalibrated)]
-        });
-        let [size, with, without] = figures.unwrap_or_else(|| ["-"; 3].map(str::to_owned));
-        let name = format!("  {}", preset.name);
-        table.row([name, size, with, without, preset.summary.to_owned()]);
+        let Some(measured) = preset.measured else {
+            others.push(preset.name);
+            continue;
+        };
+        table.row([
+            format!("  {}", preset.name),
+            format!("{:.1}", measured.bytes as f64 / 1e6),
+            figure(measured.divergence),
+            figure(measured.uncalibrated),
+            preset.summary.to_owned(),
+        ]);
     }
     format!(
-        "Types, measured on SmolLM2-135M (269 MB in bf16; the text of WikiText-2, 20 windows of 512 tokens):\n\
+        "Types, with size and KL divergence of SmolLM2-135M (269 MB in bf16; WikiText-2, 20 windows of 512 tokens):\n\
          {}\n\
-         Each is a preset of pipelines: `hlrc-opt passes @q4` prints it. q6 to q2 are for .hlrc output; for\n\
-         .onnx take q8 or one of the others, or a pipeline with int4.",
-        table.render()
+         Others: {}. Each is a preset of pipelines: `hlrc-opt passes @q4` prints it. q6 to q2 are for .hlrc\n\
+         output; for .onnx take q8 or one of the others, or a pipeline with int4.",
+        table.render(),
+        others.join(", ")
     )
 }
 
 fn figure(value: f64) -> String {
-    let decimals = if value < 0.1 { 4 } else { 2 };
+    let decimals = match value {
+        v if v < 0.01 => 4,
+        v if v < 1.0 => 3,
+        _ => 2,
+    };
     format!("{value:.decimals$}")
 }
 

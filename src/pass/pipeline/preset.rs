@@ -35,37 +35,37 @@ pub const PRESETS: [Preset; 10] = [
         name: "q8",
         summary: "8-bit codes, embeddings and head too",
         pipeline: "int8,vocabulary(int8)",
-        measured: None,
+        measured: measured(138_752_640, 0.0022, 0.0022),
     },
     Preset {
         name: "q6",
         summary: "trellis codes of 6 bits, embeddings and head of 7",
         pipeline: "trellis{bits=6},vocabulary(trellis{bits=7})",
-        measured: None,
+        measured: measured(104_504_100, 0.0087, 0.023),
     },
     Preset {
         name: "q5",
         summary: "trellis codes of 5 bits, embeddings and head of 6",
         pipeline: "trellis{bits=5},vocabulary(trellis{bits=6})",
-        measured: None,
+        measured: measured(87_694_116, 0.027, 0.068),
     },
     Preset {
         name: "q4",
         summary: "trellis codes of 4 bits, embeddings and head of 5",
         pipeline: "trellis{bits=4},vocabulary(trellis{bits=5})",
-        measured: None,
+        measured: measured(70_884_132, 0.097, 0.235),
     },
     Preset {
         name: "q3",
         summary: "trellis codes of 3 bits, embeddings and head of 4",
         pipeline: "trellis{bits=3},vocabulary(trellis{bits=4})",
-        measured: None,
+        measured: measured(54_074_148, 0.352, 1.09),
     },
     Preset {
         name: "q2",
         summary: "trellis codes of 2 bits, embeddings and head of 3",
         pipeline: "trellis{bits=2},vocabulary(trellis{bits=3})",
-        measured: None,
+        measured: measured(37_264_164, 1.70, 5.24),
     },
     Preset {
         name: "hl4_s",
@@ -92,6 +92,14 @@ pub const PRESETS: [Preset; 10] = [
         measured: None,
     },
 ];
+
+const fn measured(bytes: u64, divergence: f64, uncalibrated: f64) -> Option<Measured> {
+    Some(Measured {
+        bytes,
+        divergence,
+        uncalibrated,
+    })
+}
 
 /// The pipeline with every preset replaced by what it stands for.
 ///

@@ -284,8 +284,11 @@ fn scopes_select_sites() {
     ] {
         assert_eq!(applied(text, &[], &tied), expected);
     }
+    for (site, expected) in [(&query, "a"), (&table, "b"), (&head, "b"), (&tied, "b")] {
+        assert_eq!(applied("a,vocabulary(b)", &[], site), expected);
+    }
     let overrides = ["q_proj=int8", "re:proj=none", "layers[3]=@q4,x"];
-    assert_eq!(applied("a", &overrides, &query), "int4{group=32},x");
+    assert_eq!(applied("a", &overrides, &query), "trellis{bits=4},x");
     assert_eq!(applied("a", &overrides, &down), "");
     assert_eq!(applied("a", &["lm_head=int8"], &head), "int8");
 }
@@ -301,7 +304,10 @@ fn scopes_must_match() {
             .expect("compiles")
             .check_matches(&sites)
     };
-    assert_eq!(check("layers[3](a),default(b),attn(c)"), Ok(()));
+    assert_eq!(
+        check("layers[3](a),default(b),attn(c),vocabulary(d)"),
+        Ok(())
+    );
     for (text, help) in [
         ("layers[40-](a)", "layers 3 to 9"),
         ("embedings(a)", "did you mean `embeddings`"),
