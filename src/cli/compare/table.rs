@@ -71,7 +71,10 @@ fn cells(row: &Row) -> [String; 8] {
         row.target.clone(),
         row.way.clone(),
         figure(row.bits_per_weight, 3),
-        row.bytes.to_string(),
+        match row.refused {
+            None => row.bytes.to_string(),
+            Some(_) => "-".to_string(),
+        },
         figure(row.expected, 4),
         measured,
         quality,
