@@ -71,10 +71,10 @@ pub fn types() -> String {
         ]);
     }
     format!(
-        "Types, with size and KL divergence of SmolLM2-135M (269 MB in bf16; WikiText-2, 20 windows of 512 tokens):\n\
+        "Types, with size and KL divergence of SmolLM2-135M (269 MB in bf16) on WikiText-2:\n\
          {}\n\
-         Others: {}. Each is a preset of pipelines: `hlrc-opt passes @q4` prints it. q6 to q2 are for .hlrc\n\
-         output; for .onnx take q8 or one of the others, or a pipeline with int4.",
+         Others: {}. Each is a preset of pipelines: `hlrc-opt passes @q4`\n\
+         prints it. q6 to q2 are for .hlrc output; for .onnx take q8 or one of the others.",
         table.render(),
         others.join(", ")
     )
