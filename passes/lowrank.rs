@@ -5,26 +5,35 @@
 //! bisected along its longer side first and every leaf gets factors of its own, as in HLRC: that
 //! follows structure that is local.
 //!
+//! With statistics (`--calib`) the factors are those that leave the least error of the outputs on the
+//! inputs that were seen, SVD(W H^½) H^-½ with H = Σ x xᵀ; of a leaf, by its own inputs alone. Behind a
+//! quantizer (`int4{method=gptq},lowrank`) they take up what that has lost, where they hold more than in
+//! front of it; `refine` then lets both settle.
+//!
 //! Before: `linear %x { dense(@w) }`
 //! After:  `linear %x { low_rank(int8(@w.u, @w.u_scales), int8(@w.v, @w.v_scales), r=32) +
 //! dense(@rest) }`; the rest goes to the next pass, and is dropped where none follows
 //! (`residual=keep` stores it).
 //!
 //! Cost: exact, one SVD of every leaf; randomized, 2 + 2·power_iterations products with a matrix of
-//! rank + oversampling columns. Memory: the matrix in f32 and the sketches.
+//! rank + oversampling columns; in a metric, in³ / 3 and 2 · out · in² more. Memory: the matrix in f32 and
+//! the sketches; in a metric, the matrix again and in² floats.
 //! Source: N. Halko, P.-G. Martinsson, J. Tropp, "Finding structure with randomness", SIAM Review
-//! 53 (2011).
+//! 53 (2011); the metric as in C. Zhang et al., "QERA", arXiv 2410.06040.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::shared::entry::pass_entry;
 use super::shared::factors::{FactorsOption, ResidualOption, percent};
+use super::shared::gptq::say_conditioning;
+use super::shared::metric::{DAMP, MetricOption, calibration, check_damp, metric_bytes, moment_of};
+use crate::numeric::hessian::whitened_leaves;
 use crate::numeric::lowrank::svd::EXACT_BELOW;
 use crate::numeric::lowrank::{Decomposition, Method, Options as SvdOptions, Rank, hierarchy};
 use crate::pass::terms::TermData;
 use crate::pass::{
-    Access, MatrixPass, Pass, PassError, Peel, Peeled, Remark, RemarkKind, Residual,
+    Access, Calibration, MatrixPass, Pass, PassError, Peel, Peeled, Remark, RemarkKind, Residual,
 };
 
 /// Options of `lowrank`.
@@ -60,6 +69,11 @@ pub struct Lowrank {
     /// Power iterations of the randomized algorithm.
     #[schemars(range(max = 16))]
     pub power_iterations: u32,
+    /// In which metric: of the outputs on the inputs that were seen (`inputs`, which needs `--calib`) or
+    /// of the weights. Default: `inputs` where there are statistics.
+    pub metric: Option<MetricOption>,
+    /// With `inputs`: damping of the second moments, as a fraction of their mean diagonal.
+    pub damp: f64,
 }
 
 /// Which algorithm.
@@ -88,6 +102,8 @@ impl Default for Lowrank {
             method: MethodOption::Auto,
             oversampling: svd.oversampling as u32,
             power_iterations: svd.power_iterations as u32,
+            metric: None,
+            damp: DAMP,
         }
     }
 }
@@ -102,6 +118,7 @@ impl Lowrank {
         if self.max_rank.is_some() && self.energy.is_none() {
             return Err(PassError::new("`max_rank` bounds `energy`; give that too"));
         }
+        check_damp(self.damp)?;
         Ok(Pass::Matrix(Box::new(self)))
     }
 
@@ -148,7 +165,7 @@ impl Lowrank {
         }
     }
 
-    fn remark(&self, peel: &mut Peel<'_>, done: &Decomposition) {
+    fn remark(&self, peel: &mut Peel<'_>, done: &Decomposition, in_metric: bool) {
         let (term, site) = (&done.low_rank, peel.site);
         let (most, short) = (term.max_rank(), peel.rows.min(peel.cols));
         let held = percent(done.kept / done.total);
@@ -173,7 +190,19 @@ impl Lowrank {
             1 => format!("rank {most} holds"),
             _ => format!("ranks up to {most} hold"),
         };
-        let text = format!("{ranks} {held} of the energy for {bits:.3} bits per weight");
+        let text = match (in_metric, peel.moments) {
+            (true, _) => {
+                let error = ((done.total - done.kept).max(0.0) / done.total).sqrt();
+                format!(
+                    "{ranks} {held} of the outputs' energy for {bits:.3} bits per weight: error {error:.2e} \
+                     on the inputs that were seen"
+                )
+            }
+            (false, Some(_)) => format!(
+                "{ranks} {held} of the energy for {bits:.3} bits per weight, by the weights alone"
+            ),
+            (false, None) => format!("{ranks} {held} of the energy for {bits:.3} bits per weight"),
+        };
         let passed = Remark::new(RemarkKind::Passed, site, text);
         peel.remarks.push(passed);
     }
@@ -186,6 +215,10 @@ impl MatrixPass for Lowrank {
 
     fn residual(&self) -> Residual {
         ResidualOption::or_drop(self.residual)
+    }
+
+    fn calibration(&self) -> Calibration {
+        calibration(self.metric)
     }
 
     fn workspace_bytes(&self, rows: u64, cols: u64) -> u64 {
@@ -205,7 +238,16 @@ impl MatrixPass for Lowrank {
         };
         let leaves = 1u64 << self.depth.div_ceil(2).min(16);
         let factors = sides.saturating_mul(rank).saturating_mul(2 * leaves);
-        svd.saturating_add(factors).saturating_mul(4)
+        let whitened = match metric_bytes(self.metric, cols) {
+            0 => 0,
+            moments => rows
+                .saturating_mul(cols)
+                .saturating_mul(12)
+                .saturating_add(moments),
+        };
+        svd.saturating_add(factors)
+            .saturating_mul(4)
+            .saturating_add(whitened)
     }
 
     fn nanos(&self, rows: u64, cols: u64) -> f64 {
@@ -235,15 +277,25 @@ impl MatrixPass for Lowrank {
         let rank = self.rank(rows as u64, cols as u64);
         let options = self.svd_options(peel.seed);
         let (depth, format) = (self.depth as usize, self.factors.format());
-        let done = hierarchy::decompose(peel.residual, rows, cols, depth, rank, &options, format)
-            .map_err(PassError::new)?;
+        let moment = moment_of(peel, self.metric)?;
+        let done = match &moment {
+            Some(h) => {
+                let (shape, damp) = ((rows, cols), self.damp);
+                let (done, conditioning) =
+                    whitened_leaves(peel.residual, shape, h, damp, depth, rank, &options, format)?;
+                say_conditioning(peel, &conditioning);
+                done
+            }
+            None => hierarchy::decompose(peel.residual, rows, cols, depth, rank, &options, format)
+                .map_err(PassError::new)?,
+        };
         if done.low_rank.max_rank() == 0 {
             let text = "nothing is left to factor: the residual is zero, or the energy asked for";
             peel.remarks.push(Remark::missed(peel.site, text));
             return Ok(Peeled::nothing());
         }
         done.low_rank.subtract_from(peel.residual);
-        self.remark(peel, &done);
+        self.remark(peel, &done, moment.is_some());
         let term = TermData::LowRank(done.low_rank);
         Ok(Peeled {
             note: term.label(),

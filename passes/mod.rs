@@ -18,6 +18,7 @@ pub mod lowrank;
 pub mod multilevel;
 pub mod outlier;
 pub mod raise;
+pub mod refine;
 pub mod rotate;
 pub mod shared;
 pub mod trellis;
@@ -36,6 +37,7 @@ pub const ALL: &[PassEntry] = &[
     multilevel::ENTRY,
     outlier::ENTRY,
     raise::ENTRY,
+    refine::ENTRY,
     rotate::ENTRY,
     trellis::ENTRY,
 ];

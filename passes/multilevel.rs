@@ -5,6 +5,8 @@
 //! near the diagonal gets what a flat term would spend on all of the matrix. With `energy` triplets are
 //! taken in that order until they hold the share of the energy.
 //!
+//! It chooses by the weights alone, whatever statistics there are.
+//!
 //! Before: `linear %x { dense(@w) }`
 //! After:  `linear %x { low_rank(int8(@w.u, @w.u_scales), int8(@w.v, @w.v_scales),
 //! blocks=[(0+576, 0+576, r=20), (0+288, 0+288, r=9), (288+288, 288+288, r=4)]) + dense(@rest) }`;
@@ -119,6 +121,10 @@ impl Multilevel {
         );
         let passed = Remark::new(RemarkKind::Passed, peel.site, text);
         peel.remarks.push(passed);
+        if peel.moments.is_some() {
+            let text = "chosen by the weights alone; `lowrank` uses statistics";
+            peel.remarks.push(Remark::analysis(peel.site, text));
+        }
         if let Some(energy) = self.energy.filter(|_| !done.reached) {
             let text = format!(
                 "holds {held} of the energy with ranks up to {}, not the {} asked for; raise max_rank",

@@ -2,24 +2,31 @@
 //!
 //! A group's scale follows its largest entry, so a few large ones cost all their neighbours
 //! precision. Where a quantizer follows, entries are taken by what it gains from their absence;
-//! else by magnitude.
+//! else by magnitude. With statistics (`--calib`) an entry's error counts by what it costs on the inputs
+//! that were seen: once the others have made up for it where the quantizer has error feedback, else by
+//! itself. Whole columns, and what is taken by magnitude, are chosen by the weights alone.
 //!
 //! Before: `linear %x { dense(@w) }`
 //! After:  `linear %x { sparse(@w.values, @w.columns, @w.offsets, nnz=1659) + dense(@rest) }`, or
 //! `columns(@w.columns, @w.values, count=3)`; the rest goes to the next pass, and is dropped where
 //! none follows (`residual=keep` stores it).
 //!
-//! Cost: a selection in linear time; by saving, five to ten times the quantizer's own. An entry takes 4
+//! Cost: a selection in linear time; by saving, five to ten times the quantizer's own, with statistics
+//! twice that and in³ / 2. An entry takes 4
 //! bytes (6 above 65536 columns), a row 4, a column 2 per row.
 //! Source: T. Dettmers et al., "SpQR", arXiv 2306.03078; S. Kim et al., "SqueezeLLM", arXiv
-//! 2306.07629. Both weigh by calibration data; this pass needs none.
+//! 2306.07629.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::shared::entry::pass_entry;
 use super::shared::factors::{ResidualOption, percent};
+use super::shared::gptq::say_conditioning;
+use super::shared::metric::{DAMP, MetricOption, calibration, check_damp, metric_bytes, moment_of};
+use crate::numeric::Group;
 use crate::numeric::Sparse;
+use crate::numeric::hessian::{Metric, Order, outliers};
 use crate::numeric::matrix::norm2;
 use crate::numeric::sparse::{
     column_energies, column_savings, density_count, select_above, select_by_magnitude,
@@ -27,11 +34,12 @@ use crate::numeric::sparse::{
 };
 use crate::pass::terms::TermData;
 use crate::pass::{
-    Access, MatrixPass, Pass, PassError, Peel, Peeled, Quantizer, Remark, RemarkKind, Residual,
+    Access, Calibration, MatrixPass, Pass, PassError, Peel, Peeled, Quantizer, Remark, RemarkKind,
+    Residual,
 };
 
 /// Options of `outlier`.
-#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Outlier {
     /// Share of the entries (of the columns) that is taken, as a fraction (0.005) or in percent
@@ -51,6 +59,27 @@ pub struct Outlier {
     pub columns: bool,
     /// What becomes of the rest. Default: kept where a later pass takes it up, else dropped.
     pub residual: Option<ResidualOption>,
+    /// What counts as error where entries are taken by saving: that of the outputs on the inputs that
+    /// were seen (`inputs`, which needs `--calib`) or that of the weights. Default: `inputs` where there
+    /// are statistics.
+    pub metric: Option<MetricOption>,
+    /// With `inputs`: damping of the second moments, as a fraction of their mean diagonal.
+    pub damp: f64,
+}
+
+impl Default for Outlier {
+    fn default() -> Self {
+        Self {
+            density: None,
+            sigma: None,
+            count: None,
+            by: None,
+            columns: false,
+            residual: None,
+            metric: None,
+            damp: DAMP,
+        }
+    }
 }
 
 /// What is taken first.
@@ -81,7 +110,18 @@ impl Outlier {
             let text = "`sigma` selects by magnitude; give a density with `by=saving`";
             return Err(PassError::new(text));
         }
+        if self.metric == Some(MetricOption::Inputs) && self.chooses_by_weights() {
+            let text =
+                "`metric=inputs` is for entries by saving, not for columns, `sigma` or magnitude";
+            return Err(PassError::new(text));
+        }
+        check_damp(self.damp)?;
         Ok(Pass::Matrix(Box::new(self)))
+    }
+
+    /// Whether nothing but the weights can say what is taken.
+    fn chooses_by_weights(&self) -> bool {
+        self.columns || self.sigma.is_some() || self.by == Some(ByOption::Magnitude)
     }
 
     /// Share that is taken of `n` entries or columns, unless sigma decides.
@@ -114,6 +154,19 @@ impl Outlier {
             (None, None) => select_by_magnitude(peel.residual, share),
             (None, Some(q)) => {
                 let (rows, cols) = (peel.rows, peel.cols);
+                if let Some(costs) = self.costs(peel, q)? {
+                    let (scheme, group, method) = (q.scheme, q.group, q.method);
+                    let found =
+                        outliers(peel.residual, rows, &costs, share, scheme, group, method)?;
+                    let text = match q.feedback {
+                        true => {
+                            "taken by what they save on the inputs that were seen, behind error feedback"
+                        }
+                        false => "taken by what they save on the inputs that were seen",
+                    };
+                    peel.remarks.push(Remark::analysis(peel.site, text));
+                    return Ok(found);
+                }
                 select_by_saving(
                     peel.residual,
                     rows,
@@ -126,6 +179,21 @@ impl Outlier {
             }
         };
         chosen.map_err(PassError::new)
+    }
+
+    /// What a squared error of each input costs, where statistics say so.
+    fn costs(&self, peel: &mut Peel<'_>, q: Quantizer) -> Result<Option<Vec<f64>>, PassError> {
+        let by_rows = q.group != Group::Column;
+        let Some(h) = moment_of(peel, self.metric)?.filter(|_| by_rows) else {
+            return Ok(None);
+        };
+        let made = Metric::with_feedback(&h, peel.cols, self.damp, Order::Natural)?;
+        let (metric, feedback, conditioning) = made;
+        say_conditioning(peel, &conditioning);
+        Ok(Some(match q.feedback {
+            true => feedback.leave_one_out(),
+            false => metric.diagonal(),
+        }))
     }
 
     fn whole_columns(&self, peel: &mut Peel<'_>) -> Result<Vec<u32>, PassError> {
@@ -164,13 +232,24 @@ impl MatrixPass for Outlier {
         ResidualOption::or_drop(self.residual)
     }
 
+    fn calibration(&self) -> Calibration {
+        match self.chooses_by_weights() {
+            true => Calibration::Unused,
+            false => calibration(self.metric),
+        }
+    }
+
     fn workspace_bytes(&self, rows: u64, cols: u64) -> u64 {
         let entries = rows.saturating_mul(cols);
         let share = self.share(usize::try_from(entries).unwrap_or(usize::MAX));
         // A key per entry by magnitude; by saving, offers of 16 bytes: four times the share and two
         // of each group; then flat indices.
         let per_entry = 4.0f64.max(16.0 * (4.0 * share + 0.1).min(1.0)) + 8.0 * share;
-        (entries as f64 * per_entry) as u64
+        let moments = match self.chooses_by_weights() {
+            true => 0,
+            false => metric_bytes(self.metric, cols),
+        };
+        ((entries as f64 * per_entry) as u64).saturating_add(moments)
     }
 
     fn nanos(&self, rows: u64, cols: u64) -> f64 {

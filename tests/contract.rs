@@ -51,11 +51,13 @@ fn peel(pass: &dyn MatrixPass, residual: &mut [f32], rows: usize, cols: usize) -
             scheme: Scheme::symmetric(4),
             group: Group::Size(32),
             method: ScaleMethod::AbsMax,
+            feedback: false,
         }),
         quantized_later: true,
         moments: None,
         rotation: &mut rotation,
         rotation_seed: 0,
+        earlier: Vec::new(),
         remarks: &mut remarks,
     };
     let mut peeled = pass.peel(&mut peel).expect("a pass that works");

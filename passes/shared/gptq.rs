@@ -72,6 +72,7 @@ impl MatrixPass for Gptq {
             scheme,
             group,
             method,
+            ..
         } = self.quantizer;
         let options = GptqOptions {
             scales: method,

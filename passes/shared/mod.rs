@@ -3,5 +3,6 @@
 pub mod entry;
 pub mod factors;
 pub mod gptq;
+pub mod metric;
 pub mod quantize;
 pub mod walk;

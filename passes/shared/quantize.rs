@@ -111,6 +111,7 @@ impl<const BITS: u8> Options<BITS> {
                 ScaleOption::Absmax => ScaleMethod::AbsMax,
                 ScaleOption::Lsq => ScaleMethod::Lsq,
             },
+            feedback: self.method == MethodOption::Gptq,
         };
         if self.method == MethodOption::Rtn {
             return Ok(Pass::Matrix(Box::new(Quantize(quantizer))));
@@ -190,6 +191,7 @@ impl MatrixPass for Quantize {
             scheme,
             group,
             method,
+            ..
         } = self.0;
         let (rows, cols) = (peel.rows, peel.cols);
         let done = quantize(peel.residual, rows, cols, scheme, group, method);
@@ -205,6 +207,7 @@ impl MatrixPass for Quantize {
             scheme,
             group,
             method,
+            ..
         } = self.0;
         if group == Group::Column {
             return None;

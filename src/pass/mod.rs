@@ -152,6 +152,8 @@ pub struct Quantizer {
     pub group: Group,
     /// How scales are chosen.
     pub method: ScaleMethod,
+    /// Whether errors make up for each other on the inputs that were seen.
+    pub feedback: bool,
 }
 
 /// A matrix, or some of its rows, in the hands of a pass.
@@ -177,8 +179,19 @@ pub struct Peel<'a> {
     pub rotation: &'a mut Option<Rotation>,
     /// Seed of rotations: of the run, so that matrices that share an input share its rotation.
     pub rotation_seed: u64,
+    /// Terms that passes before this one have made of this matrix in the same run, in order; a pass that
+    /// changes one keeps the sum of terms and residual.
+    pub earlier: Vec<Earlier<'a>>,
     /// Remarks about this site.
     pub remarks: &'a mut Vec<Remark>,
+}
+
+/// A term of an earlier pass, and that pass.
+pub struct Earlier<'a> {
+    /// The pass.
+    pub pass: &'a dyn MatrixPass,
+    /// Its term.
+    pub term: &'a mut TermData,
 }
 
 /// What a pass took out.

@@ -6,7 +6,9 @@
 
 use super::whitened::{whiten, whitened_svd_of};
 use super::{Feedback, GptqOptions, HessianError, Metric, Order, gptq};
-use crate::numeric::lowrank::{Block, Factor, FactorFormat, LowRank, LowRankError, Options, Side};
+use crate::numeric::lowrank::{
+    Block, Decomposition, Factor, FactorFormat, LowRank, LowRankError, Options, Rank, Side,
+};
 use crate::numeric::matrix::{Matrix, norm2};
 use faer::linalg::matmul::matmul;
 use faer::linalg::solvers::Solve;
@@ -35,6 +37,20 @@ pub fn whitened_low_rank(
     format: FactorFormat,
     options: &Options,
 ) -> Result<(LowRank, f64), HessianError> {
+    let rank = Rank::Fixed(rank);
+    let done = whitened_term(e, rows, (metric, feedback), rank, format, options)?;
+    Ok((done.low_rank, done.total - done.kept))
+}
+
+/// [`whitened_low_rank`] of any kind of rank; energies are damped objectives.
+pub(super) fn whitened_term(
+    e: &[f32],
+    rows: usize,
+    (metric, feedback): (&Metric, &Feedback),
+    rank: Rank,
+    format: FactorFormat,
+    options: &Options,
+) -> Result<Decomposition, HessianError> {
     metric.check(e, rows)?;
     if feedback.n() != metric.n() {
         let (cols, n) = (feedback.n(), metric.n());
@@ -56,13 +72,20 @@ pub fn whitened_low_rank(
             rank: found.rank,
         },
     };
+    let (total, reached) = (found.total, found.reached);
+    let finish = |(low_rank, left): (LowRank, f64)| Decomposition {
+        low_rank,
+        total,
+        kept: total - left,
+        reached,
+    };
     if found.rank == 0 {
         let term = problem.term(Factor::F32(Vec::new()), Factor::F32(Vec::new()))?;
-        return Ok((term, found.total));
+        return Ok(finish((term, found.total)));
     }
     if format == FactorFormat::F32 {
         let term = problem.term(Factor::F32(found.u), Factor::F32(found.v))?;
-        return Ok((term, (found.total - found.kept).max(0.0)));
+        return Ok(finish((term, (found.total - found.kept).max(0.0))));
     }
     let mut best = problem.round(found.v)?;
     let (u, _) = best.0.decode_factors();
@@ -70,7 +93,7 @@ pub fn whitened_low_rank(
     if next.1 < best.1 {
         best = next;
     }
-    Ok(best)
+    Ok(finish(best))
 }
 
 /// A term that is being rounded.

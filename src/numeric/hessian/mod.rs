@@ -8,7 +8,8 @@
 //! - [`ldlq()`]: the same feedback in blocks of columns for any other quantizer,
 //!   and [`water_fill`], which spreads bits over the blocks;
 //! - [`whitened_svd`]: the low-rank term that lowers the objective most, and
-//!   [`whitened_low_rank`], its factors in a stored format;
+//!   [`whitened_low_rank`], its factors in a stored format, and
+//!   [`whitened_leaves`] over a hierarchy of blocks;
 //! - [`refine()`]: quantizer and factors by turns, never worse;
 //! - [`outliers()`]: entries that a quantizer had better leave alone.
 //!
@@ -24,6 +25,7 @@ mod factors;
 mod feedback;
 mod gptq;
 mod ldlq;
+mod leaves;
 mod objective;
 mod outliers;
 mod refine;
@@ -34,6 +36,7 @@ pub use factors::whitened_low_rank;
 pub use feedback::{Blocks, Feedback, Order};
 pub use gptq::{Gptq, GptqOptions, gptq};
 pub use ldlq::ldlq;
+pub use leaves::whitened_leaves;
 pub use objective::{damped_objective, objective, relative_objective, row_objectives};
 pub use outliers::outliers;
 pub use refine::{RefineOptions, Refined, refine};

@@ -26,6 +26,8 @@ pub struct Whitened {
     pub total: f64,
     /// What the term takes off it.
     pub kept: f64,
+    /// Whether the energy asked for was reached (true for fixed ranks).
+    pub reached: bool,
 }
 
 /// The rank-`r` term `u · v` nearest to `e` `[rows, n]` in the damped metric.
@@ -45,18 +47,18 @@ pub fn whitened_svd(
 ) -> Result<Whitened, HessianError> {
     check_shape(rows, feedback.n(), e.len())?;
     let white = whiten(e, rows, feedback);
-    whitened_svd_of(white.view(), feedback, rank, options)
+    whitened_svd_of(white.view(), feedback, Rank::Fixed(rank), options)
 }
 
 /// [`whitened_svd`] of `E C`.
 pub(super) fn whitened_svd_of(
     white: MatRef,
     feedback: &Feedback,
-    rank: usize,
+    rank: Rank,
     options: &Options,
 ) -> Result<Whitened, HessianError> {
-    let svd = truncated(white, Rank::Fixed(rank), options)?;
-    let (rank, total, kept) = (svd.rank(), svd.total, svd.kept);
+    let svd = truncated(white, rank, options)?;
+    let (rank, total, kept, reached) = (svd.rank(), svd.total, svd.kept, svd.reached);
     let (u, white_v) = Svd::into_factors(svd);
     let v = unwhiten(white_v, rank, feedback);
     Ok(Whitened {
@@ -65,6 +67,7 @@ pub(super) fn whitened_svd_of(
         rank,
         total,
         kept,
+        reached,
     })
 }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::ir::Rotation;
 use crate::numeric::matrix;
 use crate::pass::terms::TermData;
-use crate::pass::{MatrixPass, Moments, Peel, Quantizer, Remark, Residual, Stored};
+use crate::pass::{Earlier, MatrixPass, Moments, Peel, Quantizer, Remark, Residual, Stored};
 use crate::weights::{DType, MatrixView};
 
 /// A site as the workers see it.
@@ -100,6 +100,11 @@ pub(super) fn run(job: &Job<'_>, rows: Range<usize>) -> Result<UnitResult, UnitE
     let mut rotation = None;
     for (index, &(step, pass)) in job.passes.iter().enumerate() {
         let began = Instant::now();
+        let passes = job.passes.iter().zip(&mut result.steps);
+        let earlier = passes.filter_map(|((_, pass), step)| {
+            let (pass, term) = (*pass, step.term.as_mut()?);
+            Some(Earlier { pass, term })
+        });
         let mut peel = Peel {
             site: job.name,
             rows: rows.len(),
@@ -115,6 +120,7 @@ pub(super) fn run(job: &Job<'_>, rows: Range<usize>) -> Result<UnitResult, UnitE
             moments: job.moments.as_ref(),
             rotation: &mut rotation,
             rotation_seed: job.rotation_seed,
+            earlier: earlier.collect(),
             remarks: &mut result.remarks,
         };
         let before = peel.remarks.len();

@@ -1,0 +1,86 @@
+//! In which metric `lowrank`, `outlier` and `refine` choose.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::numeric::hessian::HessianError;
+use crate::pass::{Calibration, PassError, Peel};
+
+/// In which metric terms are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum MetricOption {
+    /// Least squared error of the outputs on the inputs that were seen; needs `--calib`.
+    Inputs,
+    /// Least squared error of the weights.
+    Weights,
+}
+
+/// Damping where nothing is said.
+pub const DAMP: f64 = 0.01;
+
+/// What a pass with this option does with statistics.
+pub fn calibration(option: Option<MetricOption>) -> Calibration {
+    match option {
+        None => Calibration::Used,
+        Some(MetricOption::Inputs) => Calibration::Needed,
+        Some(MetricOption::Weights) => Calibration::Unused,
+    }
+}
+
+/// Checks a damping.
+///
+/// # Errors
+/// It is no fraction.
+pub fn check_damp(damp: f64) -> Result<(), PassError> {
+    match (0.0..=1.0).contains(&damp) {
+        true => Ok(()),
+        false => Err(PassError::new(format!("damp={damp}: use 0 to 1"))),
+    }
+}
+
+/// The metric that the option asks for, `[cols, cols]`, in the matrix's own coordinates: second moments
+/// of the inputs, or their diagonal where that is all that is known. `None`: that of the weights.
+///
+/// # Errors
+/// It is asked for, but there are no statistics.
+pub fn moment_of(
+    peel: &Peel<'_>,
+    option: Option<MetricOption>,
+) -> Result<Option<Vec<f32>>, PassError> {
+    let moments = peel
+        .moments
+        .filter(|_| option != Some(MetricOption::Weights));
+    let Some(moments) = moments else {
+        return match option {
+            Some(MetricOption::Inputs) => Err(PassError::new(
+                "metric=inputs needs second moments of the inputs: --calib with text, or with a file of \
+                 `hlrc-opt calibrate`",
+            )),
+            _ => Ok(None),
+        };
+    };
+    if let Some(h) = &moments.hessian {
+        return Ok(Some(h.clone()));
+    }
+    let n = moments.diagonal.len();
+    let mut h = vec![0f32; n * n];
+    for (at, d) in moments.diagonal.iter().enumerate() {
+        h[at * (n + 1)] = *d;
+    }
+    Ok(Some(h))
+}
+
+/// Memory for the moments, their factor and its scratch.
+pub fn metric_bytes(option: Option<MetricOption>, cols: u64) -> u64 {
+    match option {
+        Some(MetricOption::Weights) => 0,
+        _ => cols.saturating_mul(cols).saturating_mul(4 * 6),
+    }
+}
+
+impl From<HessianError> for PassError {
+    fn from(error: HessianError) -> Self {
+        PassError::new(error)
+    }
+}
