@@ -166,9 +166,12 @@ impl MatrixPass for Refine {
             },
             iterations: self.iters as usize,
         };
-        let done = by_turns(&target, rows, &metric, &feedback, &options, |left| {
-            quantize(peel, found.quantized, left)
-        })?;
+        let start = match &*peel.earlier[found.low_rank].term {
+            TermData::LowRank(low_rank) => Some(low_rank),
+            _ => None,
+        };
+        let again = |left: &[f32]| quantize(peel, found.quantized, left);
+        let done = by_turns(&target, rows, &metric, &feedback, &options, start, again)?;
         let error = |objective: &f64| format!("{:.3e}", (objective / total).sqrt());
         let turns: Vec<String> = done.objectives.iter().map(error).collect();
         let which = match known {

@@ -233,7 +233,7 @@ fn check_calibration(args: &OptArgs, schedule: &Schedule) -> Result<(), Failure>
     if find(&[Calibration::Needed, Calibration::Used]).is_none() {
         let what = "--calib would have no effect: no pass of the pipeline uses statistics";
         return Err(Failure::new(Exit::Usage, what).help(
-            "`trellis` does, and `int4{method=gptq}`; `hlrc-opt passes NAME` says what a pass uses",
+            "`trellis`, `int4{method=gptq}`, `lowrank` and `outlier` do; `hlrc-opt passes NAME` says what a pass uses",
         ));
     }
     Ok(())

@@ -33,9 +33,9 @@ pub struct Refined<Code> {
 /// Approximates `w` `[rows, n]` by a quantized and a low-rank term, by turns.
 ///
 /// `quantize` gets what is left of `w` for it and returns its result and what
-/// that decodes to, `[rows, n]`. The first time it gets all of `w`. An iteration
-/// that doesn't lower the objective is undone and is the last. The scheme is that
-/// of LoftQ (Li et al., ICLR 2024) and CALDERA (Saha et al., 2024), in the metric.
+/// that decodes to, `[rows, n]`. The first time it gets what `start` leaves, or all
+/// of `w`. An iteration that doesn't lower the objective is undone and is the last.
+/// The scheme is that of LoftQ (Li et al., ICLR 2024) and CALDERA (Saha et al., 2024), in the metric.
 ///
 /// # Errors
 /// What `quantize` and [`whitened_low_rank`] return; no iterations.
@@ -48,11 +48,15 @@ pub fn refine<Code, Error: From<HessianError>>(
     metric: &Metric,
     feedback: &Feedback,
     options: &RefineOptions,
+    start: Option<&LowRank>,
     mut quantize: impl FnMut(&[f32]) -> Result<(Code, Vec<f32>), Error>,
 ) -> Result<Refined<Code>, Error> {
     metric.check(w, rows)?;
     let mut best: Option<Refined<Code>> = None;
     let mut target = w.to_vec();
+    if let Some(start) = start {
+        start.subtract_from(&mut target);
+    }
     let mut objectives = Vec::new();
     for _ in 0..options.iterations.max(1) {
         let (code, decoded) = quantize(&target)?;

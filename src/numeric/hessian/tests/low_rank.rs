@@ -156,7 +156,7 @@ fn turns_never_raise_the_objective() {
             svd: exact(),
             iterations,
         };
-        refine(&w, rows, &metric, &feedback, &options, |target| {
+        refine(&w, rows, &metric, &feedback, &options, None, |target| {
             let mut left = target.to_vec();
             let plain = GptqOptions {
                 scales: ScaleMethod::Lsq,
