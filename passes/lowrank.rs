@@ -30,7 +30,9 @@ use super::shared::gptq::say_conditioning;
 use super::shared::metric::{DAMP, MetricOption, calibration, check_damp, metric_bytes, moment_of};
 use crate::numeric::hessian::whitened_leaves;
 use crate::numeric::lowrank::svd::EXACT_BELOW;
-use crate::numeric::lowrank::{Decomposition, Method, Options as SvdOptions, Rank, hierarchy};
+use crate::numeric::lowrank::{
+    Block, Decomposition, Method, Options as SvdOptions, Rank, Side, hierarchy,
+};
 use crate::pass::terms::TermData;
 use crate::pass::{
     Access, Calibration, MatrixPass, Pass, PassError, Peel, Peeled, Remark, RemarkKind, Residual,
@@ -208,6 +210,11 @@ impl Lowrank {
     }
 }
 
+/// Whether bytes of factors can be counted without overflow.
+fn sides_fit(rows: u64, cols: u64, rank: u64) -> bool {
+    rows.saturating_add(cols).saturating_mul(rank.max(1)) < 1 << 48
+}
+
 impl MatrixPass for Lowrank {
     fn access(&self) -> Access {
         Access::Whole
@@ -262,6 +269,18 @@ impl MatrixPass for Lowrank {
 
     fn term_bytes(&self, rows: u64, cols: u64) -> u64 {
         let rank = self.rank(rows, cols).max() as u64;
+        // Exact where it can be, so that a target wastes none.
+        if self.depth == 0 && self.energy.is_none() && sides_fit(rows, cols, rank) {
+            let block = Block {
+                row0: 0,
+                rows: rows as usize,
+                col0: 0,
+                cols: cols as usize,
+                rank: rank as usize,
+            };
+            let format = self.factors.format();
+            return (format.bytes(Side::U, &block) + format.bytes(Side::V, &block)) as u64;
+        }
         let leaves = 1u64 << self.depth.div_ceil(2).min(16);
         self.factors
             .bytes(rows.saturating_add(cols), rank.saturating_mul(leaves))

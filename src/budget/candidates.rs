@@ -19,9 +19,9 @@ pub enum Family {
     Int,
     /// Sparse outliers in front of integers.
     OutlierInt,
-    /// Low rank in front of integers.
+    /// Integers, low rank behind them, both refined.
     LowRankInt,
-    /// Low rank and sparse outliers in front of integers.
+    /// Sparse outliers in front of integers, low rank behind them, both refined.
     LowRankOutlierInt,
     /// `trellis`, 1.5 to 7 bits in quarter steps.
     Trellis,
@@ -70,12 +70,18 @@ pub struct Candidate {
 
 /// Bits at which trellises are tried; between them errors are interpolated.
 const TRIED: [f64; 5] = [2.0, 3.0, 4.0, 5.0, 6.0];
-/// Terms in front of a quantizer.
-const OUTLIERS: [&str; 2] = ["outlier{density=0.5%}", "outlier{density=2%}"];
-const LOW_RANK: [&str; 2] = ["lowrank{rank=16}", "lowrank{rank=64}"];
-const BOTH: [&str; 2] = [
-    "lowrank{rank=16},outlier{density=0.5%}",
-    "lowrank{rank=32},outlier{density=1%}",
+/// Terms in front of a quantizer and behind it. Low rank takes up what integers have lost; codes of a
+/// trellis are of the rotated matrix, where it has to go in front.
+type Beside = [(&'static str, &'static str); 2];
+const OUTLIERS: Beside = [("outlier{density=0.5%},", ""), ("outlier{density=2%},", "")];
+const LOW_RANK: Beside = [
+    ("", ",lowrank{rank=16},refine"),
+    ("", ",lowrank{rank=64},refine"),
+];
+const LOW_RANK_IN_FRONT: Beside = [("lowrank{rank=16},", ""), ("lowrank{rank=64},", "")];
+const BOTH: Beside = [
+    ("outlier{density=0.5%},", ",lowrank{rank=16},refine"),
+    ("outlier{density=1%},", ",lowrank{rank=32},refine"),
 ];
 
 /// The candidates of some families. `trellis` gives the pass's text at some bits; integers use error
@@ -95,12 +101,12 @@ pub fn candidates(
         trellis: None,
     };
     let ints = [2, 3, 4, 8].into_iter().flat_map(|b| [(b, 128), (b, 32)]);
-    // What is left behind other terms is small in 8 bits whatever they took.
-    let behind_int = [2, 3, 4].map(|bits| int(bits, 64));
-    let behind_trellis = [2.0, 3.0, 4.0].map(trellis);
+    // What is left beside other terms is small in 8 bits whatever they took.
+    let beside_int = [2, 3, 4].map(|bits| int(bits, 64));
+    let beside_trellis = [2.0, 3.0, 4.0].map(trellis);
     let mut out = Vec::new();
     for &family in families {
-        let (fronts, quantizers) = match family {
+        let (beside, quantizers) = match family {
             Family::Trellis => {
                 out.extend(steps().map(|bits| Candidate {
                     family,
@@ -113,14 +119,14 @@ pub fn candidates(
                 out.extend(ints.clone().map(|(b, g)| plain(family, int(b, g))));
                 continue;
             }
-            Family::OutlierInt => (&OUTLIERS, &behind_int),
-            Family::LowRankInt => (&LOW_RANK, &behind_int),
-            Family::LowRankOutlierInt => (&BOTH, &behind_int),
-            Family::OutlierTrellis => (&OUTLIERS, &behind_trellis),
-            Family::LowRankTrellis => (&LOW_RANK, &behind_trellis),
+            Family::OutlierInt => (OUTLIERS, &beside_int),
+            Family::LowRankInt => (LOW_RANK, &beside_int),
+            Family::LowRankOutlierInt => (BOTH, &beside_int),
+            Family::OutlierTrellis => (OUTLIERS, &beside_trellis),
+            Family::LowRankTrellis => (LOW_RANK_IN_FRONT, &beside_trellis),
         };
         let each = quantizers.iter().flat_map(|quantizer| {
-            fronts.map(|front| plain(family, format!("{front},{quantizer}")))
+            beside.map(|(front, behind)| plain(family, format!("{front}{quantizer}{behind}")))
         });
         out.extend(each);
     }
