@@ -72,16 +72,23 @@ pub struct Candidate {
 const TRIED: [f64; 5] = [2.0, 3.0, 4.0, 5.0, 6.0];
 /// Terms in front of a quantizer and behind it. Low rank takes up what integers have lost; codes of a
 /// trellis are of the rotated matrix, where it has to go in front.
-type Beside = [(&'static str, &'static str); 2];
-const OUTLIERS: Beside = [("outlier{density=0.5%},", ""), ("outlier{density=2%},", "")];
-const LOW_RANK: Beside = [
-    ("", ",lowrank{rank=16},refine"),
-    ("", ",lowrank{rank=64},refine"),
+type Beside = [(&'static str, &'static str)];
+const OUTLIERS: &Beside = &[("outlier{density=0.5%},", ""), ("outlier{density=2%},", "")];
+const LOW_RANK: &Beside = &[
+    ("", ",lowrank{rank=16 factors=int4},refine"),
+    ("", ",lowrank{rank=32 factors=int4},refine"),
+    ("", ",lowrank{rank=64 factors=int4},refine"),
 ];
-const LOW_RANK_IN_FRONT: Beside = [("lowrank{rank=16},", ""), ("lowrank{rank=64},", "")];
-const BOTH: Beside = [
-    ("outlier{density=0.5%},", ",lowrank{rank=16},refine"),
-    ("outlier{density=1%},", ",lowrank{rank=32},refine"),
+const LOW_RANK_IN_FRONT: &Beside = &[("lowrank{rank=16},", ""), ("lowrank{rank=64},", "")];
+const BOTH: &Beside = &[
+    (
+        "outlier{density=0.5%},",
+        ",lowrank{rank=16 factors=int4},refine",
+    ),
+    (
+        "outlier{density=1%},",
+        ",lowrank{rank=32 factors=int4},refine",
+    ),
 ];
 
 /// The candidates of some families. `trellis` gives the pass's text at some bits; integers use error
@@ -102,8 +109,10 @@ pub fn candidates(
     };
     let ints = [2, 3, 4, 8].into_iter().flat_map(|b| [(b, 128), (b, 32)]);
     // What is left beside other terms is small in 8 bits whatever they took.
-    let beside_int = [2, 3, 4].map(|bits| int(bits, 64));
-    let beside_trellis = [2.0, 3.0, 4.0].map(trellis);
+    let beside_int = [2, 3, 4].map(|bits| int(bits, 64)).to_vec();
+    let wide = [2, 3, 4].map(|bits| int(bits, 128));
+    let beside_low_rank = [beside_int.as_slice(), &wide].concat();
+    let beside_trellis = [2.0, 3.0, 4.0].map(trellis).to_vec();
     let mut out = Vec::new();
     for &family in families {
         let (beside, quantizers) = match family {
@@ -120,13 +129,15 @@ pub fn candidates(
                 continue;
             }
             Family::OutlierInt => (OUTLIERS, &beside_int),
-            Family::LowRankInt => (LOW_RANK, &beside_int),
+            Family::LowRankInt => (LOW_RANK, &beside_low_rank),
             Family::LowRankOutlierInt => (BOTH, &beside_int),
             Family::OutlierTrellis => (OUTLIERS, &beside_trellis),
             Family::LowRankTrellis => (LOW_RANK_IN_FRONT, &beside_trellis),
         };
         let each = quantizers.iter().flat_map(|quantizer| {
-            beside.map(|(front, behind)| plain(family, format!("{front}{quantizer}{behind}")))
+            let pipeline =
+                move |(front, behind): &(&str, &str)| format!("{front}{quantizer}{behind}");
+            beside.iter().map(move |b| plain(family, pipeline(b)))
         });
         out.extend(each);
     }
