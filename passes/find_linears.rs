@@ -27,19 +27,21 @@ use crate::ir::patch::Patch;
 use crate::ir::shapes::{Shapes, Trust, infer_with};
 use crate::ir::{
     Attr, Attrs, Graph, Layout, Linear, Matrix, Module, OnnxOp, Op, OpId, OpKind, OpRef, Operand,
-    Role, ValueId, WeightView,
+    Role, ValueId, WeightId, WeightView,
 };
 use crate::pass::{ModulePass, Pass, PassError, Remark};
 use crate::store;
 use crate::weights::DType;
 
 mod activation;
+mod coded;
 mod constant;
 mod conv;
 mod dequantize;
 mod embedding;
 mod gemm;
 mod matmul;
+mod sparse;
 
 use constant::Constant;
 
@@ -87,6 +89,8 @@ struct Finder<'a> {
     chains: Vec<OpId>,
     /// Weights that dequantizing made, by quantized weight and view.
     dequantized: HashMap<Vec<Operand>, Constant>,
+    /// Weights that were made of others, to be terms.
+    converted: HashMap<WeightId, WeightId>,
     /// Names of weights that were made.
     names: HashSet<String>,
     largest_table: (u64, u64),
@@ -116,6 +120,7 @@ impl ModulePass for FindLinears {
                 raised: HashMap::new(),
                 chains: Vec::new(),
                 dequantized: HashMap::new(),
+                converted: HashMap::new(),
                 names,
                 largest_table,
                 parameters: 0,
@@ -263,6 +268,9 @@ impl Finder<'_> {
         let Some(op) = graph.op(id).filter(|op| has_one_result(op)) else {
             return;
         };
+        if coded::is_contrib(op, "MatMulNBits") {
+            return self.nbits(id, op);
+        }
         let Some(onnx) = onnx_of(op) else {
             if let OpKind::Onnx(onnx) = &op.kind
                 && is_standard(onnx)

@@ -10,6 +10,9 @@ impl Finder<'_> {
         let Some(op) = graph.op(id).filter(|op| has_one_result(op)) else {
             return;
         };
+        if super::coded::is_contrib(op, "GatherBlockQuantized") {
+            return self.gather_codes(id, op);
+        }
         let Some(onnx) = onnx_of(op).filter(|onnx| onnx.op_type == "Gather") else {
             return;
         };

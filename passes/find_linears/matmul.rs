@@ -11,6 +11,7 @@ impl Finder<'_> {
         let (left, right) = (self.constant(a), self.constant(b));
         let (found, activation, layout) = match (left, right) {
             (Some(_), Some(_)) => return,
+            (None, None) if self.sparse_matmul(id, op, a, b) => return,
             (None, None) => return self.not_constant(op, &[a, b]),
             (None, Some(found)) => (found, a, Layout::Rows),
             (Some(found), None) => match self.rank(b) {
@@ -59,7 +60,11 @@ impl Finder<'_> {
     }
 
     /// The Add behind a MatMul that is its only user and adds one value per output.
-    fn bias_behind(&mut self, op: &Op, linear: &Linear) -> Option<(OpId, WeightId, bool)> {
+    pub(super) fn bias_behind(
+        &mut self,
+        op: &Op,
+        linear: &Linear,
+    ) -> Option<(OpId, WeightId, bool)> {
         let &[Some(result)] = op.results.as_slice() else {
             return None;
         };
@@ -96,7 +101,7 @@ impl Finder<'_> {
     }
 
     #[allow(clippy::too_many_arguments)]
-    fn with_bias(
+    pub(super) fn with_bias(
         &mut self,
         id: OpId,
         op: &Op,
