@@ -71,6 +71,7 @@ fn exported_models_run_as_their_folders_do() {
         let folder = dir.path().join(format!("{number}.hlrc"));
         write(pipeline, &folder, &[]);
         let wanted = logits(&folder);
+        assert!(wanted.iter().all(|x| x.is_finite()), "{pipeline}");
         let top = wanted.iter().fold(0f32, |m, x| m.max(x.abs()));
         for form in ["nbits", "qdq"] {
             for cache in [None, Some("--onnx-cache")] {
@@ -80,6 +81,7 @@ fn exported_models_run_as_their_folders_do() {
                 write(pipeline, &out, &more);
                 let found = logits(&out);
                 assert_eq!(found.len(), wanted.len());
+                assert!(top > 1.0 && found.iter().all(|x| x.is_finite()));
                 let gaps = found.iter().zip(&wanted).map(|(a, b)| (a - b).abs());
                 let worst = gaps.fold(0f32, f32::max);
                 println!("{pipeline} {form} {cache:?}: {:.1e}", worst / top);
