@@ -2,6 +2,7 @@
 
 mod fuse;
 
+use std::cell::OnceCell;
 use std::collections::{HashMap, HashSet};
 
 use fuse::fuse_glu;
@@ -12,11 +13,12 @@ use super::ops::Prepared;
 use super::tensor::Tensor;
 use super::{ExecError, Options};
 use crate::exec::foreign::Foreign;
+use crate::ir::shapes::Shapes;
 use crate::ir::{
     Activation, Graph, Layout, Linear, Module, Moe, Native, Op, OpId, OpKind, Operand, Region,
     RopeScaling, Type, ValueId, WeightId,
 };
-use crate::store::Reader;
+use crate::store::{self, Reader};
 use crate::weights::DType;
 
 /// A graph, ready to run.
@@ -123,6 +125,7 @@ pub(super) fn compile(
         constant_of: HashMap::new(),
         caches: Vec::new(),
         ropes: Vec::new(),
+        shapes: OnceCell::new(),
     };
     let mut steps = compiler.steps(&graph.body)?;
     let port = |compiler: &mut Compiler, operand: &Operand| -> Result<Port, ExecError> {
@@ -170,6 +173,8 @@ struct Compiler<'a> {
     constant_of: HashMap<WeightId, usize>,
     caches: Vec<(usize, usize)>,
     ropes: Vec<Rope>,
+    /// Inferred types; foreign ops alone need them.
+    shapes: OnceCell<Shapes>,
 }
 
 /// What frequencies follow from.
@@ -218,7 +223,9 @@ impl Compiler<'_> {
             return Ok(());
         };
         let name = first.name.clone();
-        let foreign = Foreign::new(self.module, self.graph, region, &ops, self.reader)?;
+        let shapes = self.shapes.get_or_init(|| store::shapes(self.module));
+        let from = (self.module, self.graph, region);
+        let foreign = Foreign::new(from, &ops, shapes, self.reader)?;
         let inputs = foreign.inputs().iter().map(|v| Arg::Slot(v.index()));
         steps.push(Step {
             inputs: inputs.collect(),

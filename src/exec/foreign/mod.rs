@@ -9,6 +9,7 @@ mod tract;
 use std::collections::{BTreeSet, HashSet};
 
 use super::{ExecError, Tensor};
+use crate::ir::shapes::Shapes;
 use crate::ir::{
     Graph, Module, OpId, OpKind, Operand, Region, TensorType, Type, ValueId, WeightId,
 };
@@ -51,17 +52,16 @@ impl Foreign {
     /// # Errors
     /// Without tract: the ops are named. With it: what cannot be written as a model of its own.
     pub(super) fn new(
-        module: &Module,
-        graph: &Graph,
-        region: &Region,
+        (module, graph, region): (&Module, &Graph, &Region),
         ops: &[OpId],
+        shapes: &Shapes,
         reader: &Reader,
     ) -> Result<Self, ExecError> {
         let label = label(graph, ops);
         let (inputs, outputs) = border(graph, region, ops);
         #[cfg(feature = "tract")]
         {
-            let part = part(module, graph, region, ops, (&inputs, &outputs));
+            let part = part((module, graph, region), ops, shapes, (&inputs, &outputs));
             let runner = tract::Runner::new(&part, reader, label)?;
             Ok(Self {
                 inputs,
@@ -71,7 +71,7 @@ impl Foreign {
         }
         #[cfg(not(feature = "tract"))]
         {
-            let _ = (module, reader, inputs, outputs);
+            let _ = (module, shapes, reader, inputs, outputs);
             let problem = "there is no kernel for it; build with the feature tract";
             Err(label.unsupported(problem.to_string()))
         }
@@ -180,10 +180,9 @@ fn border(graph: &Graph, region: &Region, ops: &[OpId]) -> (Vec<ValueId>, Vec<Va
 /// A module of nothing but these ops.
 #[cfg(feature = "tract")]
 fn part(
-    module: &Module,
-    graph: &Graph,
-    region: &Region,
+    (module, graph, region): (&Module, &Graph, &Region),
     ops: &[OpId],
+    shapes: &Shapes,
     (inputs, outputs): (&[ValueId], &[ValueId]),
 ) -> Module {
     let mut part = module.clone();
@@ -211,8 +210,10 @@ fn part(
         }
         let is_port = inputs.iter().chain(outputs).any(|v| v.index() == i);
         if is_port && value.ty.is_none() {
+            // Sizes differ from call to call; the element type does not.
+            let known = shapes.of(0, ValueId::new(i)).and_then(|known| known.dtype);
             value.ty = Some(Type::Tensor(TensorType {
-                dtype: DType::F32,
+                dtype: known.unwrap_or(DType::F32),
                 shape: None,
             }));
         }

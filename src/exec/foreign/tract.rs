@@ -1,6 +1,7 @@
 //! A small model in tract, compiled once for each set of input shapes.
 
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -95,7 +96,10 @@ impl Runner {
             .collect();
         let plan = self.plan(&shapes)?;
         let given = given.into_iter().map(Into::into).collect();
-        let results = plan.run(given).map_err(|e| fault(&format!("{e:#}")))?;
+        // A plan is not changed by a run, so one that panics leaves nothing half-done.
+        let results = std::panic::catch_unwind(AssertUnwindSafe(|| plan.run(given)));
+        let results = results.map_err(|_| fault(&"it panicked"))?;
+        let results = results.map_err(|e| fault(&format!("{e:#}")))?;
         let results = results.iter().map(|t| from_tract(t));
         let results: Result<Vec<Tensor>, _> = results.collect();
         results.map_err(|e| fault(&format!("{e:#}")))
