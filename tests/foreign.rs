@@ -114,3 +114,38 @@ module "m" meta{format="onnx", ir_version=8, opset_import=[{version=17}]} {
         .expect_err("there is no such op");
     assert!(error.to_string().contains("NoSuchOp"), "{error}");
 }
+
+#[test]
+fn masks_and_numbers_between_runs_keep_their_types() {
+    let dir = tempfile::tempdir().expect("a folder");
+    for family in ["mixtral", "qwen3_moe", "llama_yarn"] {
+        let source = Path::new("tests/fixtures/families").join(family);
+        let files = FileCache::new();
+        let open = |path: &Path| hlrc::import::open(&Input::Path(path.into()), &files);
+        let module = open(&source).expect("imports").module;
+        let logits = |module: &hlrc::ir::Module| {
+            let engine = Engine::new(module, &files, &Options::default())?;
+            let port = engine.inputs().first().map(|p| p.name.clone());
+            let ids = Tensor::i64(&[1, 5], vec![3, 1, 4, 1, 5]);
+            let outputs = engine.run(&[(port.as_deref().unwrap_or("input_ids"), ids)])?;
+            let logits = outputs
+                .first()
+                .and_then(|(_, t)| t.floats())
+                .expect("floats");
+            Ok::<_, ExecError>(logits.to_vec())
+        };
+        let wanted = logits(&module).expect("runs");
+        let path = dir.path().join(format!("{family}.onnx"));
+        let options = hlrc::export::onnx::Options::default();
+        hlrc::export::onnx::export(&module, &files, &path, options).expect("exports");
+        let mut exported = open(&path).expect("imports").module;
+        hlrc::passes::raise::raise_to_run(&mut exported).expect("raises");
+        let found = logits(&exported);
+        let found = found.unwrap_or_else(|e| panic!("{family}: {e}"));
+        let top = wanted.iter().fold(0f32, |m, x| m.max(x.abs()));
+        let gaps = found.iter().zip(&wanted).map(|(a, b)| (a - b).abs());
+        let worst = gaps.fold(0f32, f32::max);
+        println!("{family}: {:.1e}", worst / top);
+        assert!(worst <= 1e-4 * top, "{family}: {worst} of {top}");
+    }
+}

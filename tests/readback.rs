@@ -8,7 +8,7 @@ use std::process::Command;
 use common::{model, succeed};
 use hlrc::exec::{Engine, Options, Tensor};
 use hlrc::import::{Input, open};
-use hlrc::ir::{Module, OpKind};
+use hlrc::ir::{Module, OpKind, Term};
 use hlrc::passes::raise;
 use hlrc::weights::FileCache;
 
@@ -91,5 +91,134 @@ fn exported_models_run_as_their_folders_do() {
                 );
             }
         }
+    }
+}
+
+/// Fields of `bits`, low bits first, padded to whole bytes.
+fn packed(codes: &[u8], bits: usize) -> Vec<u8> {
+    let bytes = codes.chunks(8 / bits);
+    let byte = |c: &[u8]| {
+        (0..)
+            .zip(c)
+            .fold(0, |byte, (i, code)| byte | code << (i * bits))
+    };
+    bytes.map(byte).collect()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// A module of one MatMulNBits with f32 scales, and its matrix.
+fn nbits(bits: usize, (n, k): (usize, usize), zeros: bool, rounded: bool) -> (String, Vec<f64>) {
+    let (block, mut seed) = (32, 1u32);
+    let mut random = |limit: u32| {
+        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (seed >> 8) % limit
+    };
+    let (blocks, top) = (k.div_ceil(block), 1u32 << bits);
+    let codes: Vec<u8> = (0..n * blocks * block).map(|_| random(top) as u8).collect();
+    let points: Vec<u8> = (0..n * blocks).map(|_| random(top) as u8).collect();
+    let fine = if rounded { 1.0 } else { 1.0001 };
+    let scales = (0..n * blocks).map(|_| (1 + random(200)) as f32 / 4096.0 * fine);
+    let scales: Vec<f32> = scales.collect();
+    let entry = |at: usize| {
+        let (row, col) = (at / k, at % k);
+        let group = row * blocks + col / block;
+        let middle = if zeros {
+            points[group]
+        } else {
+            1 << (bits - 1)
+        };
+        let code = codes[row * blocks * block + col];
+        (f64::from(code) - f64::from(middle)) * f64::from(scales[group])
+    };
+    let matrix = (0..n * k).map(entry).collect();
+    let rows = points.chunks(blocks).map(|row| packed(row, bits));
+    let rows: Vec<u8> = rows.flatten().collect();
+    let floats: Vec<u8> = scales.iter().flat_map(|s| s.to_le_bytes()).collect();
+    let (blob, given) = (block * bits / 8, if zeros { ", @z" } else { "" });
+    let text = format!(
+        r#"hlir 1
+module "m" meta{{format="onnx", ir_version=8, opset_import=[{{version=17}}, {{domain="com.microsoft", version=1}}]}} {{
+  weight @q : u8[{n},{blocks},{blob}] = hex"{}"
+  weight @s : f32[{n},{blocks}] = hex"{}"
+  weight @z : u8[{}] = hex"{}"
+  graph @main(%x : f32[3,{k}]) -> (%y) {{
+    %y = onnx."com.microsoft".MatMulNBits(%x, @q, @s{given}) {{K={k}, N={n}, bits={bits}, block_size={block}}} name("odd") : f32[3,{n}]
+  }}
+}}
+"#,
+        hex(&packed(&codes, bits)),
+        hex(&floats),
+        rows.len(),
+        hex(&rows),
+    );
+    (text, matrix)
+}
+
+#[test]
+fn matmulnbits_of_others_runs_packed() {
+    for bits in [2, 4, 8] {
+        for (zeros, k, exact) in [
+            (false, 64, true),
+            (true, 64, true),
+            (false, 75, true),
+            (true, 75, true),
+            (true, 75, false),
+        ] {
+            let n = 5;
+            let (text, matrix) = nbits(bits, (n, k), zeros, exact);
+            let mut module = hlrc::ir::text::parse(&text).expect("parses");
+            let remarks = raise::raise_to_run(&mut module).expect("raises");
+            assert_eq!(
+                remarks.iter().any(|r| r.to_string().contains("rounded")),
+                !exact
+            );
+            let ops = module.graphs.iter().flat_map(|g| &g.ops);
+            let mut matrices = ops.filter_map(|op| op.kind.matrix());
+            let terms = &matrices.next().expect("a linear").terms;
+            assert!(matches!(terms.as_slice(), [Term::Quant(_)]), "{terms:?}");
+            let files = FileCache::new();
+            let engine = Engine::new(&module, &files, &Options::default()).expect("runs");
+            let x: Vec<f32> = (0..3 * k).map(|i| ((i * 29) % 17) as f32 - 8.0).collect();
+            let given = [("x", Tensor::f32(&[3, k], x.clone()))];
+            let outputs = engine.run(&given).expect("runs");
+            let found = outputs[0].1.floats().expect("floats");
+            let product = |at: usize| -> f64 {
+                let (token, row) = (&x[at / n * k..][..k], &matrix[at % n * k..][..k]);
+                row.iter().zip(token).map(|(w, x)| w * f64::from(*x)).sum()
+            };
+            let wanted: Vec<f64> = (0..3 * n).map(product).collect();
+            let top = wanted.iter().fold(0f64, |m, x| m.max(x.abs()));
+            let gaps = wanted
+                .iter()
+                .zip(found)
+                .map(|(a, b)| (a - f64::from(*b)).abs());
+            let worst = gaps.fold(0f64, f64::max) / top;
+            println!("{bits} bits, zeros {zeros}, K {k}: {worst:.1e}");
+            let allowed = if exact { 1e-5 } else { 1e-3 };
+            assert!(
+                worst <= allowed,
+                "{bits} bits, zeros {zeros}, K {k}: {worst}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_is_not_read_back_is_said() {
+    let (text, _) = nbits(4, (5, 64), false, true);
+    for (from, to, why) in [
+        ("bits=4,", "bits=5,", "5 bits"),
+        ("@q, @s", "@q, @x", "MatMulNBits"),
+        ("K=64", "K=96", "takes 96"),
+        ("(%x, @q, @s)", "(%x, @q, @s, @s)", "zero points are f32"),
+    ] {
+        let text = text.replace(from, to).replace("@x", "%x");
+        let mut module = hlrc::ir::text::parse(&text).expect("parses");
+        let remarks = raise::raise_to_run(&mut module).expect("raises");
+        let said: Vec<String> = remarks.iter().map(ToString::to_string).collect();
+        assert!(said.iter().any(|r| r.contains(why)), "{to}: {said:?}");
     }
 }

@@ -210,8 +210,9 @@ fn part(
         }
         let is_port = inputs.iter().chain(outputs).any(|v| v.index() == i);
         if is_port && value.ty.is_none() {
-            // Sizes differ from call to call; the element type does not.
+            // Sizes differ from call to call. What kernels here make is f32, whatever the source had.
             let known = shapes.of(0, ValueId::new(i)).and_then(|known| known.dtype);
+            let known = known.filter(|dtype| !dtype.is_float());
             value.ty = Some(Type::Tensor(TensorType {
                 dtype: known.unwrap_or(DType::F32),
                 shape: None,
