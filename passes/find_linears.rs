@@ -3,7 +3,8 @@
 //! Term passes work on linears; exporters spell a linear in many ways. Found are MatMul with a
 //! constant on either side, Gemm, MatMul and a constant Add behind it, 1×1 Conv, and Gather from a
 //! table, the constant being a weight or a Constant, also behind Transpose, Cast to a wider type,
-//! Identity or DequantizeLinear. A weight that several nodes share stays one weight. Bodies of
+//! Identity or DequantizeLinear. Codes of ONNX Runtime's MatMulNBits and GatherBlockQuantized and
+//! Constants of `sparse_value` are read as `quant` and `sparse` terms. A weight that several nodes share stays one weight. Bodies of
 //! model-local functions are searched too. Left alone, with a remark: products whose activation has
 //! another width than the matrix takes or, for a weight on the left, no known rank; weights that
 //! callers may replace, being inputs of the graph too or parameters of a function. Runs by itself

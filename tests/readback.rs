@@ -15,13 +15,18 @@ use hlrc::weights::FileCache;
 /// Largest difference of logits, relative to the largest.
 const TOLERANCE: f32 = 1e-4;
 
-const PIPELINES: [&str; 6] = [
+const PIPELINES: [&str; 11] = [
     "int8",
     "int4",
     "int3",
     "int2",
     "lowrank,outlier,int4",
     "int4,embeddings(int8)",
+    "multilevel,int4",
+    "outlier{columns=true},int4,embeddings(outlier,int4)",
+    "embeddings(lowrank{rank=8},int4)",
+    "embeddings(int8{group=column}),int8{group=column}",
+    "head(int8),int4{group=row}",
 ];
 
 fn opened(path: &Path) -> Module {

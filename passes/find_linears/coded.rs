@@ -94,7 +94,10 @@ impl Finder<'_> {
     pub(super) fn gather_codes(&mut self, id: OpId, op: &Op) {
         let OpKind::Onnx(onnx) = &op.kind else { return };
         let given = |at: usize| op.inputs.get(at).copied().unwrap_or(Operand::None);
+        // A constant part of a table is decoded where it is used.
+        let indices = self.constant(given(1));
         match self.table_of_codes(op, onnx) {
+            Err(_) if indices.is_some() => {}
             Err(why) => self.missed(op, format!("GatherBlockQuantized is left: {why}")),
             Ok(coded) => {
                 let matrix = coded.matrix;
@@ -122,7 +125,7 @@ impl Finder<'_> {
         if int(onnx, "gather_axis", 0) != 0 || ![1, -1].contains(&int(onnx, "quantize_axis", 1)) {
             return Err("it does not take rows of groups along rows".to_owned());
         }
-        if !matches!(given(1), Operand::Value(_)) {
+        if self.constant(given(1)).is_some() || !matches!(given(1), Operand::Value(_)) {
             return Err("its indices are a constant".to_owned());
         }
         let bits = int(onnx, "bits", 4).max(1);

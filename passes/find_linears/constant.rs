@@ -40,6 +40,9 @@ impl Finder<'_> {
         if depth > MAX_CHAIN {
             return None;
         }
+        if let Some(found) = self.gathered(value, depth) {
+            return Some(found);
+        }
         let (id, op, onnx) = self.maker(value)?;
         let input = op.inputs.first().copied();
         let (op_type, inputs) = (onnx.op_type.as_str(), op.inputs.clone());

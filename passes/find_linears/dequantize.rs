@@ -1,7 +1,9 @@
 //! Weights behind DequantizeLinear, decoded into weights of their own.
 
+use super::coded::is_contrib;
 use super::{Constant, Finder, int};
-use crate::ir::{Attr, Attrs, OnnxOp, Operand, Storage, Weight, WeightId};
+use crate::ir::{Attr, Attrs, OnnxOp, OpKind, Operand, Storage, ValueId, Weight, WeightId};
+use crate::numeric::quant::unpack_row;
 use crate::weights::read::decode_f32;
 use crate::weights::{DType, MappedFile};
 
@@ -93,6 +95,82 @@ impl Finder<'_> {
             dequantize: Some(spelled),
         };
         self.dequantized.insert(inputs.to_vec(), found.clone());
+        Some(found)
+    }
+
+    /// The float weight that a GatherBlockQuantized node of constants makes: the narrow side of a
+    /// table of low rank, which is read by columns.
+    pub(super) fn gathered(&mut self, value: ValueId, depth: usize) -> Option<Constant> {
+        let id = *self.makers.get(&value)?;
+        let op = self
+            .graph
+            .op(id)
+            .filter(|op| is_contrib(op, "GatherBlockQuantized"))?;
+        let key = op.inputs.clone();
+        if let Some(found) = self.dequantized.get(&key) {
+            return Some(found.clone());
+        }
+        let &[codes, indices, scales] = key.as_slice() else {
+            return None;
+        };
+        let OpKind::Onnx(onnx) = &op.kind else {
+            return None;
+        };
+        let bits = u8::try_from(int(onnx, "bits", 4)).ok()?;
+        let block = usize::try_from(int(onnx, "block_size", 128)).ok()?;
+        let places = int(onnx, "gather_axis", 0) == 0 && int(onnx, "quantize_axis", 1) == 1;
+        if !places || ![2, 4, 8].contains(&bits) || block == 0 {
+            return None;
+        }
+        let codes = self.constant_behind(codes, depth + 1)?;
+        let indices = self.constant_behind(indices, depth + 1)?;
+        let scales = self.constant_behind(scales, depth + 1)?;
+        let stored = self
+            .bytes(codes.weight)
+            .filter(|_| codes.dtype == DType::U8)?;
+        let &[_, row_bytes] = codes.dims.as_slice() else {
+            return None;
+        };
+        let row_bytes = usize::try_from(row_bytes).ok().filter(|n| *n > 0)?;
+        let cols = row_bytes.checked_mul(8)? / usize::from(bits);
+        let (rows, steps) = (self.values(indices.weight)?, self.values(scales.weight)?);
+        let too_large = (rows.len() * cols) as u64 > MAX_BYTES / 4;
+        if indices.dims.len() != 1 || indices.dtype != DType::I64 || too_large {
+            return None;
+        }
+        let middle = f32::from(1u8 << (bits - 1));
+        let mut values = Vec::with_capacity(rows.len() * cols);
+        let mut row_codes = vec![0; cols];
+        for row in rows {
+            let row = row as usize;
+            unpack_row(bits, stored.chunks(row_bytes).nth(row)?, &mut row_codes);
+            let steps = steps.chunks(cols.div_ceil(block)).nth(row)?;
+            for (col, code) in row_codes.iter().enumerate() {
+                values.push((f32::from(*code) - middle) * steps.get(col / block)?);
+            }
+        }
+        let bytes = encode(scales.dtype, &values)?;
+        let name = &self.module.weight(codes.weight)?.name;
+        let name = self.weight_name(format!("{name}.dequantized"));
+        let dims = vec![*indices.dims.first()?, cols as u64];
+        let weight = self.patch.add_weight(Weight {
+            name,
+            dtype: scales.dtype,
+            dims: dims.clone(),
+            storage: Storage::Inline(bytes),
+            sha256: None,
+            meta: Attrs::new(),
+        });
+        let parts = [codes.chain, indices.chain, scales.chain, vec![id]];
+        let found = Constant {
+            weight,
+            dims,
+            transposed: false,
+            dtype: scales.dtype,
+            chain: parts.concat(),
+            dequantize: None,
+        };
+        self.dequantized.insert(key, found.clone());
         Some(found)
     }
 

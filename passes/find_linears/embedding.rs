@@ -22,6 +22,9 @@ impl Finder<'_> {
         if int(onnx, "axis", 0) != 0 || !matches!(indices, Operand::Value(_)) {
             return;
         }
+        if self.sparse_rows(id, op, table, indices) {
+            return;
+        }
         let Some(found) = self.constant(table) else {
             return self.not_constant(op, &[table]);
         };

@@ -1,28 +1,54 @@
-//! MatMul with a Constant of `sparse_value`.
+//! MatMul with a Constant of `sparse_value`, and Gather from one.
 
 use super::{Finder, SPELLING};
 use crate::ir::{
-    Attr, Attrs, Layout, Linear, Matrix, Op, OpId, OpKind, Operand, Role, SparseTerm, Storage,
-    Term, Weight, WeightId,
+    Attr, Attrs, Embedding, Layout, Linear, Matrix, Op, OpId, OpKind, Operand, Role, SparseTerm,
+    Storage, Term, Weight, WeightId,
 };
 use crate::weights::DType;
 
 impl Finder<'_> {
+    /// The Constant of `sparse_value` that makes an operand.
+    fn sparse_constant(&self, operand: Operand) -> Option<(OpId, Attrs)> {
+        let Operand::Value(value) = operand else {
+            return None;
+        };
+        let (at, _, onnx) = self.maker(value).filter(|m| m.2.op_type == "Constant")?;
+        let Attr::Dict(dict) = onnx.attrs.get("sparse_value")? else {
+            return None;
+        };
+        match dict.get("sparse")? {
+            Attr::Dict(parts) => Some((at, parts.clone())),
+            _ => None,
+        }
+    }
+
+    /// Raises rows of a sparse table; false where the operand is none.
+    pub(super) fn sparse_rows(&mut self, id: OpId, op: &Op, s: Operand, indices: Operand) -> bool {
+        let Some((at, parts)) = self.sparse_constant(s) else {
+            return false;
+        };
+        match self.sparse_term(op, &parts, false) {
+            Err(why) => self.missed(op, format!("a sparse constant is left: {why}")),
+            Ok((matrix, dtype)) => {
+                let mut spelled = Attrs::new();
+                spelled.set("dtype", Attr::str(dtype.name()));
+                let mut raised = op.clone();
+                raised.kind = OpKind::Embedding(Embedding { matrix });
+                raised.inputs = vec![indices];
+                raised.meta.set(SPELLING, Attr::Dict(spelled));
+                self.replace(id, raised, &[at]);
+            }
+        }
+        true
+    }
+
     /// Raises `x · S`; false where the operand is no such constant.
     pub(super) fn sparse_matmul(&mut self, id: OpId, op: &Op, x: Operand, s: Operand) -> bool {
-        let Operand::Value(value) = s else {
+        let Some((at, parts)) = self.sparse_constant(s) else {
             return false;
         };
-        let Some((at, _, onnx)) = self.maker(value).filter(|m| m.2.op_type == "Constant") else {
-            return false;
-        };
-        let Some(Attr::Dict(dict)) = onnx.attrs.get("sparse_value") else {
-            return false;
-        };
-        let Some(Attr::Dict(parts)) = dict.get("sparse").cloned() else {
-            return false;
-        };
-        match self.sparse_term(op, &parts) {
+        match self.sparse_term(op, &parts, true) {
             Err(why) => self.missed(op, format!("a sparse constant is left: {why}")),
             Ok((matrix, dtype)) => {
                 if let Err(why) = self.fits(x, -1, None, matrix.in_features) {
@@ -47,16 +73,24 @@ impl Finder<'_> {
         true
     }
 
-    /// The transpose of a stored `[in, out]` in rows.
-    fn sparse_term(&mut self, op: &Op, parts: &Attrs) -> Result<(Matrix, DType), String> {
+    /// The matrix in rows, turned around if it is stored as `[in, out]`.
+    fn sparse_term(
+        &mut self,
+        op: &Op,
+        parts: &Attrs,
+        transposed: bool,
+    ) -> Result<(Matrix, DType), String> {
         let weight = |name: &str| match parts.get(name) {
             Some(Attr::Weight(id)) => self.module.weight(*id).map(|w| (*id, w)),
             _ => None,
         };
         let dims = parts.get("dims").and_then(Attr::as_ints).unwrap_or(&[]);
-        let &[cols, rows] = dims else {
+        let &[mut rows, mut cols] = dims else {
             return Err(format!("it is {dims:?}, no matrix"));
         };
+        if transposed {
+            std::mem::swap(&mut rows, &mut cols);
+        }
         let size = |n: i64| u32::try_from(n).ok().filter(|n| *n > 0).map(u64::from);
         let (Some(rows), Some(cols)) = (size(rows), size(cols)) else {
             return Err(format!("it is {dims:?}"));
@@ -77,16 +111,19 @@ impl Finder<'_> {
             .iter()
             .map(|n| u64::try_from(i64::from_le_bytes(*n)).unwrap_or(u64::MAX))
             .collect();
+        let width = if transposed { rows } else { cols };
         let places: Vec<(u64, u64)> = match pairs {
             true => numbers
                 .as_chunks()
                 .0
                 .iter()
-                .map(|[i, o]| (*o, *i))
+                .map(|[a, b]| (*a, *b))
                 .collect(),
-            false => numbers.iter().map(|n| (n % rows, n / rows)).collect(),
+            false => numbers.iter().map(|n| (n / width, n % width)).collect(),
         };
-        let mut order: Vec<((u64, u64), [u8; 2])> = places.into_iter().zip(halves).collect();
+        let turned = |(a, b): (u64, u64)| if transposed { (b, a) } else { (a, b) };
+        let places = places.into_iter().map(turned);
+        let mut order: Vec<((u64, u64), [u8; 2])> = places.zip(halves).collect();
         if order
             .iter()
             .any(|((row, col), _)| *row >= rows || *col >= cols)

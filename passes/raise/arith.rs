@@ -227,12 +227,11 @@ impl Raiser<'_> {
             return None;
         }
         let vector = self.vector(side, fixed(*view.dims.last()?)?)?;
-        self.applied(
-            Native::Scale { factor: *factor },
-            view,
-            &[In::Weight(vector)],
-        )
-        .filter(|_| *factor == 1.0)
+        let made = self.applied(Native::Mul, view, &[In::Weight(vector)])?;
+        match *factor {
+            1.0 => Some(made),
+            factor => self.applied(Native::Scale { factor }, &made, &[]),
+        }
     }
 
     /// An op of two activations, element by element.

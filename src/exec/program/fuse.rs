@@ -35,6 +35,10 @@ fn glu(first: &Step, second: &Step, uses: &HashMap<usize, usize>) -> Option<Step
     let gated = (*first.outputs.first()?)?;
     let (a, b) = (*second.inputs.first()?, *second.inputs.get(1)?);
     let other = if a == Arg::Slot(gated) { b } else { a };
+    // A weight has one value per column, not per element.
+    if !matches!(other, Arg::Slot(_)) {
+        return None;
+    }
     let once = uses.get(&gated) == Some(&1) && (a == Arg::Slot(gated) || b == Arg::Slot(gated));
     once.then(|| Step {
         kind: Kind::Glu(function),
