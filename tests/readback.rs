@@ -41,13 +41,17 @@ fn opened(path: &Path) -> Module {
 /// Logits of some tokens.
 fn logits(path: &Path) -> Vec<f32> {
     let module = opened(path);
+    // Parts are put side by side and columns taken in tract; products are our own.
     let ops = module.graphs.iter().flat_map(|g| &g.ops);
-    let left = ops.filter_map(|op| match &op.kind {
+    let foreign = ops.filter_map(|op| match &op.kind {
         OpKind::Onnx(onnx) => Some(onnx.op_type.as_str()),
         _ => None,
     });
+    let left: Vec<_> = foreign
+        .filter(|o| !["Concat", "Gather"].contains(o))
+        .collect();
     let shown = path.display();
-    assert_eq!(left.collect::<Vec<_>>(), Vec::<&str>::new(), "{shown}");
+    assert_eq!(left, Vec::<&str>::new(), "{shown}");
     let engine = Engine::new(&module, &FileCache::new(), &Options::default()).expect("runs");
     let ids: Vec<i64> = (0..24).map(|i| 1 + (i * 37) % 500).collect();
     let ports = engine.inputs().iter();
