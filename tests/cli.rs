@@ -282,6 +282,9 @@ fn the_main_job_writes_every_kind_of_output() {
     let (told, _) = run(&["diff", &model, "small.onnx"]);
     let packed = "/m/model/layers.0/self_attn/q_proj/MatMul: a MatMulNBits in B";
     assert!(told.contains(packed), "{told}");
+    // Codes alone are read back and compared.
+    run(&[&model, "-p", "int8", "-o", "codes.onnx"]);
+    run(&["diff", &model, "codes.onnx", "--max-error", "0.02"]);
 
     let streamed = run_in(&dir, &[&model, "-p", pipeline, "-o", "-"]);
     assert!(streamed.status.success(), "{}", stderr(&streamed));

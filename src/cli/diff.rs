@@ -111,24 +111,33 @@ fn compare(
         .map(|site| (site.name.as_str(), ()))
         .collect();
     let mut found = Differences::default();
-    let packed = packed_nodes(b);
+    let (packed, parts) = (packed_nodes(b), parts(&sites_b));
     let mut pairs = Vec::new();
     for site in sites_a.iter().filter(|site| wanted(&site.name)) {
         match by_name.get(site.name.as_str()) {
             Some(other) => pairs.push((site, *other)),
-            None => match packed.get(site.name.as_str()) {
-                Some(op) => drop(
-                    found
-                        .packed_in_b
-                        .insert(site.name.clone(), (*op).to_string()),
-                ),
-                None => found.only_in_a.push(site.name.clone()),
+            None => match (parts.get(site.name.as_str()).map(Vec::as_slice), &packed) {
+                (Some([one]), _) if [one.rows, one.cols] == [site.rows, site.cols] => {
+                    pairs.push((site, one));
+                }
+                (parts, packed) => {
+                    let part = parts.and_then(|parts| Some(part(&parts.first()?.name)?.1));
+                    match packed.get(site.name.as_str()).copied().or(part) {
+                        Some(op) => {
+                            let name = site.name.clone();
+                            found.packed_in_b.insert(name, op.to_string());
+                        }
+                        None => found.only_in_a.push(site.name.clone()),
+                    }
+                }
             },
         }
     }
+    let known = |name: &str| names_a.contains_key(name);
+    let of_a = |name: &str| known(name) || part(name).is_some_and(|(site, _)| known(site));
     let only_b = sites_b
         .iter()
-        .filter(|site| wanted(&site.name) && !names_a.contains_key(site.name.as_str()));
+        .filter(|site| wanted(&site.name) && !of_a(&site.name));
     found.only_in_b.extend(only_b.map(|site| site.name.clone()));
     let cache = FileCache::new();
     let reader = Reader::new(&cache);
@@ -143,7 +152,27 @@ fn compare(
     Ok(found)
 }
 
-/// Ops of an exported model that hold quantized matrices, by the name of the linear that they were:
+/// The name of the linear that a node of an exported model was part of, and the node's op.
+fn part(name: &str) -> Option<(&str, &str)> {
+    let (site, op) = name.rsplit_once('/')?;
+    let mut ops = ["MatMulNBits", "GatherBlockQuantized", "MatMul", "Gather"].into_iter();
+    let numbered = |rest: &str| rest.is_empty() || rest.starts_with('_');
+    let op = ops.find(|known| op.strip_prefix(known).is_some_and(numbered))?;
+    Some((site, op))
+}
+
+/// Matrices of an exported model by the linear that they were parts of.
+fn parts(sites: &[Site]) -> HashMap<&str, Vec<&Site>> {
+    let mut found: HashMap<&str, Vec<&Site>> = HashMap::new();
+    for site in sites {
+        if let Some((of, _)) = part(&site.name) {
+            found.entry(of).or_default().push(site);
+        }
+    }
+    found
+}
+
+/// Ops of an exported model that hold quantized matrices and could not be read, by the name of the linear that they were:
 /// its nodes are called `name/op`.
 fn packed_nodes(module: &Module) -> HashMap<&str, &str> {
     let held = ["MatMulNBits", "DequantizeLinear", "GatherBlockQuantized"];
