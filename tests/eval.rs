@@ -299,22 +299,8 @@ fn onnx_is_its_safetensors_twin() {
 
 #[test]
 fn outputs_on_arrays() {
-    let path = MADE.1.join("ids.npz");
-    let mut npy = Vec::new();
-    {
-        use npyz::WriterBuilder;
-        let options = npyz::WriteOptions::new().default_dtype().shape(&[2, 5]);
-        let mut writer = options.writer(&mut npy).begin_nd().expect("begun");
-        writer
-            .extend([1i64, 403, 407, 261, 378, 1, 5, 17, 99, 300])
-            .expect("written");
-        writer.finish().expect("finished");
-    }
-    let mut zip = zip::ZipWriter::new(std::fs::File::create(&path).expect("a file"));
-    zip.start_file("input_ids.npy", zip::write::SimpleFileOptions::default())
-        .expect("started");
-    std::io::Write::write_all(&mut zip, &npy).expect("written");
-    zip.finish().expect("finished");
+    let path = MADE.1.join("two.npz");
+    npz(&path, [2, 5], &[1, 403, 407, 261, 378, 1, 5, 17, 99, 300]);
     let inputs = path.to_string_lossy().into_owned();
     let int4 = made("int4");
     let found: Value = serde_json::from_str(&ok(&[
@@ -350,4 +336,89 @@ fn opt_ends_with_an_evaluation() {
     assert!(report["sites"].is_array());
     ok(&["verify", &out]);
     fails(2, &[MODEL, "-p", "int4", "-S", "--eval", TEXT]);
+}
+
+#[test]
+fn what_has_no_effect_is_refused() {
+    let int4 = made("int4");
+    let said = fails(
+        2,
+        &["eval", &int4, "--ref", MODEL, "--data", TEXT, "--ablate"],
+    );
+    assert!(said.contains("--ablate has no effect"), "{said}");
+    let arrays = MADE.1.join("ids.npz");
+    npz(&arrays, [1, 3], &[1, 2, 3]);
+    let arrays = arrays.to_string_lossy().into_owned();
+    for flags in [
+        ["--stride", "8"],
+        ["--bos", "never"],
+        ["--split", "-"],
+        ["--windows", "1"],
+    ] {
+        let args = [
+            &["eval", &*int4, "--ref", MODEL, "--inputs", &arrays],
+            &flags[..],
+        ]
+        .concat();
+        let said = fails(2, &args);
+        assert!(
+            said.contains(flags[0]) && said.contains("no effect"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn nothing_to_predict_is_an_error() {
+    let empty = MADE.1.join("empty.txt");
+    std::fs::write(&empty, "").expect("written");
+    let empty = empty.to_string_lossy().into_owned();
+    fails(3, &["eval", MODEL, "--data", &empty]);
+    for flags in [
+        ["--ctx", "0"],
+        ["--ctx", "1"],
+        ["--windows", "0"],
+        ["--stride", "0"],
+    ] {
+        fails(2, &[&["eval", MODEL, "--data", TEXT], &flags[..]].concat());
+    }
+    fails(4, &["eval", MODEL, "--data", TEXT, "--ctx", "100000"]);
+}
+
+#[test]
+fn one_window_has_no_deviation() {
+    let args = [
+        "eval",
+        "-q",
+        "--ctx",
+        "32",
+        "--split",
+        "---",
+        "--windows",
+        "1",
+    ];
+    let said = ok(&[&args[..], &[MODEL, "--data", TEXT]].concat());
+    assert!(said.contains("the first 1 window,"), "{said}");
+    assert!(said.contains("documents apart at lines \"---\""), "{said}");
+    assert!(!said.contains("NaN"), "{said}");
+}
+
+/// An archive of one int64 array `input_ids`, as numpy's savez writes it.
+fn npz(path: &Path, shape: [u64; 2], ids: &[i64]) {
+    use npyz::WriterBuilder;
+    let mut npy = Vec::new();
+    let mut writer = npyz::WriteOptions::new()
+        .default_dtype()
+        .shape(&shape)
+        .writer(&mut npy)
+        .begin_nd()
+        .expect("begun");
+    writer.extend(ids.iter().copied()).expect("written");
+    writer.finish().expect("finished");
+    let file = std::fs::File::create(path).expect("created");
+    let mut archive = zip::ZipWriter::new(file);
+    let options = zip::write::SimpleFileOptions::default();
+    archive.start_file("input_ids.npy", options).expect("begun");
+    std::io::Write::write_all(&mut archive, &npy).expect("written");
+    archive.finish().expect("finished");
 }

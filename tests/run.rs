@@ -417,3 +417,22 @@ fn a_real_model_knows_its_facts() {
     let text = ok(&[path, "-q", "-p", "The capital of France is", "-n", "3"]);
     assert!(text.contains("Paris"), "{text}");
 }
+
+#[test]
+fn a_model_that_cannot_run_is_named_before_its_tokenizer() {
+    let dir = tempfile::tempdir().expect("a scratch folder");
+    let path = dir.path().join("nothing.onnx");
+    std::fs::write(&path, b"not a model").expect("written");
+    let said = fails(3, &[path.to_str().expect("UTF-8"), "--prompt", "x"]);
+    assert!(said.contains("nothing.onnx"), "{said}");
+    assert!(!said.contains("tokenizer"), "{said}");
+}
+
+#[test]
+fn what_was_not_raised_is_named_where_a_model_is_refused() {
+    let Some(model) = model("paraphrase-MiniLM-L3-v2.onnx") else {
+        return;
+    };
+    let said = fails(3, &[model.to_str().expect("UTF-8"), "--prompt", "x"]);
+    assert!(said.contains("missed: raise"), "{said}");
+}

@@ -337,7 +337,10 @@ fn sensitivities(
         threads: args.threads.map_or(cores, usize::from),
         ..Options::default()
     };
-    let (mut original, mut coded) = (load::executable(model)?, load::executable(coded)?);
+    let (mut original, mut coded) = (
+        load::executable(model)?.module,
+        load::executable(coded)?.module,
+    );
     // Weights of both stand in one module: their paths have to start at one place.
     rebase(&mut original, Path::new("."));
     rebase(&mut coded, Path::new("."));

@@ -1,11 +1,15 @@
 //! From a path to a module: tells formats apart and calls their importers.
 
 use super::{Exit, Failure, argv, errors};
+use crate::exec::ExecError;
 use crate::import;
 use crate::ir::Module;
 use crate::pass::manager::{self, Schedule};
 use crate::pass::pipeline::Pipeline;
 use crate::pass::pipeline::error::nearest;
+use crate::pass::{Remark, RemarkKind};
+use crate::report::human;
+use crate::report::progress::Progress;
 use crate::weights::FileCache;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -156,16 +160,68 @@ pub fn model(path: &Path) -> Result<Module, Failure> {
     Ok(module)
 }
 
+/// A model to be run.
+#[derive(Debug)]
+pub struct Executable {
+    /// The module.
+    pub module: Module,
+    /// What the user should know of the import.
+    pub notes: Vec<String>,
+    /// What was not raised to native ops, and why.
+    pub missed: Vec<Remark>,
+}
+
+/// Remarks that an error tells; the others are counted.
+const TOLD: usize = 3;
+
+impl Executable {
+    /// Says what the import has to say: notes, and with `-v` what was not raised.
+    pub fn tell(&self, path: &Path, progress: &Progress) {
+        for note in &self.notes {
+            progress.warn(&format!("{}: {note}", path.display()));
+        }
+        for remark in &self.missed {
+            progress.detail(&remark.to_string());
+        }
+    }
+
+    /// The model can't be run; what was not raised is often why.
+    pub fn refused(&self, path: &Path, error: &ExecError) -> Failure {
+        let mut what = format!("{}: {error}", path.display());
+        for remark in self.missed.iter().take(TOLD) {
+            what += &format!("\n  {remark}");
+        }
+        if let Some(more) = self.missed.len().checked_sub(TOLD).filter(|&more| more > 0) {
+            what += &format!("\n  and {} more", human::plural(more, "remark"));
+        }
+        let failure = Failure::new(Exit::Input, what);
+        match error {
+            ExecError::NotLanguageModel(_) => {
+                failure.help("`hlrc-opt eval` runs encoders and other models on given inputs")
+            }
+            _ => failure,
+        }
+    }
+}
+
 /// Imports a model to be run: what ONNX exporters took apart is native ops again where that is known.
 ///
 /// # Errors
 /// As [`model`].
-pub fn executable(path: &Path) -> Result<Module, Failure> {
-    let mut module = source(&Source::of(path)?)?.module;
+pub fn executable(path: &Path) -> Result<Executable, Failure> {
+    let Loaded {
+        mut module, notes, ..
+    } = source(&Source::of(path)?)?;
     let raised = crate::passes::raise::raise_to_run(&mut module);
-    raised.map_err(|error| Failure::new(Exit::Failure, format!("raise: {error}")))?;
+    let mut missed =
+        raised.map_err(|error| Failure::new(Exit::Failure, format!("raise: {error}")))?;
+    missed.retain(|remark| remark.kind == RemarkKind::Missed);
     find_linears(&mut module)?;
-    Ok(module)
+    Ok(Executable {
+        module,
+        notes,
+        missed,
+    })
 }
 
 /// Sees linears and embeddings in the module's ONNX nodes, as a pipeline would.

@@ -74,6 +74,10 @@ impl Protocol {
             );
             return Err(EvalError::Protocol(what));
         }
+        if self.windows == Some(0) {
+            let what = "0 windows leave nothing to predict".to_string();
+            return Err(EvalError::Protocol(what));
+        }
         if self.stride == 0 || self.stride > body {
             let what = format!(
                 "a stride of {} does not fit windows of {body} tokens of text",
@@ -139,9 +143,9 @@ impl Protocol {
             _ => "",
         };
         format!(
-            "context {}, {first}{} windows, {overlap}, {bos}, {skip}{} predictions ({} of {} tokens left out)",
+            "context {}, {first}{}, {overlap}, {bos}, {skip}{} predictions ({} of {} tokens left out)",
             self.context,
-            windows.list.len(),
+            crate::report::human::plural(windows.list.len(), "window"),
             windows.predictions(),
             windows.left_out,
             windows.tokens,

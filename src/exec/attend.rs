@@ -36,6 +36,10 @@ pub(super) fn attend(
     let mut out = run.buffers.take(out_shape.iter().product());
     let state = run.state.take();
     let result = match (state, cache) {
+        (Some(state), Some(_)) if mask.is_some() => {
+            run.state = Some(state);
+            Err(misfit(step, "a mask beside a cache of keys and values"))
+        }
         (Some(state), Some(slot)) => {
             let result = append(run, step, shape, (state, slot), count);
             if result.is_ok() {

@@ -33,6 +33,7 @@ use crate::store::{Reader, StoreError};
 use crate::weights::{FileCache, MappedFile};
 
 pub use error::ExecError;
+pub use kernels::instruction_set;
 pub use pool::Pool;
 pub use program::Port;
 pub use state::State;

@@ -100,8 +100,11 @@ pub struct Generated {
 }
 
 impl Generated {
-    /// Tokens of the prompt that were run in each second.
+    /// Tokens of the prompt that were run in each second; 0 where it was interrupted before its end.
     pub fn prefill_rate(&self) -> f64 {
+        if self.finish == Finish::Interrupted && self.tokens.is_empty() {
+            return 0.0;
+        }
         rate(self.prompt - self.cached.min(self.prompt), self.prefill)
     }
 

@@ -36,6 +36,8 @@ const LIMITS: Limits = Limits {
     length: 64 << 20,
     memory: 1 << 30,
 };
+/// Instructions of a template; far beyond what a conversation needs, some seconds at most.
+const FUEL: u64 = 50_000_000;
 /// Stack of the thread that renders; values nested as deep as the limits allow are dropped on it.
 const STACK: usize = 256 << 20;
 
@@ -77,7 +79,8 @@ fn within(limits: Limits, source: &str, values: Value, now: SystemTime) -> Resul
 }
 
 fn rendered(source: &str, values: Value, now: SystemTime, length: usize) -> Result<String, String> {
-    let environment = environment(now).map_err(|error| told(&error))?;
+    let mut environment = environment(now).map_err(|error| told(&error))?;
+    environment.set_fuel(Some(FUEL));
     let template = environment.template_from_named_str("chat_template", source);
     let template = template.map_err(|error| told(&error))?;
     let mut out = Limited {
@@ -293,6 +296,16 @@ mod tests {
             "\"f<x>\""
         );
         assert!(run("{{ 1 | tojson(indent=99) }}").is_err());
+    }
+
+    #[test]
+    fn loops_break_and_end() {
+        let first = "{% for x in [1, 2, 3] %}{{ x }}{% break %}{% endfor %}";
+        assert_eq!(ok(first), "1");
+        let long =
+            "{% for a in range(9999) %}{% for b in range(9999) %}{{ b }}{% endfor %}{% endfor %}";
+        let said = run(long).expect_err("endless");
+        assert!(said.contains("fuel") || said.contains("too long"), "{said}");
     }
 
     #[test]

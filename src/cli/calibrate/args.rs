@@ -29,9 +29,9 @@ pub struct CalibrateArgs {
           conflicts_with_all = ["data", "merge", "output"])]
     pub show: Option<PathBuf>,
 
-    /// Tokens of a window, BOS included; of a line at most
-    #[arg(long, value_name = "N", default_value_t = 512, help_heading = PROTOCOL)]
-    pub ctx: usize,
+    /// Tokens of a window, BOS included; of a line at most [default: 512, or what the model has if that is less]
+    #[arg(long, value_name = "N", help_heading = PROTOCOL)]
+    pub ctx: Option<usize>,
     /// Windows of all files together; lines make up as many tokens
     #[arg(long, value_name = "N", default_value_t = 64, help_heading = PROTOCOL)]
     pub windows: usize,

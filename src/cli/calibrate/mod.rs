@@ -154,20 +154,19 @@ impl Opened {
     /// # Errors
     /// It can't be imported or run.
     pub fn new(path: &Path, threads: Option<u16>) -> Result<Self, Failure> {
-        let module = load::executable(path)?;
+        let loaded = load::executable(path)?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let options = Options {
             threads: threads.map_or(cores, usize::from),
             ..Options::default()
         };
-        let engine = Engine::new(&module, &FileCache::new(), &options);
-        let refused = |error| Failure::new(Exit::Input, format!("{}: {error}", path.display()));
-        let mut engine = engine.map_err(refused)?;
+        let engine = Engine::new(&loaded.module, &FileCache::new(), &options);
+        let mut engine = engine.map_err(|error| loaded.refused(path, &error))?;
         engine.set_interrupt(signal::flag());
         Ok(Self {
             path: path.to_path_buf(),
             files: load::source(&load::Source::of(path)?)?.files,
-            module,
+            module: loaded.module,
             engine,
         })
     }

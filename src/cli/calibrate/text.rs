@@ -18,13 +18,16 @@ use std::path::{Path, PathBuf};
 /// Name in place of a file for text that the model writes itself.
 pub const SELF: &str = "self";
 
+/// Tokens of a window, where neither --ctx nor the model says less.
+const CONTEXT: usize = 512;
+
 /// How windows are made.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Text files; [`SELF`] alone is the model's own text.
     pub data: Vec<PathBuf>,
-    /// Tokens of a window.
-    pub context: usize,
+    /// Tokens of a window; 512, or what the model has if that is less, where it says nothing.
+    pub context: Option<usize>,
     /// Windows of all files.
     pub windows: usize,
     /// Whether every window begins with BOS.
@@ -36,11 +39,11 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The defaults: 64 windows of 512 tokens.
+    /// The defaults: 64 windows of 512 tokens, or of as many as the model has.
     pub fn new(data: &[PathBuf]) -> Self {
         Self {
             data: data.to_vec(),
-            context: 512,
+            context: None,
             windows: 64,
             bos: Bos::Auto,
             seed: 0,
@@ -74,8 +77,10 @@ pub fn prepare(
     let tokenizer = Tokenizer::open(&place).map_err(|error| text::failure(&error))?;
     let causal = engine.language_model();
     let positions = causal.as_ref().ok().and_then(|m| m.max_positions);
-    if let Some(most) = positions.filter(|&most| settings.context > most) {
-        let what = format!("--ctx {}: the model has {most} positions", settings.context);
+    let positions = positions.or(tokenizer.special().context);
+    let asked = settings.context;
+    if let Some((asked, most)) = asked.zip(positions).filter(|(asked, most)| asked > most) {
+        let what = format!("--ctx {asked}: the model has {most} positions");
         return Err(Failure::new(Exit::Infeasible, what).help(format!("take at most {most}")));
     }
     let lines = causal.is_err() && !Whole::fits(engine);
@@ -84,7 +89,7 @@ pub fn prepare(
         false => text::bos(settings.bos, &tokenizer)?,
     };
     let protocol = Protocol {
-        context: settings.context,
+        context: asked.unwrap_or(positions.map_or(CONTEXT, |most| most.min(CONTEXT))),
         windows: settings.windows,
         lines,
         bos,

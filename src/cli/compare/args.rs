@@ -36,9 +36,9 @@ pub struct CompareArgs {
         default_value = "trellis"
     )]
     pub pipeline: String,
-    /// Tokens of a window of --data (of a line, for encoders)
-    #[arg(long, value_name = "N", default_value_t = 512)]
-    pub ctx: usize,
+    /// Tokens of a window of --data (of a line, for encoders) [default: 512, or what the model has if that is less]
+    #[arg(long, value_name = "N")]
+    pub ctx: Option<usize>,
     /// Windows (or lines) of --data
     #[arg(long, value_name = "N")]
     pub windows: Option<usize>,

@@ -355,7 +355,7 @@ fn judge(
         args.talk,
     );
     settings.models = coded.to_vec();
-    settings.ctx = Some(args.ctx);
+    settings.ctx = args.ctx;
     settings.windows = args.windows.or(settings.windows);
     settings.talk.quiet = true;
     let evaluation = eval::evaluate(&settings, progress)?;

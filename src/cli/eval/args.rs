@@ -35,6 +35,9 @@ pub struct EvalArgs {
     /// Tokens of a window, BOS included [default: 2048, or what the model has if that is less]
     #[arg(long, value_name = "N", help_heading = PROTOCOL)]
     pub ctx: Option<usize>,
+    /// Tokens of a window where `ctx` says nothing and the models have as many.
+    #[arg(skip)]
+    pub usual: Option<usize>,
     /// Tokens between the starts of windows [default: a window's, not overlapping]; only new positions count
     #[arg(long, value_name = "N", help_heading = PROTOCOL)]
     pub stride: Option<usize>,
@@ -102,7 +105,7 @@ pub enum Bos {
 const AFTER_OPT: (usize, usize) = (20, 512);
 
 impl EvalArgs {
-    /// The evaluation of an output against its input: 20 windows of 512 tokens.
+    /// The evaluation of an output against its input: 20 windows of 512 tokens, or of as many as the model has.
     pub fn after_opt(
         output: PathBuf,
         input: PathBuf,
@@ -116,7 +119,8 @@ impl EvalArgs {
             data: data.to_vec(),
             inputs: Vec::new(),
             ablate: false,
-            ctx: Some(AFTER_OPT.1),
+            ctx: None,
+            usual: Some(AFTER_OPT.1),
             stride: None,
             skip: 0,
             bos: Bos::Auto,

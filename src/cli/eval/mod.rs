@@ -40,12 +40,26 @@ pub fn run(args: &EvalArgs) -> Result<Exit, Failure> {
 
 /// What was found of the models.
 pub fn evaluate(args: &EvalArgs, progress: &Progress) -> Result<Evaluation, Failure> {
-    let reference = args.reference.as_deref().map(Opened::new).transpose()?;
+    let open = |path: &std::path::Path| {
+        let opened = Opened::new(path)?;
+        opened.tell(progress);
+        Ok::<_, Failure>(opened)
+    };
+    let reference = args.reference.as_deref().map(open).transpose()?;
     let whole = |opened: &Opened| opened.model(args, Precision::Exact, Without::default());
     let original = reference.as_ref().map(whole).transpose()?;
     let mut models = Vec::new();
     for path in &args.models {
-        models.extend(Opened::new(path)?.variants(args)?);
+        let variants = open(path)?.variants(args)?;
+        if args.ablate && variants.len() == 1 {
+            let what = "has no low-rank and no sparse terms to leave out";
+            progress.warn(&format!("--ablate: {} {what}", path.display()));
+        }
+        models.extend(variants);
+    }
+    if args.ablate && models.len() == args.models.len() {
+        let what = "--ablate has no effect: no model has low-rank or sparse terms";
+        return Err(Failure::new(Exit::Usage, what).help("leave it out"));
     }
     let is_text = match (args.inputs.is_empty(), models.first()) {
         (true, Some(first)) => first.predictor()?.is_some(),
@@ -65,7 +79,31 @@ pub fn evaluate(args: &EvalArgs, progress: &Progress) -> Result<Evaluation, Fail
             Failure::new(Exit::Usage, what).help("leave them out, or name text with --data")
         );
     }
+    no_effect(args)?;
     compare_outputs(args, progress, original, &models).map(Evaluation::Outputs)
+}
+
+/// Refuses what only language models on text take, and for arrays what is of text.
+fn no_effect(args: &EvalArgs) -> Result<(), Failure> {
+    let arrays = !args.inputs.is_empty();
+    let given = [
+        ("--stride", args.stride.is_some(), true),
+        ("--skip", args.skip > 0, true),
+        ("--bos", args.bos != args::Bos::Auto, true),
+        ("--split", args.split.is_some(), true),
+        ("--ctx", args.ctx.is_some(), arrays),
+        ("--windows", args.windows.is_some(), arrays),
+        ("--tokenizer", args.tokenizer.is_some(), arrays),
+    ];
+    let idle = given.iter().find(|(_, given, idle)| *given && *idle);
+    let Some((flag, ..)) = idle else {
+        return Ok(());
+    };
+    let what = match arrays {
+        true => format!("{flag} has no effect on arrays of --inputs"),
+        false => format!("{flag} has no effect: the model takes each line of text as one input"),
+    };
+    Err(Failure::new(Exit::Usage, what).help("leave it out"))
 }
 
 /// Compares outputs on arrays, or on lines of text.
@@ -129,7 +167,20 @@ fn compare_outputs(
 /// Lines of the texts as tokens, with what the model expects around them.
 fn token_lines(args: &EvalArgs) -> Result<Vec<Vec<u32>>, Failure> {
     let tokenizer = text::tokenizer(args)?;
-    let most = args.ctx.unwrap_or(LINE);
+    let positions = tokenizer.special().context;
+    if let Some((asked, most)) = args.ctx.zip(positions).filter(|(asked, most)| asked > most) {
+        let what = format!("--ctx {asked}: the model has {most} positions");
+        return Err(Failure::new(Exit::Infeasible, what).help(format!("take at most {most}")));
+    }
+    for (flag, value) in [("--ctx", args.ctx), ("--windows", args.windows)] {
+        if value == Some(0) {
+            let what = format!("{flag} 0 leaves nothing to compare");
+            return Err(Failure::new(Exit::Usage, what).help("take at least 1"));
+        }
+    }
+    let most = args
+        .ctx
+        .unwrap_or(positions.map_or(LINE, |most| most.min(LINE)));
     let mut out = Vec::new();
     for path in &args.data {
         let content = text::read(path)?;

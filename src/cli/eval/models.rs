@@ -4,9 +4,10 @@ use super::args::EvalArgs;
 use super::{Exit, Failure, failure, load, signal};
 use crate::cli::run::args::PrecisionArg;
 use crate::eval::{Causal, EvalError, Predictor, Whole, cache};
-use crate::exec::{Engine, ExecError, Options, Precision, Without};
+use crate::exec::{Engine, Options, Precision, Without};
 use crate::ir::site::sites;
-use crate::ir::{Module, Term, text};
+use crate::ir::{Term, text};
+use crate::report::progress::Progress;
 use crate::weights::FileCache;
 use std::path::{Path, PathBuf};
 
@@ -23,7 +24,7 @@ pub struct Model {
 /// An imported model, and who it is.
 pub struct Opened {
     path: PathBuf,
-    module: Module,
+    loaded: load::Executable,
     files: FileCache,
 }
 
@@ -32,9 +33,14 @@ impl Opened {
     pub fn new(path: &Path) -> Result<Self, Failure> {
         Ok(Self {
             path: path.to_path_buf(),
-            module: load::executable(path)?,
+            loaded: load::executable(path)?,
             files: FileCache::new(),
         })
+    }
+
+    /// Says what the import has to say.
+    pub fn tell(&self, progress: &Progress) {
+        self.loaded.tell(&self.path, progress);
     }
 
     /// The name that it is reported by.
@@ -45,7 +51,7 @@ impl Opened {
     /// What its logits depend on, for the cache.
     pub fn identity(&self) -> Result<String, Failure> {
         let files = load::source(&load::Source::of(&self.path)?)?.files;
-        Ok(cache::identify(&text::print(&self.module), &files))
+        Ok(cache::identify(&text::print(&self.loaded.module), &files))
     }
 
     /// It, ready to run.
@@ -60,8 +66,8 @@ impl Opened {
             precision,
             without,
         };
-        let engine = Engine::new(&self.module, &self.files, &options);
-        let mut engine = engine.map_err(|error| refused(&self.name(), &error))?;
+        let engine = Engine::new(&self.loaded.module, &self.files, &options);
+        let mut engine = engine.map_err(|error| self.loaded.refused(&self.path, &error))?;
         engine.set_interrupt(signal::flag());
         let named = [(without.low_rank, "low_rank"), (without.sparse, "sparse")];
         Ok(Model {
@@ -84,8 +90,10 @@ impl Opened {
         let mut wanted = vec![Without::default()];
         if args.ablate {
             let has = |kind: fn(&Term) -> bool| {
-                let sites = sites(&self.module);
-                let mut matrices = sites.iter().filter_map(|site| site.matrix(&self.module));
+                let sites = sites(&self.loaded.module);
+                let mut matrices = sites
+                    .iter()
+                    .filter_map(|site| site.matrix(&self.loaded.module));
                 matrices.any(|matrix| matrix.terms.iter().any(kind))
             };
             let low_rank = has(|term| matches!(term, Term::LowRank(_)));
@@ -128,11 +136,6 @@ impl Model {
 fn threads(args: &EvalArgs) -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     args.threads.map_or(cores, usize::from)
-}
-
-/// A model that can't be run.
-fn refused(name: &str, error: &ExecError) -> Failure {
-    Failure::new(Exit::Input, format!("{name}: {error}"))
 }
 
 /// The folder in which a model's tokenizer is looked for.

@@ -96,19 +96,27 @@ fn quality(model: &ModelScore) -> Vec<String> {
         None => ("-".into(), "-".into(), "-".into()),
         Some(a) => (
             format!("{:.5}", a.perplexity_ratio),
-            format!("{:.5}", a.perplexity_ratio_standard_error),
+            deviation(a.perplexity_ratio_standard_error, 5),
             percent(a.top1_agreement),
         ),
     };
     vec![
         label(model),
         format!("{:.4}", model.perplexity),
-        format!("{:.4}", model.perplexity_standard_error),
+        deviation(model.perplexity_standard_error, 4),
         ratio,
         error,
         percent(model.top1_accuracy),
         same,
     ]
+}
+
+/// A standard error; `-` where there were too few numbers for one.
+fn deviation(value: f64, decimals: usize) -> String {
+    match value.is_nan() {
+        true => "-".into(),
+        false => format!("{value:.decimals$}"),
+    }
 }
 
 fn divergence(model: &ModelScore) -> Option<Vec<String>> {
@@ -125,7 +133,10 @@ fn divergence(model: &ModelScore) -> Option<Vec<String>> {
         kl.max,
     ];
     let mut row = vec![label(model)];
-    row.extend(values.map(human::error));
+    row.extend(values.map(|value| match value.is_nan() {
+        true => "-".into(),
+        false => human::error(value),
+    }));
     row.push(format!("{:.3}%", 100.0 * against.rms_delta_p));
     Some(row)
 }
@@ -133,8 +144,9 @@ fn divergence(model: &ModelScore) -> Option<Vec<String>> {
 fn interval(paired: &Paired) -> String {
     let [low, high] = paired.confidence;
     format!(
-        "{:+.6} (95% {low:+.6} to {high:+.6}, {} windows)",
-        paired.difference, paired.windows
+        "{:+.6} (95% {low:+.6} to {high:+.6}, {})",
+        paired.difference,
+        human::plural(paired.windows, "window")
     )
 }
 

@@ -61,7 +61,12 @@ pub fn evaluate(
     let protocol = protocol(args, &tokenizer, original.map(|(_, model)| model), models)?;
     let windows = protocol.cut(&texts).map_err(as_failure)?;
     check_tokens(&windows, original.map(|(_, model)| model), models)?;
-    progress.stage("Protocol", &protocol.describe(&windows));
+    let split = args
+        .split
+        .as_ref()
+        .map(|line| format!(", documents apart at lines {line:?}"));
+    let split = split.unwrap_or_default();
+    progress.stage("Protocol", &(protocol.describe(&windows) + &split));
     let judge = Judge {
         args,
         progress,
@@ -86,6 +91,7 @@ pub fn evaluate(
         .iter()
         .map(|path| path.display().to_string())
         .collect();
+    report.described += &split;
     report.reference_logits = source.map(str::to_string);
     report.seconds = begun.elapsed().as_secs_f64();
     Ok(report)
@@ -147,7 +153,7 @@ fn protocol(
         let what = format!("--ctx {asked}: the models have {most} positions");
         return Err(Failure::new(Exit::Infeasible, what).help(format!("take at most {most}")));
     }
-    let context = args.ctx.unwrap_or(most.min(CONTEXT));
+    let context = args.ctx.unwrap_or(most.min(args.usual.unwrap_or(CONTEXT)));
     let bos = bos(args.bos, tokenizer)?;
     let whole = context.saturating_sub(usize::from(bos.is_some()));
     Ok(Protocol {
@@ -279,7 +285,7 @@ impl Judge<'_> {
         };
         let identity = Identity::new(
             &opened.identity()?,
-            "exact",
+            &format!("exact, {}", crate::exec::instruction_set()),
             protocol,
             self.windows,
             vocabulary,

@@ -57,7 +57,7 @@ pub fn run(args: &FitArgs) -> Result<Exit, Failure> {
 /// # Errors
 /// As [`run`].
 pub fn target(args: &LoadArgs, input: &Path) -> Result<(u64, String), Failure> {
-    let room = Room::of(args, &load::executable(input)?)?;
+    let room = Room::of(args, &load::executable(input)?.module)?;
     let left = room.for_weights().ok_or_else(|| room.too_small())?;
     Ok((left, room.line()))
 }
@@ -129,7 +129,7 @@ fn shapes(path: &Path) -> Result<Module, Failure> {
     if let Some(config) = configuration(path) {
         return Ok(implied(&Config::read(&config)?)?);
     }
-    let module = load::executable(path)?;
+    let module = load::executable(path)?.module;
     let is = |name: &str| module.meta.get(name).and_then(Attr::as_str);
     if is("format") == Some("safetensors") && is("architecture").is_none() {
         // The configuration says why its graph isn't known.

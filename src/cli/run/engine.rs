@@ -3,6 +3,7 @@
 use super::args::{PrecisionArg, RunArgs};
 use super::{Exit, Failure, load, signal};
 use crate::exec::{Engine, ExecError, Options, Precision, Rows, State};
+use crate::report::progress::Progress;
 use crate::text::generate::{LanguageModel, ModelError};
 use crate::weights::FileCache;
 use std::ops::ControlFlow;
@@ -15,8 +16,9 @@ pub fn threads(args: &RunArgs) -> usize {
 }
 
 /// Opens a model to be run.
-pub fn open(args: &RunArgs) -> Result<Engine, Failure> {
-    let module = load::executable(&args.model)?;
+pub fn open(args: &RunArgs, progress: &Progress) -> Result<Engine, Failure> {
+    let loaded = load::executable(&args.model)?;
+    loaded.tell(&args.model, progress);
     let options = Options {
         threads: threads(args),
         precision: match args.precision {
@@ -25,21 +27,13 @@ pub fn open(args: &RunArgs) -> Result<Engine, Failure> {
         },
         ..Options::default()
     };
-    let engine = Engine::new(&module, &FileCache::new(), &options);
-    let mut engine = engine.map_err(|error| refused(&args.model, &error))?;
+    let engine = Engine::new(&loaded.module, &FileCache::new(), &options);
+    let mut engine = engine.map_err(|error| loaded.refused(&args.model, &error))?;
+    if let Err(error) = engine.language_model() {
+        return Err(loaded.refused(&args.model, &error));
+    }
     engine.set_interrupt(signal::flag());
     Ok(engine)
-}
-
-/// A model that can't be run.
-fn refused(path: &Path, error: &ExecError) -> Failure {
-    let help = match error {
-        ExecError::NotLanguageModel(_) => {
-            "`hlrc-opt eval` runs encoders and other models on given inputs"
-        }
-        _ => "",
-    };
-    Failure::new(Exit::Input, format!("{}: {error}", path.display())).help(help)
 }
 
 /// One sequence of a causal language model.
@@ -56,7 +50,7 @@ impl<'e> Causal<'e> {
     pub fn new(engine: &'e Engine, path: &Path) -> Result<Self, Failure> {
         let model = engine
             .language_model()
-            .map_err(|error| refused(path, &error))?;
+            .map_err(|error| Failure::new(Exit::Input, format!("{}: {error}", path.display())))?;
         Ok(Self {
             engine,
             state: engine.state(1),

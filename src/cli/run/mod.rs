@@ -35,12 +35,12 @@ pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
     let start = Instant::now();
     let progress = opt::progress(&args.talk);
     progress.stage("Loading", &args.model.display().to_string());
+    let engine = engine::open(args, &progress)?;
     let tokenizer = Tokenizer::open(&tokenizer_place(args)).map_err(|error| failure(&error))?;
     let template = match args.chat {
         true => Some(template(args, &tokenizer)?),
         false => None,
     };
-    let engine = engine::open(args)?;
     let model = Causal::new(&engine, &args.model)?;
     let settings = settings(args, sampling, &tokenizer, model.context())?;
     let run = Run {

@@ -129,7 +129,10 @@ fn object<'a>(made: &'a Generated, run: &'a Run) -> Object<'a> {
 pub fn statistics(made: &Generated, run: &Run) {
     let mut table = Table::new(&["", "tokens>", "time>", "tokens/s>"]);
     let time = |time: Duration| human::duration(time);
-    let rate = |rate: f64| format!("{rate:.1}");
+    let rate = |rate: f64| match rate {
+        0.0 => "-".to_string(),
+        rate => format!("{rate:.1}"),
+    };
     table.row(["load".into(), String::new(), time(run.load), String::new()]);
     let fresh = made.prompt.saturating_sub(made.cached);
     table.row([

@@ -40,3 +40,9 @@ impl Write {
         }
     }
 }
+
+/// The instruction set whose kernels run on this processor: sums of others may differ in their last bits.
+pub fn instruction_set() -> String {
+    let (floats, codes) = (vector::Isa::detect().kind(), quant::level());
+    format!("{floats:?}/{codes}")
+}

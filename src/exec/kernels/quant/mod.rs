@@ -66,6 +66,11 @@ pub(super) enum Kind {
     Avx512,
 }
 
+/// The level of the integer kernels on this processor, by name.
+pub(crate) fn level() -> String {
+    format!("{:?}", Level::detect().kind())
+}
+
 impl Level {
     /// The best level of this processor; the standard library caches the answer.
     pub(super) fn detect() -> Self {
