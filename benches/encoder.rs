@@ -67,7 +67,8 @@ type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 fn compare(choices: &Choices) -> Outcome<()> {
     let files = FileCache::new();
     let module = hlrc::cli::load::executable(&choices.model)
-        .map_err(|_| format!("{}: cannot be imported", choices.model.display()))?;
+        .map_err(|_| format!("{}: cannot be imported", choices.model.display()))?
+        .module;
     let options = Options {
         threads: choices.threads,
         ..Options::default()

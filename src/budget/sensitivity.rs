@@ -97,7 +97,7 @@ fn outputs(
     for (at, (engine, group)) in engines.iter().zip(groups).enumerate() {
         let label = group.label();
         let (a, b) = ((reference, name), (engine, label.as_str()));
-        let reports = compare(a, b, windows.len(), &inputs, &mut |_| {})?;
+        let reports = compare(a, b, windows.len(), &inputs, false, &mut |_| {})?;
         let squares = reports.iter().map(|r| r.relative_error_mean.powi(2));
         found.push(squares.sum::<f64>() / reports.len().max(1) as f64);
         progress(at + 1);

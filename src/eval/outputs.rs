@@ -50,7 +50,9 @@ struct Sums {
 /// Runs both models on each set of inputs and compares every output of the reference.
 ///
 /// Outputs are matched by name; two models with one output each are matched whatever it is called.
-/// Inputs are given to both: `inputs(engine, i)` makes the i-th set for an engine.
+/// Inputs are given to both: `inputs(engine, i)` makes the i-th set for an engine. With `means`, which is
+/// for runs of one line of text each, the mean over tokens of an output `[1, tokens, width]` is compared
+/// as well: the embedding of a sentence as sentence-transformers pool it.
 ///
 /// # Errors
 /// A model fails; an output is missing or has another shape.
@@ -59,6 +61,7 @@ pub fn compare(
     (candidate, candidate_name): (&Engine, &str),
     runs: usize,
     inputs: &dyn Fn(&Engine, usize) -> Result<Inputs>,
+    means: bool,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Vec<OutputReport>> {
     let mut sums: Vec<(String, Sums)> = Vec::new();
@@ -78,19 +81,25 @@ pub fn compare(
         };
         let expected = run(reference, reference_name)?;
         let actual = run(candidate, candidate_name)?;
-        for (at, (name, tensor)) in expected.iter().enumerate() {
+        let mut at = 0;
+        let mut next = |name: &str, a: &Tensor, b: &Tensor| {
+            if sums.len() <= at {
+                sums.push((name.to_string(), Sums::default()));
+            }
+            let added = sums.get_mut(at).map_or(Ok(()), |(_, sums)| sums.add(a, b));
+            at += 1;
+            added.map_err(|problem| unlike(format!("output `{name}` {problem}")))
+        };
+        for (name, tensor) in &expected {
             let found = match (expected.as_slice(), actual.as_slice()) {
                 ([_], [(_, only)]) => Some(only),
                 _ => actual.iter().find(|(n, _)| n == name).map(|(_, t)| t),
             };
             let found =
                 found.ok_or_else(|| unlike(format!("the second has no output `{name}`")))?;
-            if sums.len() <= at {
-                sums.push((name.clone(), Sums::default()));
-            }
-            if let Some((_, sums)) = sums.get_mut(at) {
-                sums.add(tensor, found)
-                    .map_err(|problem| unlike(format!("output `{name}` {problem}")))?;
+            next(name, tensor, found)?;
+            if means && let Some((a, b)) = mean(tensor).zip(mean(found)) {
+                next(&format!("mean of {name}"), &a, &b)?;
             }
         }
         progress(index + 1);
@@ -99,6 +108,21 @@ pub fn compare(
         .into_iter()
         .map(|(name, sums)| sums.report(name))
         .collect())
+}
+
+/// The mean over tokens of `[1, tokens, width]`.
+fn mean(tensor: &Tensor) -> Option<Tensor> {
+    let (&[1, tokens, width], Data::F32(values)) = (&*tensor.shape, &tensor.data) else {
+        return None;
+    };
+    let mut sums = vec![0.0f64; width];
+    for row in values.chunks(width.max(1)) {
+        for (sum, &value) in sums.iter_mut().zip(row) {
+            *sum += f64::from(value);
+        }
+    }
+    let mean = |sum: &f64| (sum / tokens as f64) as f32;
+    (tokens > 0).then(|| Tensor::f32(&[1, width], sums.iter().map(mean).collect()))
 }
 
 impl Sums {
@@ -186,6 +210,14 @@ impl Sums {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tokens_have_a_mean() {
+        let x = Tensor::f32(&[1, 2, 2], vec![1.0, 2.0, 3.0, 6.0]);
+        assert_eq!(mean(&x), Some(Tensor::f32(&[1, 2], vec![2.0, 4.0])));
+        assert_eq!(mean(&Tensor::f32(&[2, 2], vec![0.0; 4])), None);
+        assert_eq!(mean(&Tensor::f32(&[1, 0, 2], vec![])), None);
+    }
 
     #[test]
     fn by_hand() {
