@@ -140,3 +140,33 @@ fn what_is_there_is_kept() {
     );
     assert!(resumed.contains("without --resume"), "{resumed}");
 }
+
+#[test]
+fn statistics_behind_the_compressed_prefix() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let data = text(dir.path(), "text.txt", 0);
+    let opt = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hlrc-opt"));
+        command.env("XDG_CACHE_HOME", dir.path());
+        command.args([STORIES, "-q", "-p", "int2{method=gptq}", "--calib"]);
+        command.arg(&data);
+        command
+    };
+    let weights = |name: &str, extra: &[&str]| {
+        let output = dir.path().join(name);
+        succeed(opt().args(extra).arg("-o").arg(&output));
+        let verify = [Path::new("verify"), &output];
+        succeed(Command::new(env!("CARGO_BIN_EXE_hlrc-opt")).args(verify));
+        std::fs::read(output.join("model.safetensors")).expect("weights")
+    };
+    let once = weights("once", &[]);
+    let one = weights("one", &["--sequential", "--threads", "1"]);
+    let two = weights("two", &["--sequential", "--threads", "2"]);
+    assert!(one != once, "the statistics are the same");
+    assert!(one == two, "threads make a difference");
+    let alone = Command::new(env!("CARGO_BIN_EXE_hlrc-opt"))
+        .args([STORIES, "-p", "int4", "--sequential"])
+        .output()
+        .expect("started");
+    assert_eq!(alone.status.code(), Some(2));
+}

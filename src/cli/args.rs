@@ -141,6 +141,10 @@ pub struct OptArgs {
     #[arg(long, value_name = "STATS|TEXT", value_delimiter = ',', value_hint = ValueHint::FilePath,
           help_heading = PIPELINE)]
     pub calib: Vec<PathBuf>,
+    /// Take statistics behind what is compressed already: the pipeline runs once with those of the original,
+    /// the text then goes through the result
+    #[arg(long, requires = "calib", conflicts_with_all = ["dry_run", "resume"], help_heading = PIPELINE)]
+    pub sequential: bool,
     /// Mean bits per weight of the matrices, spread over them so that the model suffers least
     #[arg(long, value_name = "BITS", conflicts_with_all = ["target_size", "vram", "dry_run", "resume"],
           help_heading = PIPELINE)]

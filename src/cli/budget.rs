@@ -305,6 +305,7 @@ fn divergences(
     probe.overrides.clear();
     probe.output = Some(scratch.clone());
     (probe.force, probe.resume, probe.json) = (true, false, false);
+    probe.sequential = false;
     probe.eval.clear();
     probe.talk.quiet = true;
     let prepared = prepare(&probe)?;

@@ -25,6 +25,7 @@ pub mod quantize;
 pub mod report;
 mod reproducer;
 pub mod run;
+mod sequential;
 pub mod signal;
 mod table;
 mod target;

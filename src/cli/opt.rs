@@ -6,7 +6,8 @@ use super::prepare::{Prepared, prepare};
 use super::target::{Target, report_beside};
 use super::watch::Watch;
 use super::{
-    Exit, Failure, budget, dry_run, errors, eval, fit, outcome, print, report, reproducer, signal,
+    Exit, Failure, budget, dry_run, errors, eval, fit, outcome, print, report, reproducer,
+    sequential, signal,
 };
 use crate::calib::Statistics;
 use crate::eval::Evaluation;
@@ -167,8 +168,15 @@ pub fn execute(
             .map_err(|error| errors::run(&error))?;
         return dry_run::run(args, &pipeline, &loaded.module, &schedule, &plan);
     }
-    let statistics = calibrate(args, progress)?;
-    options.moments = statistics.as_ref().map(|s| s as &dyn MomentSource);
+    let (first, second) = match args.sequential {
+        true => (
+            None,
+            Some(sequential::statistics(args, prepared, progress)?),
+        ),
+        false => (calibrate(args, progress)?, None),
+    };
+    let statistics = second.as_ref().map(|s| &s.statistics).or(first.as_ref());
+    options.moments = statistics.map(|s| s as &dyn MomentSource);
     if matches!(target, Target::Stdout | Target::Device(_)) {
         // Text says where weights are as seen from the place that it goes to.
         rebase(&mut loaded.module, Path::new("."));

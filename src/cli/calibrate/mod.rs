@@ -101,7 +101,10 @@ fn one(args: &CalibrateArgs, model: &Path, progress: &Progress) -> Result<PathBu
 }
 
 /// Runs a job with a progress bar.
-fn measure(
+///
+/// # Errors
+/// The model fails, or the file can't be written.
+pub fn measure(
     job: &Job<'_>,
     output: &Path,
     resume: bool,

@@ -1,0 +1,74 @@
+//! `--sequential`: statistics of what goes into linears behind a prefix that is compressed already.
+//!
+//! The pipeline runs once with statistics of the original, into a scratch folder; the text goes through
+//! that model, and the sums of its inputs are those with which the original is coded.
+
+use super::args::OptArgs;
+use super::calibrate::text::{self, Settings};
+use super::calibrate::{self, Opened};
+use super::load::{self, Source};
+use super::prepare::Prepared;
+use super::target::Target;
+use super::{Failure, opt};
+use crate::calib::Statistics;
+use crate::report::progress::Progress;
+use std::path::{Path, PathBuf};
+
+/// Statistics, and the folder that they lie in until they are dropped.
+pub struct Sequential {
+    /// The statistics.
+    pub statistics: Statistics,
+    _scratch: Scratch,
+}
+
+struct Scratch(PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // A scratch folder that can't be removed is not this command's failure.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Codes the model once, and takes statistics of the result.
+///
+/// Cost: the pipeline once more, a calibration, and the bytes of the output on disk meanwhile.
+///
+/// # Errors
+/// As coding and as calibrating.
+pub fn statistics(
+    args: &OptArgs,
+    prepared: &Prepared,
+    progress: &Progress,
+) -> Result<Sequential, Failure> {
+    let model = args.input.as_deref().unwrap_or(Path::new("-"));
+    let texts = calibrate::texts(&args.calib)?;
+    let scratch = std::env::temp_dir().join(format!("hlrc-sequential-{}.hlrc", std::process::id()));
+    let scratch = Scratch(scratch);
+    let mut once = args.clone();
+    once.sequential = false;
+    once.output = Some(scratch.0.clone());
+    (once.force, once.resume, once.json) = (true, false, false);
+    once.html = None;
+    once.eval.clear();
+    once.debug = Default::default();
+    once.talk.quiet = true;
+    progress.stage("Coding", "once with statistics of the original");
+    let quiet = opt::progress(&once.talk);
+    let loaded = load::source(&Source::of(model)?)?;
+    let target = Target::Folder(scratch.0.clone());
+    opt::execute(&once, prepared, &target, &quiet, loaded)?;
+
+    let coded = Opened::new(&scratch.0, args.threads)?;
+    let settings = Settings::new(&texts);
+    let text = text::prepare(model, &coded.engine, &settings, &args.talk, progress)?;
+    let mut job = coded.job(&text, args.mem_limit);
+    // Where the scratch folder was is nobody's business, and would make each run another.
+    job.model.name = format!("{}, coded", model.display());
+    let path = scratch.0.join("statistics");
+    calibrate::measure(&job, &path, false, &args.talk, progress)?;
+    Ok(Sequential {
+        statistics: Statistics::open(&path).map_err(calibrate::failure)?,
+        _scratch: scratch,
+    })
+}
