@@ -115,6 +115,59 @@ module "m" meta{format="onnx", ir_version=8, opset_import=[{version=17}]} {
     assert!(error.to_string().contains("NoSuchOp"), "{error}");
 }
 
+/// Half-precision graphs of which some ops are raised: between linears in f32, tract's ops have f16
+/// constants of their own.
+#[test]
+fn half_precision_graphs_raised_in_part_run() {
+    let half = |values: &[f32]| -> String {
+        let halves = values.iter().map(|&x| half::f16::from_f32(x));
+        let bytes = halves.flat_map(half::f16::to_le_bytes);
+        bytes.map(|b| format!("{b:02x}")).collect()
+    };
+    let text = format!(
+        r#"hlir 1
+module "m" meta{{format="onnx", ir_version=8, opset_import=[{{version=17}}]}} {{
+  weight @a : f16[2,3] = hex"{}"
+  weight @c : f16[3] = hex"{}"
+  weight @b : f16[3,2] = hex"{}"
+  graph @main(%x : f16[1,4,2]) -> (%y) {{
+    %p = onnx.MatMul(%x, @a) name("up")DECLARED
+    %q = onnx.Max(%p, @c) name("clamp")DECLARED
+    %y = onnx.MatMul(%q, @b) name("down")
+  }}
+}}
+"#,
+        half(&[1.0, 2.0, -1.0, 0.5, -2.0, 1.0]),
+        half(&[0.25, -0.5, 1.0]),
+        half(&[1.0, 0.0, 0.0, 1.0, 1.0, 1.0]),
+    );
+    let x = [1.0, 2.0, -1.0, 0.5, 3.0, -1.0, 0.0, 0.25];
+    for declared in ["", " : f16[1,4,3]"] {
+        let text = text.replace("DECLARED", declared);
+        let mut module = hlrc::ir::text::parse(&text).expect("parses");
+        hlrc::passes::raise::raise_to_run(&mut module).expect("raises");
+        let ops = &module.graphs[0].ops;
+        let linears = ops.iter().filter(|op| op.kind.matrix().is_some()).count();
+        assert!(
+            (1..ops.len()).contains(&linears),
+            "{linears} of {}",
+            ops.len()
+        );
+        let files = FileCache::new();
+        let made = Engine::new(&module, &files, &Options::default())
+            .and_then(|engine| engine.run(&[("x", Tensor::f32(&[1, 4, 2], x.to_vec()))]))
+            .unwrap_or_else(|error| panic!("{declared}: {error}"));
+        let wanted = x.chunks(2).flat_map(|x| {
+            let (a, b) = (x[0], x[1]);
+            let p = [a + 0.5 * b, 2.0 * a - 2.0 * b, b - a];
+            let q = [p[0].max(0.25), p[1].max(-0.5), p[2].max(1.0)];
+            [q[0] + q[2], q[1] + q[2]]
+        });
+        let wanted: Vec<f32> = wanted.collect();
+        assert_eq!(made[0].1.floats(), Some(&wanted[..]), "{declared}");
+    }
+}
+
 #[test]
 fn masks_and_numbers_between_runs_keep_their_types() {
     let dir = tempfile::tempdir().expect("a folder");

@@ -343,6 +343,27 @@ fn encoders_are_refused_with_what_to_use() {
     );
 }
 
+#[test]
+fn the_model_is_looked_at_first() {
+    let told = fails(3, &["not/there.onnx", "--tokenizer", "nor/this", "-p", "x"]);
+    assert!(
+        told.contains("not/there.onnx") && !told.contains("nor/this"),
+        "{told}"
+    );
+}
+
+#[test]
+fn a_refusal_names_what_was_not_raised() {
+    let neox = "tests/fixtures/raise/neox.script.onnx";
+    let args = [neox, "--tokenizer", STORIES, "-p", "x"];
+    let told = fails(3, &args);
+    assert!(told.contains("missed: raise: "), "{told}");
+    let told = fails(3, &[&args[..], &["-v"]].concat());
+    assert!(told.matches("missed: raise: ").count() > 4, "{told}");
+    let told = fails(3, &[&args[..], &["-q"]].concat());
+    assert!(told.matches("missed: raise: ").count() <= 4, "{told}");
+}
+
 /// Tells the child to stop once it has told a token; its exit code, and what it printed.
 #[cfg(unix)]
 fn interrupted() -> (Option<i32>, Vec<String>, String) {

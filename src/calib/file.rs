@@ -200,7 +200,7 @@ impl Statistics {
         if let (Some(to), Some(from)) = (&mut all.hessian, &one.hessian) {
             sum(to, from);
         }
-        all.tokens += one.tokens;
+        all.tokens = all.tokens.saturating_add(one.tokens);
         Ok(())
     }
 

@@ -91,9 +91,11 @@ impl Gguf {
         if !fits {
             return Err(fault("is smaller than it should be"));
         }
-        let start = tensor.offset.checked_add(4 * range.start as u64);
-        let start = start.ok_or_else(|| fault("lies beyond the file"))?;
-        let bytes = self.file.slice(start, 4 * range.len() as u64)?;
+        let bytes = |values: usize| (values as u64).checked_mul(4);
+        let start = bytes(range.start).and_then(|skipped| tensor.offset.checked_add(skipped));
+        let place = start.zip(bytes(range.len()));
+        let (start, len) = place.ok_or_else(|| fault("lies beyond the file"))?;
+        let bytes = self.file.slice(start, len)?;
         Ok(Some(
             bytes
                 .as_chunks::<4>()

@@ -197,7 +197,8 @@ impl Imatrix {
             .iter()
             .map(|c| *c as u64)
             .fold(0u64, u64::saturating_add);
-        let mut diag = vec![0f32; n];
+        // Nothing is allocated by what the header says alone: a row that the file has not is refused.
+        let mut diag: Option<Vec<f32>> = None;
         for e in chosen {
             let row = self
                 .gguf
@@ -206,8 +207,12 @@ impl Imatrix {
             if row.iter().any(|d| !d.is_finite() || *d < 0.0) {
                 return Err(damaged("it holds what is no sum of squares"));
             }
-            diag.iter_mut().zip(row).for_each(|(a, b)| *a += b);
+            match &mut diag {
+                None => diag = Some(row),
+                Some(diag) => diag.iter_mut().zip(row).for_each(|(a, b)| *a += b),
+            }
         }
+        let diag = diag.ok_or_else(|| damaged("it has no experts"))?;
         Ok(Some(SiteStatistics {
             hessian: None,
             diag,

@@ -322,3 +322,37 @@ fn experts_have_their_own_sums_and_borrow_from_all() {
         );
     }
 }
+
+/// Everything that a file is asked for.
+fn read_all(bytes: &[u8]) -> std::result::Result<(), CalibError> {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), bytes).expect("written");
+    let found = Statistics::open(file.path())?;
+    let names: Vec<String> = found.sites().map(str::to_string).collect();
+    for name in names {
+        found.diagonal(&name)?;
+        if let Some(site) = found.site(&name)? {
+            let n = site.diag.len();
+            assert!(site.hessian.is_none_or(|h| h.len() == n * n));
+        }
+    }
+    Summary::new(&found).map(|_| ())
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(400))]
+    #[test]
+    fn damage_is_an_error_or_nothing(at in 0usize..4500, value: u8, cut in 0usize..4500) {
+        for seed in ["tiny.safetensors", "tiny.gguf"] {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/statistics").join(seed);
+            let mut bytes = std::fs::read(path).expect("the seed");
+            read_all(&bytes).expect("sound");
+            let at = at % bytes.len();
+            bytes[at] = value;
+            let told = |error: CalibError| assert!(!error.to_string().is_empty());
+            let _ = read_all(&bytes).map_err(told);
+            bytes.truncate(cut);
+            let _ = read_all(&bytes).map_err(told);
+        }
+    }
+}

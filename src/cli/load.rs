@@ -167,20 +167,20 @@ pub struct Executable {
     pub module: Module,
     /// What the user should know of the import.
     pub notes: Vec<String>,
-    /// What was not raised to native ops, and why.
-    pub missed: Vec<Remark>,
+    /// What raising has to say: what was left, and why; what became less exact.
+    pub remarks: Vec<Remark>,
 }
 
 /// Remarks that an error tells; the others are counted.
 const TOLD: usize = 3;
 
 impl Executable {
-    /// Says what the import has to say: notes, and with `-v` what was not raised.
+    /// Says what the import has to say: notes, and with `-v` remarks.
     pub fn tell(&self, path: &Path, progress: &Progress) {
         for note in &self.notes {
             progress.warn(&format!("{}: {note}", path.display()));
         }
-        for remark in &self.missed {
+        for remark in &self.remarks {
             progress.detail(&remark.to_string());
         }
     }
@@ -188,10 +188,12 @@ impl Executable {
     /// The model can't be run; what was not raised is often why.
     pub fn refused(&self, path: &Path, error: &ExecError) -> Failure {
         let mut what = format!("{}: {error}", path.display());
-        for remark in self.missed.iter().take(TOLD) {
+        let missed = |remark: &&Remark| remark.kind == RemarkKind::Missed;
+        for remark in self.remarks.iter().filter(missed).take(TOLD) {
             what += &format!("\n  {remark}");
         }
-        if let Some(more) = self.missed.len().checked_sub(TOLD).filter(|&more| more > 0) {
+        let count = self.remarks.iter().filter(missed).count();
+        if let Some(more) = count.checked_sub(TOLD).filter(|&more| more > 0) {
             what += &format!("\n  and {} more", human::plural(more, "remark"));
         }
         let failure = Failure::new(Exit::Input, what);
@@ -213,14 +215,14 @@ pub fn executable(path: &Path) -> Result<Executable, Failure> {
         mut module, notes, ..
     } = source(&Source::of(path)?)?;
     let raised = crate::passes::raise::raise_to_run(&mut module);
-    let mut missed =
+    let mut remarks =
         raised.map_err(|error| Failure::new(Exit::Failure, format!("raise: {error}")))?;
-    missed.retain(|remark| remark.kind == RemarkKind::Missed);
+    remarks.retain(|remark| remark.kind != RemarkKind::Passed);
     find_linears(&mut module)?;
     Ok(Executable {
         module,
         notes,
-        missed,
+        remarks,
     })
 }
 

@@ -24,6 +24,9 @@ pub struct TextReport {
     pub protocol: Protocol,
     /// The protocol in words.
     pub described: String,
+    /// Lines like this separated documents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<String>,
     /// Texts that were read.
     pub data: Vec<String>,
     /// Windows.
@@ -38,6 +41,9 @@ pub struct TextReport {
     pub paired: Vec<PairReport>,
     /// Where the reference's logits came from: `computed`, `cached`.
     pub reference_logits: Option<String>,
+    /// What was asked for and could not be had.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// Wall time, seconds.
     #[serde(deserialize_with = "crate::report::number::or_nan")]
     pub seconds: f64,
@@ -115,6 +121,9 @@ pub struct OutputsReport {
     pub reference: String,
     /// The candidates.
     pub models: Vec<OutputsScore>,
+    /// What was asked for and could not be had.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// Wall time, seconds.
     #[serde(deserialize_with = "crate::report::number::or_nan")]
     pub seconds: f64,
@@ -172,6 +181,7 @@ impl TextReport {
         Self {
             protocol,
             described: protocol.describe(windows),
+            split: None,
             data: Vec::new(),
             windows: windows.list.len(),
             predictions: windows.predictions(),
@@ -179,6 +189,7 @@ impl TextReport {
             models: models.collect(),
             paired,
             reference_logits: None,
+            notes: Vec::new(),
             seconds: 0.0,
         }
     }

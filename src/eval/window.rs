@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{EvalError, Result};
+use crate::report::human::plural;
 
 /// How text is cut into windows. Perplexities compare only under the same protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,19 +137,22 @@ impl Protocol {
         };
         let skip = match self.skip {
             0 => String::new(),
-            n => format!("the first {n} predictions of each not counted, "),
+            n => format!(
+                "the first {} of each not counted, ",
+                plural(n, "prediction")
+            ),
         };
         let first = match self.windows {
             Some(most) if most == windows.list.len() => "the first ",
             _ => "",
         };
         format!(
-            "context {}, {first}{}, {overlap}, {bos}, {skip}{} predictions ({} of {} tokens left out)",
+            "context {}, {first}{}, {overlap}, {bos}, {skip}{} ({} of {} left out)",
             self.context,
-            crate::report::human::plural(windows.list.len(), "window"),
-            windows.predictions(),
+            plural(windows.list.len(), "window"),
+            plural(windows.predictions(), "prediction"),
             windows.left_out,
-            windows.tokens,
+            plural(windows.tokens, "token"),
         )
     }
 }

@@ -33,13 +33,13 @@ pub(super) fn attend(
     let (count, kv_len) = (sequences(q).0, sequences(k).1);
     let out_shape = q.shape.clone();
     let mask = key_mask(run, step, count * kv_len)?;
+    if run.state.is_some() && cache.is_some() && mask.iter().flatten().any(|&m| m == 0.0) {
+        let problem = "a mask that hides keys, where keys of earlier calls are kept";
+        return Err(misfit(step, problem));
+    }
     let mut out = run.buffers.take(out_shape.iter().product());
     let state = run.state.take();
     let result = match (state, cache) {
-        (Some(state), Some(_)) if mask.is_some() => {
-            run.state = Some(state);
-            Err(misfit(step, "a mask beside a cache of keys and values"))
-        }
         (Some(state), Some(slot)) => {
             let result = append(run, step, shape, (state, slot), count);
             if result.is_ok() {

@@ -272,6 +272,11 @@ impl Engine {
         })
     }
 
+    /// Most tokens of a sequence, where the source says.
+    pub fn max_positions(&self) -> Option<usize> {
+        self.max_positions
+    }
+
     /// Empty KV caches for some sequences.
     pub fn state(&self, sequences: usize) -> State {
         State::new(sequences, &self.program.caches)

@@ -148,7 +148,7 @@ impl<'a> Run<'a> {
                 let inputs: Option<Vec<&Tensor>> =
                     step.inputs.iter().map(|a| self.get(*a)).collect();
                 let inputs = inputs.ok_or_else(|| misfit(step, "an input has no value"))?;
-                let results = foreign.run(&inputs)?;
+                let results = foreign.run(&inputs, self.engine.stop)?;
                 for (slot, value) in step.outputs.iter().zip(results) {
                     if let Some(slot) = slot {
                         self.set(*slot, value);

@@ -104,3 +104,83 @@ fn mistakes_are_refused_and_leave_the_state_alone() {
     assert!(matches!(none, Err(ExecError::Input { .. })));
     assert!(state.is_empty() && state.bytes() == 0);
 }
+
+fn of_text(text: &str) -> Engine {
+    let module = crate::ir::text::parse(text).expect("parses");
+    let options = Options {
+        threads: 1,
+        ..Options::default()
+    };
+    Engine::new(&module, &FileCache::new(), &options).expect("compiles")
+}
+
+fn hex(values: &[f32]) -> String {
+    let bytes = values.iter().flat_map(|x| x.to_le_bytes());
+    bytes.map(|b| format!("{b:02x}")).collect()
+}
+
+#[test]
+fn a_row_of_weights_is_added_to_and_multiplied_with_every_token() {
+    for (op, wanted) in [
+        ("add", [11.0, 22.0, 33.0, 14.0, 25.0, 36.0]),
+        ("mul", [10.0, 40.0, 90.0, 40.0, 100.0, 180.0]),
+    ] {
+        for operands in ["%x, @row", "@row, %x"] {
+            let text = format!(
+                r#"hlir 1
+module "m" {{
+  weight @row : f32[3] = hex"{}"
+  graph @main(%x : f32[1,S,3]) -> (%y) {{
+    %y = {op} {operands}
+  }}
+}}
+"#,
+                hex(&[10.0, 20.0, 30.0])
+            );
+            let x = super::Tensor::f32(&[1, 2, 3], vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+            let made = of_text(&text).run(&[("x", x)]).expect("runs");
+            assert_eq!(made[0].1.shape, [1, 2, 3]);
+            assert_eq!(made[0].1.floats(), Some(&wanted[..]), "{op} {operands}");
+        }
+    }
+}
+
+#[test]
+fn a_mask_that_hides_keys_does_not_go_with_a_cache() {
+    let text = |factor: f32| {
+        let table: Vec<f32> = (1..=8).map(|x| x as f32).collect();
+        let eye = [1.0, 0.0, 0.0, 1.0];
+        format!(
+            r#"hlir 1
+module "m" meta{{max_positions=16}} {{
+  weight @table : f32[4,2] = hex"{}"
+  weight @head : f32[2,2] = hex"{}"
+  graph @main(%input_ids : i64[B,S]) -> (%logits) {{
+    %x = embedding %input_ids [4,2] {{ dense(@table) }}
+    %column = slice %x {{start=0, width=1}}
+    %mask = scale %column {{factor={factor:?}}}
+    %y = attention %x, %x, %x, %mask {{heads=1, kv_heads=1, head_dim=2, scale=1.0, causal=true, cache=0}}
+    %logits = linear %y [2,2] {{ dense(@head) }}
+  }}
+}}
+"#,
+            hex(&table),
+            hex(&eye)
+        )
+    };
+    for (factor, fits) in [(1.0, true), (0.0, false)] {
+        let engine = of_text(&text(factor));
+        let mut state = engine.state(1);
+        let mut ignore = |_: usize, _: &[f32]| ControlFlow::Continue(());
+        let done = engine.forward(&mut state, &[0, 1, 2], Rows::Last, &mut ignore);
+        assert_eq!(done.is_ok(), fits, "{done:?}");
+        if let Err(error) = done {
+            assert!(error.to_string().contains("mask"), "{error}");
+            assert!(state.is_empty());
+        }
+        let ids = super::Tensor::i64(&[1, 3], vec![0, 1, 2]);
+        engine
+            .run(&[("input_ids", ids)])
+            .expect("whole sequences have masks");
+    }
+}

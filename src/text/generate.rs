@@ -89,6 +89,8 @@ pub struct Generated {
     pub prompt: usize,
     /// Those of them that the model had seen before.
     pub cached: usize,
+    /// Tokens of it that were run: the rest, unless that was interrupted.
+    pub prefilled: usize,
     /// Why it ended.
     pub finish: Finish,
     /// Until the first token was there.
@@ -100,12 +102,11 @@ pub struct Generated {
 }
 
 impl Generated {
-    /// Tokens of the prompt that were run in each second; 0 where it was interrupted before its end.
-    pub fn prefill_rate(&self) -> f64 {
-        if self.finish == Finish::Interrupted && self.tokens.is_empty() {
-            return 0.0;
-        }
-        rate(self.prompt - self.cached.min(self.prompt), self.prefill)
+    /// Tokens of the prompt that were run in each second; none where that was interrupted, since
+    /// nobody knows how far the last ones had come.
+    pub fn prefill_rate(&self) -> Option<f64> {
+        let whole = self.prefilled + self.cached >= self.prompt;
+        whole.then(|| rate(self.prefilled, self.prefill))
     }
 
     /// Tokens behind the first in each second.
@@ -144,6 +145,16 @@ pub trait Listener {
     }
 }
 
+/// How far a prompt was run.
+struct Prefilled {
+    /// The logits behind it; none where it was interrupted.
+    logits: Option<Vec<f32>>,
+    /// Tokens that had been seen before.
+    kept: usize,
+    /// Tokens that were run.
+    run: usize,
+}
+
 /// A model and what it has seen.
 #[derive(Debug)]
 pub struct Session<M> {
@@ -160,13 +171,8 @@ impl<M: LanguageModel> Session<M> {
         }
     }
 
-    /// Runs a prompt behind what it shares with what was seen; the logits behind it, how many tokens
-    /// were shared. None where it was interrupted.
-    fn prefill(
-        &mut self,
-        prompt: &[u32],
-        stop: &dyn Fn() -> bool,
-    ) -> Result<(Option<Vec<f32>>, usize)> {
+    /// Runs a prompt behind what it shares with what was seen.
+    fn prefill(&mut self, prompt: &[u32], stop: &dyn Fn() -> bool) -> Result<Prefilled> {
         let shared = prompt
             .iter()
             .zip(&self.seen)
@@ -180,24 +186,33 @@ impl<M: LanguageModel> Session<M> {
             shared
         };
         self.seen.truncate(kept);
-        let mut logits = None;
+        let mut done = Prefilled {
+            logits: None,
+            kept,
+            run: 0,
+        };
         for tokens in prompt.get(kept..).unwrap_or(&[]).chunks(PREFILL) {
-            if stop() {
-                return Ok((None, kept));
-            }
-            logits = self.forward(tokens)?.map(<[f32]>::to_vec);
-            if logits.is_none() {
+            let logits = match stop() {
+                true => None,
+                false => self.forward(tokens)?.map(<[f32]>::to_vec),
+            };
+            done.logits = logits;
+            if done.logits.is_none() {
                 break;
             }
+            done.run += tokens.len();
         }
-        Ok((logits, kept))
+        Ok(done)
     }
 
     /// Runs tokens; none where it was interrupted.
     fn forward(&mut self, tokens: &[u32]) -> Result<Option<&[f32]>> {
-        self.seen.extend_from_slice(tokens);
         match self.model.forward(tokens) {
-            Ok(logits) => Ok(Some(logits)),
+            Ok(logits) => {
+                // What a run that failed had seen is forgotten by the model too.
+                self.seen.extend_from_slice(tokens);
+                Ok(Some(logits))
+            }
             Err(ModelError::Interrupted) => Ok(None),
             Err(ModelError::Failed(error)) => Err(TextError::Model(error)),
         }
@@ -224,7 +239,7 @@ pub fn generate<M: LanguageModel>(
     };
     let start = Instant::now();
     let prefilled = session.prefill(prompt, &|| listener.interrupted());
-    let (logits, cached) = match prefilled {
+    let Prefilled { logits, kept, run } = match prefilled {
         Ok(prefilled) => prefilled,
         Err(error) => return Ok(Err(error)),
     };
@@ -232,7 +247,8 @@ pub fn generate<M: LanguageModel>(
         text: String::new(),
         tokens: Vec::new(),
         prompt: prompt.len(),
-        cached,
+        cached: kept,
+        prefilled: run,
         finish: Finish::Interrupted,
         prefill: start.elapsed(),
         decode: Duration::ZERO,

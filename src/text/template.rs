@@ -22,6 +22,8 @@ const INDENT: usize = 16;
 /// What a template may take.
 #[derive(Clone, Copy, Debug)]
 struct Limits {
+    /// Steps, and pieces of 64 values or bytes that they work on.
+    steps: u64,
     /// Until its text is there.
     time: Duration,
     /// Bytes of its text.
@@ -32,19 +34,18 @@ struct Limits {
 
 /// Far beyond what a conversation needs.
 const LIMITS: Limits = Limits {
+    steps: 50_000_000,
     time: Duration::from_secs(5),
     length: 64 << 20,
     memory: 1 << 30,
 };
-/// Instructions of a template; far beyond what a conversation needs, some seconds at most.
-const FUEL: u64 = 50_000_000;
 /// Stack of the thread that renders; values nested as deep as the limits allow are dropped on it.
 const STACK: usize = 256 << 20;
 
 /// Renders a template; the error says what, and in which line.
 ///
-/// This happens on a thread of its own. One that goes beyond its limits is left behind: it can't be
-/// ended, and the caller ends the process.
+/// This happens on a thread of its own. Steps are counted, so that a loop ends; what takes too long in
+/// another way is left behind: it can't be ended, and the caller ends the process.
 pub(super) fn render(source: &str, values: Value, now: SystemTime) -> Result<String, String> {
     within(LIMITS, source, values, now)
 }
@@ -54,7 +55,7 @@ fn within(limits: Limits, source: &str, values: Value, now: SystemTime) -> Resul
     let (sender, receiver) = mpsc::channel();
     let work = move || {
         // Nobody waits any more where the limits were passed.
-        let _ = sender.send(rendered(&source, values, now, limits.length));
+        let _ = sender.send(rendered(&source, values, now, limits));
     };
     let thread = std::thread::Builder::new()
         .name("chat-template".into())
@@ -78,14 +79,19 @@ fn within(limits: Limits, source: &str, values: Value, now: SystemTime) -> Resul
     }
 }
 
-fn rendered(source: &str, values: Value, now: SystemTime, length: usize) -> Result<String, String> {
+fn rendered(
+    source: &str,
+    values: Value,
+    now: SystemTime,
+    limits: Limits,
+) -> Result<String, String> {
     let mut environment = environment(now).map_err(|error| told(&error))?;
-    environment.set_fuel(Some(FUEL));
+    environment.set_fuel(Some(limits.steps));
     let template = environment.template_from_named_str("chat_template", source);
     let template = template.map_err(|error| told(&error))?;
     let mut out = Limited {
         text: Vec::new(),
-        length,
+        length: limits.length,
     };
     template
         .render_captured_to(values, &mut out)
@@ -170,6 +176,7 @@ fn told(error: &Error) -> String {
     let source =
         std::error::Error::source(error).filter(|_| error.kind() == ErrorKind::WriteFailure);
     let what = match error.detail() {
+        _ if error.kind() == ErrorKind::OutOfFuel => "it takes too many steps".to_owned(),
         _ if source.is_some() => source.map(ToString::to_string).unwrap_or_default(),
         Some(detail) if error.kind() == ErrorKind::InvalidOperation => detail.to_owned(),
         Some(detail) => format!("{}: {detail}", error.kind()),
@@ -305,7 +312,10 @@ mod tests {
         let long =
             "{% for a in range(9999) %}{% for b in range(9999) %}{{ b }}{% endfor %}{% endfor %}";
         let said = run(long).expect_err("endless");
-        assert!(said.contains("fuel") || said.contains("too long"), "{said}");
+        assert!(
+            said.contains("too many steps") || said.contains("too long"),
+            "{said}"
+        );
     }
 
     #[test]
@@ -351,9 +361,24 @@ mod tests {
         // Seconds of work, so that it doesn't outlive the tests by much.
         let long = "{% for i in range(99999) %}{% for j in range(300) %}{% endfor %}{% endfor %}";
         let time = Duration::from_millis(50);
-        assert!(end(Limits { time, ..LIMITS }, long).contains("longer than 50ms"));
+        let steps = u64::MAX;
+        let slow = Limits {
+            time,
+            steps,
+            ..LIMITS
+        };
+        assert!(end(slow, long).contains("longer than 50ms"));
+        let said = end(LIMITS, long);
+        assert!(said.contains("too many steps (line 1)"), "{said}");
         let flood = "{% for i in range(99999) %}{{ 'x' * 1000 }}{% endfor %}";
         assert!(end(LIMITS, flood).contains("too long"));
+    }
+
+    #[test]
+    fn loops_are_left_and_gone_on_with() {
+        let odd = "{% for i in range(9) %}{% if i % 2 == 0 %}{% continue %}{% endif %}\
+                   {% if i > 6 %}{% break %}{% endif %}{{ i }}{% endfor %}";
+        assert_eq!(ok(odd), "135");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What `calibrate` takes.
 
 use crate::cli::args::TalkArgs;
-use crate::cli::eval::args::Bos;
+use crate::cli::eval::args::{Bos, count};
 use clap::{Args, ValueHint};
 use std::path::PathBuf;
 
@@ -30,10 +30,10 @@ pub struct CalibrateArgs {
     pub show: Option<PathBuf>,
 
     /// Tokens of a window, BOS included; of a line at most [default: 512, or what the model has if that is less]
-    #[arg(long, value_name = "N", help_heading = PROTOCOL)]
+    #[arg(long, value_name = "N", value_parser = count, help_heading = PROTOCOL)]
     pub ctx: Option<usize>,
     /// Windows of all files together; lines make up as many tokens
-    #[arg(long, value_name = "N", default_value_t = 64, help_heading = PROTOCOL)]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = count, help_heading = PROTOCOL)]
     pub windows: usize,
     /// Whether every window begins with the BOS token
     #[arg(long, value_enum, value_name = "WHEN", default_value_t, help_heading = PROTOCOL)]

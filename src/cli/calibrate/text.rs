@@ -76,20 +76,16 @@ pub fn prepare(
     let place = settings.tokenizer.clone().unwrap_or_else(|| folder(model));
     let tokenizer = Tokenizer::open(&place).map_err(|error| text::failure(&error))?;
     let causal = engine.language_model();
-    let positions = causal.as_ref().ok().and_then(|m| m.max_positions);
-    let positions = positions.or(tokenizer.special().context);
-    let asked = settings.context;
-    if let Some((asked, most)) = asked.zip(positions).filter(|(asked, most)| asked > most) {
-        let what = format!("--ctx {asked}: the model has {most} positions");
-        return Err(Failure::new(Exit::Infeasible, what).help(format!("take at most {most}")));
-    }
+    // ONNX models do not say it themselves.
+    let positions = engine.max_positions().or(tokenizer.special().context);
+    let context = context(settings.context, positions, progress)?;
     let lines = causal.is_err() && !Whole::fits(engine);
     let bos = match lines {
         true => None,
         false => text::bos(settings.bos, &tokenizer)?,
     };
     let protocol = Protocol {
-        context: asked.unwrap_or(positions.map_or(CONTEXT, |most| most.min(CONTEXT))),
+        context,
         windows: settings.windows,
         lines,
         bos,
@@ -120,6 +116,26 @@ pub fn prepare(
         data,
         windows: windows.map_err(failure)?,
     })
+}
+
+/// Tokens of a window: what was asked for, or as many as usual and as the model has.
+fn context(
+    asked: Option<usize>,
+    positions: Option<usize>,
+    progress: &Progress,
+) -> Result<usize, Failure> {
+    match (asked, positions) {
+        (Some(asked), Some(most)) if asked > most => {
+            let what = format!("--ctx {asked}: the model has {most} positions");
+            Err(Failure::new(Exit::Infeasible, what).help(format!("take at most {most}")))
+        }
+        (None, Some(most)) if most < CONTEXT => {
+            let text = format!("of {most} tokens, since the model has no more positions");
+            progress.stage("Windows", &text);
+            Ok(most)
+        }
+        (asked, _) => Ok(asked.unwrap_or(CONTEXT)),
+    }
 }
 
 /// Text that the model writes itself.

@@ -2,6 +2,7 @@
 
 use crate::budget::Family;
 use crate::cli::args::TalkArgs;
+use crate::cli::eval::args::count;
 use clap::{ArgGroup, Args, ValueHint};
 use std::path::PathBuf;
 
@@ -37,10 +38,10 @@ pub struct CompareArgs {
     )]
     pub pipeline: String,
     /// Tokens of a window of --data (of a line, for encoders) [default: 512, or what the model has if that is less]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = count)]
     pub ctx: Option<usize>,
     /// Windows (or lines) of --data
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = count)]
     pub windows: Option<usize>,
     /// Keep the compressed models in this folder
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]

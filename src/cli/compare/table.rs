@@ -54,7 +54,11 @@ fn cells(row: &Row) -> [String; 8] {
             top1,
             against_first,
         }) => (
-            format!("KL {kl:.4} ± {}", figure(*kl_standard_error, 4)),
+            // One window has no error.
+            match kl_standard_error.is_nan() {
+                true => format!("KL {kl:.4}"),
+                false => format!("KL {kl:.4} ± {}", figure(*kl_standard_error, 4)),
+            },
             format!("perplexity {perplexity:.2}, top-1 {:.1} %", 100.0 * top1),
             against_first.as_ref().map_or("-".to_string(), interval),
         ),

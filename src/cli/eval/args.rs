@@ -33,13 +33,13 @@ pub struct EvalArgs {
     pub ablate: bool,
 
     /// Tokens of a window, BOS included [default: 2048, or what the model has if that is less]
-    #[arg(long, value_name = "N", help_heading = PROTOCOL)]
+    #[arg(long, value_name = "N", value_parser = count, help_heading = PROTOCOL)]
     pub ctx: Option<usize>,
     /// Tokens of a window where `ctx` says nothing and the models have as many.
     #[arg(skip)]
     pub usual: Option<usize>,
     /// Tokens between the starts of windows [default: a window's, not overlapping]; only new positions count
-    #[arg(long, value_name = "N", help_heading = PROTOCOL)]
+    #[arg(long, value_name = "N", value_parser = count, help_heading = PROTOCOL)]
     pub stride: Option<usize>,
     /// Predictions at the start of every window that do not count (llama.cpp: half of --ctx)
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = PROTOCOL)]
@@ -48,7 +48,7 @@ pub struct EvalArgs {
     #[arg(long, value_enum, value_name = "WHEN", default_value_t, help_heading = PROTOCOL)]
     pub bos: Bos,
     /// Only the first N windows (or lines)
-    #[arg(long, value_name = "N", help_heading = PROTOCOL)]
+    #[arg(long, value_name = "N", value_parser = count, help_heading = PROTOCOL)]
     pub windows: Option<usize>,
     /// Lines like this separate documents: they are left out, and documents are tokenized one by one
     #[arg(long, value_name = "LINE", allow_hyphen_values = true, help_heading = PROTOCOL)]
@@ -137,6 +137,14 @@ impl EvalArgs {
             json: false,
             talk,
         }
+    }
+}
+
+/// A number of which none would leave nothing to measure.
+pub fn count(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(count) if count > 0 => Ok(count),
+        _ => Err("takes a number from 1 on".to_string()),
     }
 }
 

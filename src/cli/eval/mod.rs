@@ -16,6 +16,7 @@ use crate::exec::{Engine, Precision, Without};
 use crate::report::progress::Progress;
 use args::EvalArgs;
 use models::{Model, Opened, as_failure as failure, folder};
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 use watch::Watch;
 
@@ -49,11 +50,12 @@ pub fn evaluate(args: &EvalArgs, progress: &Progress) -> Result<Evaluation, Fail
     let whole = |opened: &Opened| opened.model(args, Precision::Exact, Without::default());
     let original = reference.as_ref().map(whole).transpose()?;
     let mut models = Vec::new();
+    let mut notes = Vec::new();
     for path in &args.models {
         let variants = open(path)?.variants(args)?;
         if args.ablate && variants.len() == 1 {
             let what = "has no low-rank and no sparse terms to leave out";
-            progress.warn(&format!("--ablate: {} {what}", path.display()));
+            notes.push(format!("--ablate: {} {what}", path.display()));
         }
         models.extend(variants);
     }
@@ -61,13 +63,18 @@ pub fn evaluate(args: &EvalArgs, progress: &Progress) -> Result<Evaluation, Fail
         let what = "--ablate has no effect: no model has low-rank or sparse terms";
         return Err(Failure::new(Exit::Usage, what).help("leave it out"));
     }
+    for note in &notes {
+        progress.warn(note);
+    }
     let is_text = match (args.inputs.is_empty(), models.first()) {
         (true, Some(first)) => first.predictor()?.is_some(),
         _ => false,
     };
     if is_text {
         let original = reference.as_ref().zip(original.as_ref());
-        return text::evaluate(args, progress, original, &models).map(Evaluation::Text);
+        let mut report = text::evaluate(args, progress, original, &models)?;
+        report.notes = notes;
+        return Ok(Evaluation::Text(report));
     }
     let Some(original) = &original else {
         let what = "the model is no language model, and its outputs say nothing by themselves";
@@ -80,7 +87,9 @@ pub fn evaluate(args: &EvalArgs, progress: &Progress) -> Result<Evaluation, Fail
         );
     }
     no_effect(args)?;
-    compare_outputs(args, progress, original, &models).map(Evaluation::Outputs)
+    let mut report = compare_outputs(args, progress, original, &models)?;
+    report.notes = notes;
+    Ok(Evaluation::Outputs(report))
 }
 
 /// Refuses what only language models on text take, and for arrays what is of text.
@@ -91,6 +100,7 @@ fn no_effect(args: &EvalArgs) -> Result<(), Failure> {
         ("--skip", args.skip > 0, true),
         ("--bos", args.bos != args::Bos::Auto, true),
         ("--split", args.split.is_some(), true),
+        ("--cache", args.cache.is_some(), true),
         ("--ctx", args.ctx.is_some(), arrays),
         ("--windows", args.windows.is_some(), arrays),
         ("--tokenizer", args.tokenizer.is_some(), arrays),
@@ -126,14 +136,19 @@ fn compare_outputs(
                 Vec::new(),
             )
         }
-        true => (&args.data, Vec::new(), token_lines(args)?),
+        true => {
+            let all = std::iter::once(original).chain(models);
+            let positions = all.filter_map(Model::positions).min();
+            (&args.data, Vec::new(), token_lines(args, positions)?)
+        }
     };
     let runs = arrays.len().max(lines.len());
     if runs == 0 {
-        return Err(Failure::new(
-            Exit::Input,
-            "there is no line with text in --data",
-        ));
+        let first = args
+            .data
+            .first()
+            .map_or(Path::new("--data"), PathBuf::as_path);
+        return Err(text::no_text(first));
     }
     let inputs = |engine: &Engine, index: usize| match (arrays.get(index), lines.get(index)) {
         (Some(arrays), _) => Ok(arrays.clone()),
@@ -162,30 +177,21 @@ fn compare_outputs(
             .collect(),
         reference: original.name.clone(),
         models: scores,
+        notes: Vec::new(),
         seconds: begun.elapsed().as_secs_f64(),
     })
 }
 
 /// Lines of the texts as tokens, with what the model expects around them.
-fn token_lines(args: &EvalArgs) -> Result<Vec<Vec<u32>>, Failure> {
+fn token_lines(args: &EvalArgs, positions: Option<usize>) -> Result<Vec<Vec<u32>>, Failure> {
     let tokenizer = text::tokenizer(args)?;
-    let positions = tokenizer.special().context;
-    if let Some((asked, most)) = args.ctx.zip(positions).filter(|(asked, most)| asked > most) {
-        let what = format!("--ctx {asked}: the model has {most} positions");
-        return Err(Failure::new(Exit::Infeasible, what).help(format!("take at most {most}")));
-    }
-    for (flag, value) in [("--ctx", args.ctx), ("--windows", args.windows)] {
-        if value == Some(0) {
-            let what = format!("{flag} 0 leaves nothing to compare");
-            return Err(Failure::new(Exit::Usage, what).help("take at least 1"));
-        }
-    }
-    let most = args
-        .ctx
-        .unwrap_or(positions.map_or(LINE, |most| most.min(LINE)));
+    // ONNX models do not say it themselves.
+    let positions = positions.or(tokenizer.special().context);
+    let most = text::context(args, LINE, positions)?;
     let mut out = Vec::new();
     for path in &args.data {
         let content = text::read(path)?;
+        let before = out.len();
         for line in content.lines().filter(|line| !line.trim().is_empty()) {
             if out.len() == args.windows.unwrap_or(LINES) {
                 return Ok(out);
@@ -193,7 +199,12 @@ fn token_lines(args: &EvalArgs) -> Result<Vec<Vec<u32>>, Failure> {
             let ids = tokenizer.encode_with_special(line);
             let mut ids = ids.map_err(|error| text::failure(&error))?;
             ids.truncate(most);
-            out.push(ids);
+            if !ids.is_empty() {
+                out.push(ids);
+            }
+        }
+        if out.len() == before {
+            return Err(text::no_text(path));
         }
     }
     Ok(out)

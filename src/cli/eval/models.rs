@@ -128,7 +128,7 @@ impl Model {
 
     /// Tokens that it was made for, where it says.
     pub fn positions(&self) -> Option<usize> {
-        self.engine.language_model().ok()?.max_positions
+        self.engine.max_positions()
     }
 }
 

@@ -75,7 +75,11 @@ fn text(report: &TextReport) -> String {
         _ => "",
     };
     let time = human::duration(Duration::from_secs_f64(report.seconds.clamp(0.0, 1e9)));
-    let _ = writeln!(out, "{} predictions in {time}{logits}", report.predictions);
+    for note in &report.notes {
+        let _ = writeln!(out, "note: {note}");
+    }
+    let count = human::plural(report.predictions, "prediction");
+    let _ = writeln!(out, "{count} in {time}{logits}");
     out
 }
 
@@ -188,15 +192,20 @@ fn outputs(report: &OutputsReport) -> String {
     ]);
     for model in &report.models {
         for output in &model.outputs {
+            // Integers and conditions have no angles.
+            let of_floats = |text: String| match output.vectors {
+                0 => "-".to_string(),
+                _ => text,
+            };
             table.row([
                 with(&model.name, &model.without),
                 output.name.clone(),
                 output.vectors.to_string(),
-                format!("{:.7}", output.cosine_mean),
-                format!("{:.7}", output.cosine_worst),
-                human::error(output.relative_error_mean),
-                human::error(output.relative_error_worst),
-                human::error(output.largest_difference),
+                of_floats(format!("{:.7}", output.cosine_mean)),
+                of_floats(format!("{:.7}", output.cosine_worst)),
+                of_floats(human::error(output.relative_error_mean)),
+                of_floats(human::error(output.relative_error_worst)),
+                of_floats(human::error(output.largest_difference)),
                 output.unequal.to_string(),
             ]);
         }
@@ -206,10 +215,12 @@ fn outputs(report: &OutputsReport) -> String {
         .first()
         .and_then(|m| m.outputs.first())
         .map_or(0, |o| o.runs);
+    let notes = report.notes.iter().map(|note| format!("note: {note}\n"));
     format!(
-        "against {} on {}\n{}",
+        "against {} on {}\n{}{}",
         report.reference,
         human::plural(runs, "run"),
-        table.render()
+        table.render(),
+        notes.collect::<String>()
     )
 }

@@ -86,6 +86,7 @@ pub fn evaluate(
         original.map(|(_, m)| &*m.name),
         &names,
     );
+    report.split.clone_from(&args.split);
     report.data = args
         .data
         .iter()
@@ -102,6 +103,9 @@ fn tokens(args: &EvalArgs, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>, Failu
     let mut out = Vec::new();
     for path in &args.data {
         let content = read(path)?;
+        if content.trim().is_empty() {
+            return Err(no_text(path));
+        }
         let documents = match &args.split {
             None => vec![content],
             Some(line) => documents(&content, line),
@@ -114,9 +118,18 @@ fn tokens(args: &EvalArgs, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>, Failu
                     .map_err(|error| failure(&error))?,
             );
         }
+        if ids.is_empty() {
+            return Err(no_text(path));
+        }
         out.push(ids);
     }
     Ok(out)
+}
+
+/// A file that there is nothing to learn from.
+pub fn no_text(path: &Path) -> Failure {
+    let what = format!("{}: there is no text in it", path.display());
+    Failure::new(Exit::Input, what).help("leave it out, or name another with --data")
 }
 
 /// What stands between lines like `separator`.
@@ -132,6 +145,18 @@ fn documents(content: &str, separator: &str) -> Vec<String> {
     joined.filter(|document| !document.is_empty()).collect()
 }
 
+/// Tokens that go through the models at once: `--ctx`, or as usual and no more than they have positions.
+pub fn context(args: &EvalArgs, usual: usize, positions: Option<usize>) -> Result<usize, Failure> {
+    let usual = args.usual.unwrap_or(usual);
+    match (args.ctx, positions) {
+        (Some(asked), Some(most)) if asked > most => {
+            let what = format!("--ctx {asked}: the models have {most} positions");
+            Err(Failure::new(Exit::Infeasible, what).help(format!("take at most {most}")))
+        }
+        (asked, positions) => Ok(asked.unwrap_or(usual.min(positions.unwrap_or(usual)))),
+    }
+}
+
 fn protocol(
     args: &EvalArgs,
     tokenizer: &Tokenizer,
@@ -145,15 +170,7 @@ fn protocol(
         .min()
         // ONNX models do not say it themselves.
         .or(tokenizer.special().context);
-    let most = positions.unwrap_or(CONTEXT);
-    if let Some(asked) = args
-        .ctx
-        .filter(|&asked| positions.is_some_and(|most| asked > most))
-    {
-        let what = format!("--ctx {asked}: the models have {most} positions");
-        return Err(Failure::new(Exit::Infeasible, what).help(format!("take at most {most}")));
-    }
-    let context = args.ctx.unwrap_or(most.min(args.usual.unwrap_or(CONTEXT)));
+    let context = context(args, CONTEXT, positions)?;
     let bos = bos(args.bos, tokenizer)?;
     let whole = context.saturating_sub(usize::from(bos.is_some()));
     Ok(Protocol {

@@ -50,7 +50,7 @@ struct Object<'a> {
     threads: usize,
     load_s: f64,
     prefill_s: f64,
-    prefill_tokens_per_s: f64,
+    prefill_tokens_per_s: Option<f64>,
     decode_s: f64,
     decode_tokens_per_s: f64,
     peak_rss_bytes: u64,
@@ -134,12 +134,11 @@ pub fn statistics(made: &Generated, run: &Run) {
         rate => format!("{rate:.1}"),
     };
     table.row(["load".into(), String::new(), time(run.load), String::new()]);
-    let fresh = made.prompt.saturating_sub(made.cached);
     table.row([
         "prefill".into(),
-        fresh.to_string(),
+        made.prefilled.to_string(),
         time(made.prefill),
-        rate(made.prefill_rate()),
+        made.prefill_rate().map_or("-".to_owned(), rate),
     ]);
     table.row([
         "decode".into(),

@@ -7,6 +7,7 @@
 mod tract;
 
 use std::collections::{BTreeSet, HashSet};
+use std::sync::atomic::AtomicBool;
 
 use super::{ExecError, Tensor};
 use crate::ir::shapes::Shapes;
@@ -90,15 +91,20 @@ impl Foreign {
     /// Runs the ops.
     ///
     /// # Errors
-    /// [`ExecError::Unsupported`] says what tract refuses, or that it took too long.
-    pub(super) fn run(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, ExecError> {
+    /// [`ExecError::Unsupported`] says what tract refuses, or that it found no plan in time;
+    /// [`ExecError::Interrupted`] once `stop` is set, without waiting for tract.
+    pub(super) fn run(
+        &self,
+        inputs: &[&Tensor],
+        stop: Option<&'static AtomicBool>,
+    ) -> Result<Vec<Tensor>, ExecError> {
         #[cfg(feature = "tract")]
         {
-            self.runner.run(inputs)
+            self.runner.run(inputs, stop)
         }
         #[cfg(not(feature = "tract"))]
         {
-            let _ = inputs;
+            let _ = (inputs, stop);
             Ok(Vec::new())
         }
     }
@@ -198,10 +204,20 @@ fn part(
         ops: ops.to_vec(),
         ..Region::default()
     };
+    let inner = within(graph, ops);
+    let inner = inner.iter().filter_map(|id| graph.op(*id));
+    let inner = inner.flat_map(|op| op.kind.regions());
+    // What regions inside declare is theirs; what nobody does is declared here.
+    let theirs: HashSet<WeightId> = inner.flat_map(|r| r.weights.iter().copied()).collect();
+    let mut others: Vec<WeightId> = used.iter().copied().collect();
+    others.retain(|w| !theirs.contains(w));
+    others.sort_unstable();
     let declared = region.weights.iter().chain(&graph.body.weights).copied();
     let mut seen = HashSet::new();
     body.weights = declared
-        .filter(|w| used.contains(w) && seen.insert(*w))
+        .filter(|w| used.contains(w))
+        .chain(others)
+        .filter(|w| seen.insert(*w))
         .collect();
     let mut inner = graph.clone();
     for (i, value) in inner.values.iter_mut().enumerate() {

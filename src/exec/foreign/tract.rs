@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tract_onnx::prelude::{
     DatumType, Framework, InferenceFact, InferenceModel, InferenceModelExt, IntoRunnable,
@@ -21,6 +21,9 @@ use crate::weights::DType;
 
 /// Longest that tract may think about one set of shapes.
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// Between two looks at whether somebody asked to stop.
+const GLANCE: Duration = Duration::from_millis(50);
 
 /// Sets of shapes whose plans are kept.
 const PLANS: usize = 16;
@@ -81,36 +84,47 @@ impl Runner {
 
     /// Runs the model.
     ///
+    /// Where somebody may ask to stop, this happens on a thread of its own, since tract does not ask.
+    ///
     /// # Errors
-    /// What tract refuses, or that it took too long.
-    pub(super) fn run(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, ExecError> {
-        let fault = |e: &dyn std::fmt::Display| self.label.unsupported(format!("tract: {e}"));
-        let mut given = tvec!();
-        for (tensor, wanted) in inputs.iter().zip(&self.wanted) {
-            let value = to_tract(tensor, *wanted).map_err(|e| fault(&format!("{e:#}")))?;
-            given.push(value);
-        }
-        let shapes: Shapes = given
+    /// What tract refuses, or that it took too long; an interrupt.
+    pub(super) fn run(
+        &self,
+        inputs: &[&Tensor],
+        stop: Option<&'static AtomicBool>,
+    ) -> Result<Vec<Tensor>, ExecError> {
+        let shapes: Shapes = inputs
             .iter()
-            .map(|t| (t.datum_type(), t.shape().to_vec()))
+            .zip(&self.wanted)
+            .map(|(tensor, wanted)| (given_type(tensor, *wanted), tensor.shape.clone()))
             .collect();
-        let plan = self.plan(&shapes)?;
-        let given = given.into_iter().map(Into::into).collect();
-        // A plan is not changed by a run, so one that panics leaves nothing half-done.
-        let results = std::panic::catch_unwind(AssertUnwindSafe(|| plan.run(given)));
-        let results = results.map_err(|_| fault(&"it panicked"))?;
-        let results = results.map_err(|e| fault(&format!("{e:#}")))?;
-        let results = results.iter().map(|t| from_tract(t));
-        let results: Result<Vec<Tensor>, _> = results.collect();
-        results.map_err(|e| fault(&format!("{e:#}")))
+        let plan = self.plan(&shapes, stop)?;
+        let found = match stop {
+            None => run_plan(&plan, inputs, &self.wanted),
+            Some(_) => {
+                let inputs: Vec<Tensor> = inputs.iter().map(|&tensor| tensor.clone()).collect();
+                let wanted = self.wanted.clone();
+                let work = move || {
+                    let inputs: Vec<&Tensor> = inputs.iter().collect();
+                    run_plan(&plan, &inputs, &wanted)
+                };
+                match apart(work, None, stop) {
+                    Ok(found) => found,
+                    Err(Apart::Interrupted) => return Err(ExecError::Interrupted),
+                    Err(Apart::Late | Apart::Gone) => Err("it gave up".to_string()),
+                    Err(Apart::NoThread(why)) => Err(why),
+                }
+            }
+        };
+        found.map_err(|problem| self.label.unsupported(format!("tract: {problem}")))
     }
 
-    fn plan(&self, shapes: &Shapes) -> Result<Plan, ExecError> {
+    fn plan(&self, shapes: &Shapes, stop: Option<&'static AtomicBool>) -> Result<Plan, ExecError> {
         let lock = || self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(plan) = lock().get(shapes) {
             return Ok(Arc::clone(plan));
         }
-        let plan = self.compile(shapes)?;
+        let plan = self.compile(shapes, stop)?;
         let mut plans = lock();
         if plans.len() >= PLANS {
             plans.clear();
@@ -120,37 +134,99 @@ impl Runner {
     }
 
     /// Compiles on a thread of its own, since tract may not come back; such a thread is left alone.
-    fn compile(&self, shapes: &Shapes) -> Result<Plan, ExecError> {
-        let (sender, receiver) = mpsc::channel();
+    fn compile(
+        &self,
+        shapes: &Shapes,
+        stop: Option<&'static AtomicBool>,
+    ) -> Result<Plan, ExecError> {
         let (mut model, shapes) = (self.model.clone(), shapes.clone());
-        let work = move || {
-            let plan = (|| {
-                for (i, (ty, shape)) in shapes.iter().enumerate() {
-                    model.set_input_fact(i, InferenceFact::dt_shape(*ty, shape))?;
-                }
-                model.into_optimized()?.into_runnable()
-            })();
-            // Nobody listens any more where the time was up.
-            let _ = sender.send(plan);
-        };
-        let spawned = std::thread::Builder::new()
-            .name("tract".to_string())
-            .spawn(work);
-        if let Err(e) = spawned {
-            return Err(self.label.unsupported(format!("no thread: {e}")));
-        }
-        match receiver.recv_timeout(LIMIT) {
-            Ok(Ok(plan)) => Ok(plan),
-            Ok(Err(e)) => Err(self.label.unsupported(format!("tract: {e:#}"))),
-            Err(mpsc::RecvTimeoutError::Timeout) => Err(self.label.unsupported(format!(
-                "tract found no plan within {} seconds",
-                LIMIT.as_secs()
-            ))),
-            Err(mpsc::RecvTimeoutError::Disconnected) => {
-                Err(self.label.unsupported("tract gave up".to_string()))
+        let work = move || -> tract_onnx::prelude::TractResult<Plan> {
+            for (i, (ty, shape)) in shapes.iter().enumerate() {
+                model.set_input_fact(i, InferenceFact::dt_shape(*ty, shape))?;
             }
+            model.into_optimized()?.into_runnable()
+        };
+        let problem = match apart(work, Some(LIMIT), stop) {
+            Ok(Ok(plan)) => return Ok(plan),
+            Err(Apart::Interrupted) => return Err(ExecError::Interrupted),
+            Ok(Err(e)) => format!("tract: {e:#}"),
+            Err(Apart::Late) => format!("tract found no plan within {} seconds", LIMIT.as_secs()),
+            Err(Apart::Gone) => "tract gave up".to_string(),
+            Err(Apart::NoThread(why)) => why,
+        };
+        Err(self.label.unsupported(problem))
+    }
+}
+
+/// Why work on another thread has no result.
+enum Apart {
+    Interrupted,
+    /// It took longer than it may.
+    Late,
+    /// It panicked.
+    Gone,
+    NoThread(String),
+}
+
+/// Works on a thread of its own. Where `stop` is set or the time is up, that thread is left alone.
+fn apart<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+    limit: Option<Duration>,
+    stop: Option<&'static AtomicBool>,
+) -> Result<T, Apart> {
+    let (sender, receiver) = mpsc::channel();
+    let work = move || {
+        // Nobody listens any more where the time was up.
+        let _ = sender.send(work());
+    };
+    let spawned = std::thread::Builder::new()
+        .name("tract".to_string())
+        .spawn(work);
+    spawned.map_err(|e| Apart::NoThread(format!("no thread: {e}")))?;
+    let start = Instant::now();
+    loop {
+        match receiver.recv_timeout(GLANCE) {
+            Ok(done) => return Ok(done),
+            Err(mpsc::RecvTimeoutError::Disconnected) => return Err(Apart::Gone),
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+        }
+        if stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
+            return Err(Apart::Interrupted);
+        }
+        if limit.is_some_and(|limit| start.elapsed() > limit) {
+            return Err(Apart::Late);
         }
     }
+}
+
+/// Runs a plan.
+fn run_plan(
+    plan: &Plan,
+    inputs: &[&Tensor],
+    wanted: &[Option<DType>],
+) -> Result<Vec<Tensor>, String> {
+    let mut given = tvec!();
+    for (tensor, wanted) in inputs.iter().zip(wanted) {
+        let value = to_tract(tensor, *wanted).map_err(|e| format!("{e:#}"))?;
+        given.push(value.into());
+    }
+    // A plan is not changed by a run, so one that panics leaves nothing half-done.
+    let results = std::panic::catch_unwind(AssertUnwindSafe(|| plan.run(given)));
+    let results = results.map_err(|_| "it panicked".to_string())?;
+    let results = results.map_err(|e| format!("{e:#}"))?;
+    let results = results.iter().map(|t| from_tract(t));
+    let results: Result<Vec<Tensor>, _> = results.collect();
+    results.map_err(|e| format!("{e:#}"))
+}
+
+/// The element type that an input is given as.
+fn given_type(tensor: &Tensor, wanted: Option<DType>) -> DatumType {
+    let own = match &tensor.data {
+        Data::F32(_) => DatumType::F32,
+        Data::I64(_) => DatumType::I64,
+        Data::Bool(_) => DatumType::Bool,
+    };
+    wanted.and_then(datum_type).unwrap_or(own)
 }
 
 fn to_tract(tensor: &Tensor, wanted: Option<DType>) -> tract_onnx::prelude::TractResult<Tract> {
@@ -159,7 +235,7 @@ fn to_tract(tensor: &Tensor, wanted: Option<DType>) -> tract_onnx::prelude::Trac
         Data::I64(v) => Tract::from_shape(&tensor.shape, v)?,
         Data::Bool(v) => Tract::from_shape(&tensor.shape, v)?,
     };
-    let wanted = wanted.and_then(datum_type).unwrap_or(value.datum_type());
+    let wanted = given_type(tensor, wanted);
     Ok(value.cast_to_dt(wanted)?.into_owned())
 }
 

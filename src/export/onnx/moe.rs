@@ -49,8 +49,13 @@ impl Lowerer<'_> {
             });
         }
         items.extend(std::mem::take(&mut site.nodes).into_iter().map(Item::New));
-        self.notes
-            .push("mixtures of experts run every expert: ONNX has no routing op".to_owned());
+        // In words without numbers of its own, so that many mixtures make one warning.
+        let what = "every token goes through every expert of the mixture, since standard ONNX has no op that chooses";
+        let count = moe.experts.len();
+        self.notes.push(format!(
+            "{}: {what}: {count} experts run where the model takes {}",
+            op.name, moe.top_k
+        ));
         let sum = sum.ok_or_else(|| no_form(site, "a mixture without experts"))?;
         Ok((items, sum))
     }

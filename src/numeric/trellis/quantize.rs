@@ -14,6 +14,16 @@ pub enum QuantizeError {
     /// The metric does not fit the matrix.
     #[error(transparent)]
     Hessian(#[from] HessianError),
+    /// Weights are too large for the `f16` range of scales.
+    #[error(
+        "the scale of rows {row} and on would be {scale:e}, which is no f16 (at most 65504): rescale the weights or leave them dense"
+    )]
+    Scale {
+        /// First row of the block.
+        row: usize,
+        /// The scale that was needed.
+        scale: f32,
+    },
 }
 
 /// How a matrix is coded.
@@ -43,7 +53,7 @@ pub struct Coded {
 /// earlier ones (block LDLQ).
 ///
 /// # Errors
-/// Unsupported states or bits, a metric of another size.
+/// Unsupported states or bits, a metric of another size, weights too large for scales in `f16`.
 ///
 /// # Cost
 /// The encoder's time per weight, and `rows · cols² / 2` multiply-adds with feedback.
@@ -56,7 +66,7 @@ pub fn quantize(
     feedback: Option<&Blocks>,
 ) -> Result<Coded, QuantizeError> {
     let mut encoder = Encoder::new(coding.states_log2)?;
-    let mut tiles = Tiles::new(w, (rows, cols), coding);
+    let mut tiles = Tiles::new(w, (rows, cols), coding)?;
     tiles.matrix.check()?;
     let objective = match feedback {
         Some(blocks) => ldlq(w, rows, blocks, |block, target, recon| {
@@ -79,7 +89,11 @@ struct Tiles {
 }
 
 impl Tiles {
-    fn new(w: &[f32], (rows, cols): (usize, usize), coding: &Coding) -> Self {
+    fn new(
+        w: &[f32],
+        (rows, cols): (usize, usize),
+        coding: &Coding,
+    ) -> Result<Self, QuantizeError> {
         let mut end = 0;
         let place = |&bits: &u8| {
             let start = end;
@@ -90,25 +104,31 @@ impl Tiles {
         let mean: usize = coding.bits.iter().map(|&b| usize::from(b)).sum();
         let mean = mean.div_ceil(coding.bits.len().max(1)).clamp(1, 8) as u8;
         let factor = best_scale(coding.states_log2, mean) * coding.stretch;
-        let scale = |stripe: &[f32]| {
+        let scale = |(number, stripe): (usize, &[f32])| {
             let squares: f64 = stripe.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
             let deviation = (squares / stripe.len().max(1) as f64).sqrt() as f32;
-            // Stored scales are finite and not zero, so that nothing is divided by zero.
-            let scale = (deviation * factor).clamp(f32::from(f16::from_bits(1)), 65504.0);
-            f16::from_f32(scale)
+            let scale = deviation * factor;
+            if scale.is_nan() || scale > 65504.0 {
+                let row = number * TILE;
+                return Err(QuantizeError::Scale { row, scale });
+            }
+            // Stored scales are not zero, so that nothing is divided by zero.
+            Ok(f16::from_f32(scale.max(f32::from(f16::from_bits(1)))))
         };
         let stripes = rows.div_ceil(TILE);
-        Self {
+        let scales = w.chunks((TILE * cols).max(1)).enumerate().map(scale);
+        let scales = scales.collect::<Result<_, _>>()?;
+        Ok(Self {
             matrix: TrellisMatrix {
                 rows,
                 cols,
                 states_log2: coding.states_log2,
                 codes: vec![0; stripes * end],
-                scales: w.chunks((TILE * cols).max(1)).map(scale).collect(),
+                scales,
                 bits: coding.bits.clone(),
             },
             starts,
-        }
+        })
     }
 
     /// Codes one block of columns, `target` and `recon` `[rows, width]`.

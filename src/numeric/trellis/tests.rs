@@ -276,3 +276,22 @@ fn damaged_parts_are_refused() {
     decode_tile(&[], 2, 12, &mut out);
     decode_tile(&[1, 2, 3], 8, 16, &mut out);
 }
+
+#[test]
+fn weights_beyond_the_range_of_scales_are_an_error() {
+    let coding = |stretch| Coding {
+        states_log2: 8,
+        bits: vec![2],
+        stretch,
+    };
+    let mut w = gaussian(5, 2 * SEQUENCE);
+    w[SEQUENCE..].iter_mut().for_each(|x| *x *= 1e30);
+    for (stretch, row) in [(1.0, TILE), (f32::NAN, 0)] {
+        let found = quantize(&mut w.clone(), (2 * TILE, TILE), &coding(stretch), None);
+        let error = found.expect_err("no scale in f16");
+        assert!(
+            matches!(error, QuantizeError::Scale { row: at, .. } if at == row),
+            "{error}"
+        );
+    }
+}

@@ -283,3 +283,27 @@ fn a_listener_that_is_gone_ends_it() {
     assert!(generate(&mut session, &Bytes, &ids(">"), &settings(), &mut notes).is_err());
     assert_eq!(session.model.runs, [1]);
 }
+
+#[test]
+fn a_prompt_that_is_not_read_to_its_end_has_no_rate() {
+    let mut session = Session::new(Parrot::new("abc"));
+    // The second piece is interrupted.
+    let mut prompt = vec![u32::from(b'x'); PREFILL + 5];
+    prompt[PREFILL + 2] = 8;
+    let mut quiet = Notes::default();
+    let settings = Settings {
+        context: 9999,
+        ..settings()
+    };
+    let made = generate(&mut session, &Bytes, &prompt, &settings, &mut quiet);
+    let made = made.expect("told").expect("no error");
+    assert_eq!(made.finish, Finish::Interrupted);
+    assert_eq!((made.prefilled, made.prefill_rate()), (PREFILL, None));
+    // What was run is known, what was not is run again.
+    assert_eq!(session.seen.len(), PREFILL);
+    prompt[PREFILL + 2] = 9;
+    let made = generate(&mut session, &Bytes, &prompt, &settings, &mut quiet);
+    let made = made.expect("told").expect("no error");
+    assert_eq!((made.cached, made.prefilled), (PREFILL, 5));
+    assert!(made.prefill_rate().is_some_and(|rate| rate > 0.0));
+}

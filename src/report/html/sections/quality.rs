@@ -216,7 +216,10 @@ fn scores(report: &TextReport) -> String {
     let others = report.models.iter().map(|m| (label(m), m));
     for (name, model) in original.chain(others) {
         let percent = |share: f64| Cell::number(&format!("{:.2} %", 100.0 * share), share);
-        let digits = |value: f64, digits: usize| Cell::number(&human::figure(value, digits), value);
+        let digits = |value: f64, digits: usize| match value.is_nan() {
+            true => Cell::text("–"),
+            false => Cell::number(&human::figure(value, digits), value),
+        };
         let against = model.against.as_ref();
         let dash = || Cell::text("–");
         table.row([

@@ -1,5 +1,7 @@
 //! `eval` as users meet it: on the small trained model that the repository ships.
 
+mod limits;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::LazyLock;
