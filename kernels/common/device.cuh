@@ -1,0 +1,19 @@
+// The base of every kernel: device language by nvcc or NVRTC, or by the emulation.
+#pragma once
+#ifdef HLRC_EMU
+#include "../emu/hlrc_emu.h"
+#else
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+typedef signed char int8_t;
+typedef unsigned char uint8_t;
+typedef unsigned short uint16_t;
+typedef unsigned int uint32_t;
+typedef long long int64_t;
+typedef unsigned long long uint64_t;
+// Dynamic shared memory of a launch, as bytes.
+#define HLRC_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+#endif
+
+// Value of a loop bound or stride known when the kernel is compiled.
+#define HLRC_FULL_WARP 0xffffffffu
