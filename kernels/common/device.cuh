@@ -5,15 +5,21 @@
 #else
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#ifdef __CUDACC_RTC__ // has no headers of its own for these
 typedef signed char int8_t;
 typedef unsigned char uint8_t;
+typedef short int16_t;
 typedef unsigned short uint16_t;
+typedef int int32_t;
 typedef unsigned int uint32_t;
 typedef long long int64_t;
 typedef unsigned long long uint64_t;
+#else
+#include <cstdint>
+#endif
 // Dynamic shared memory of a launch, as bytes.
 #define HLRC_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 #endif
 
-// Value of a loop bound or stride known when the kernel is compiled.
+// Every lane of a warp takes part.
 #define HLRC_FULL_WARP 0xffffffffu
