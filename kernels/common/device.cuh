@@ -23,3 +23,4 @@ typedef unsigned long long uint64_t;
 
 // Every lane of a warp takes part.
 #define HLRC_FULL_WARP 0xffffffffu
+#define HLRC_INFINITY __uint_as_float(0x7f800000u)

@@ -41,6 +41,7 @@ void hlrc_emu_barrier(const char* file, int line);
 void hlrc_emu_collective(int kind, unsigned mask, const unsigned* in, int words, int param, unsigned* out, int results);
 void hlrc_emu_row(const void* address, unsigned* words); // 16 bytes of shared memory, as an access of this lane
 unsigned hlrc_emu_atomic(int op, void* address, unsigned value, unsigned compare); // 32 bits
+unsigned long long hlrc_emu_atomic_add64(void* address, unsigned long long value);
 unsigned hlrc_emu_acquire(const void* address);                                     // 32 bits; yields
 void hlrc_emu_release(void* address, unsigned value);
 void hlrc_emu_fence();

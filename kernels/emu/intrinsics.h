@@ -140,6 +140,7 @@ template <class T> __forceinline__ void __stcs(T* p, T v) { *p = v; }
 template <class T> __forceinline__ void __stcg(T* p, T v) { *p = v; }
 __forceinline__ int atomicAdd(int* p, int v) { return (int)hlrc_emu_atomic(HLRC_EMU_ADD, p, (unsigned)v, 0); }
 __forceinline__ unsigned atomicAdd(unsigned* p, unsigned v) { return hlrc_emu_atomic(HLRC_EMU_ADD, p, v, 0); }
+__forceinline__ unsigned long long atomicAdd(unsigned long long* p, unsigned long long v) { return hlrc_emu_atomic_add64(p, v); }
 __forceinline__ float atomicAdd(float* p, float v) { return __uint_as_float(hlrc_emu_atomic(HLRC_EMU_ADD_FLOAT, p, __float_as_uint(v), 0)); }
 __forceinline__ int atomicMin(int* p, int v) { return (int)hlrc_emu_atomic(HLRC_EMU_MIN, p, (unsigned)v, 0); }
 __forceinline__ int atomicMax(int* p, int v) { return (int)hlrc_emu_atomic(HLRC_EMU_MAX, p, (unsigned)v, 0); }

@@ -177,6 +177,23 @@ unsigned hlrc_emu_atomic(int op, void* address, unsigned value, unsigned compare
     return old;
 }
 
+unsigned long long hlrc_emu_atomic_add64(void* address, unsigned long long value) {
+    unsigned char* halves = static_cast<unsigned char*>(address);
+    access(address, 8, false);
+    forget_writer(halves);
+    forget_writer(halves + 4);
+    access(address, 8, true);
+    unsigned long long old;
+    memcpy(&old, address, 8);
+    const unsigned long long next = old + value;
+    memcpy(address, &next, 8);
+    forget_writer(halves);
+    forget_writer(halves + 4);
+    machine->thread->spinning = false;
+    if (machine->launch->schedule == 2 && machine->next_random() % 2) suspend(State::Ready);
+    return old;
+}
+
 unsigned hlrc_emu_acquire(const void* address) {
     Machine& m = *machine;
     Thread& t = *m.thread;
@@ -258,4 +275,16 @@ void __tsan_vptr_update(void*, void*) {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 void __tsan_init() {}
+
+// Hook of -fsanitize=alignment: compilers split wide accesses, so their alignment is checked at the type.
+struct Mismatch {
+    const char* file;
+    uint32_t line, column;
+    const void* type;
+    unsigned char log_alignment, kind;
+};
+void __ubsan_handle_type_mismatch_v1(Mismatch* where, uintptr_t address) {
+    if (!machine || !machine->thread) return;
+    fail("misaligned access at %s:%u: address %#lx is no multiple of %u", where->file, where->line, (unsigned long)address, 1u << where->log_alignment);
+}
 }

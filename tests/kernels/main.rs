@@ -1,0 +1,14 @@
+//! The CUDA kernels of `kernels/`, run on the CPU by `kernels/emu` and compared with f64.
+//!
+//! A kernel is compiled with the system's C++ compiler (`CXX`, or `c++`) and loaded; without one these
+//! tests are skipped with a message. Every case runs under several schedules, with poisoned outputs.
+
+mod attention;
+mod data;
+mod embed;
+mod emulate;
+mod emulator;
+mod moe;
+mod prefill;
+mod rows;
+mod sample;
