@@ -18,7 +18,6 @@
 // args: pages:const i32* scalars:const i32* y:f32* ldqkv:i32 q_offset:i32 ldy:i32 heads:i32
 // args: kv_heads:i32 capacity:i32 page:i32 max_pages:i32 window:i32 scale:f32 softcap:f32
 // block: 128
-// sass: HMMA LDGSTS.*128
 #include "common/kv.cuh"
 #include "common/mma.cuh"
 #include "common/rotary.cuh"

@@ -302,6 +302,7 @@ fn elementwise_matches_f64() {
         (5, 1),
         (5, 3),
         (6, 0),
+        (7, 0),
     ];
     for (op, kind) in cases {
         let Some(kernel) = Kernel::compile("elementwise", &[("OP", op), ("ACTIVATION", kind)])
@@ -313,7 +314,9 @@ fn elementwise_matches_f64() {
             random.normals(tokens * ld, 3.0),
             random.normals(tokens * ld, 1.0),
         );
-        let launch = Launch::new([tokens + 1, 2, 1], 256).input("a", &a);
+        // Operation 7 makes one row of the last.
+        let rows = if op == 7 { 0 } else { tokens };
+        let launch = Launch::new([rows + 1, 2, 1], 256).input("a", &a);
         let launch = if matches!(op, 0 | 1 | 5 | 6) {
             launch.input("b", &b)
         } else {
@@ -325,10 +328,11 @@ fn elementwise_matches_f64() {
         let launch = launch.ints(&[width, ld, ld, ld]).floats(&[2.5]);
         kernel.run_all(&launch, |outcome| {
             let y: Vec<f32> = outcome.get("y");
-            for t in 0..tokens {
+            for t in 0..if op == 7 { 1 } else { tokens } {
+                let last = if op == 7 { tokens - 1 } else { t };
                 let want: Vec<f64> = (0..width)
                     .map(|k| {
-                        let (a, b) = (f64::from(a[t * ld + k]), f64::from(b[t * ld + k]));
+                        let (a, b) = (f64::from(a[last * ld + k]), f64::from(b[t * ld + k]));
                         match op {
                             0 => a + b,
                             1 => a * b,
@@ -336,7 +340,8 @@ fn elementwise_matches_f64() {
                             3 => 2.5 * (a / 2.5).tanh(),
                             4 => activate(kind, a),
                             5 => activate(kind, a) * b,
-                            _ => 2.5 * a + b,
+                            6 => 2.5 * a + b,
+                            _ => a,
                         }
                     })
                     .collect();
