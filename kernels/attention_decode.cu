@@ -39,7 +39,7 @@
 #define KEY_GROUPS (THREADS / PIECES) // threads that share a piece of the values
 #define Q_WIDTH (8 * PIECES)
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
 attention_decode(const float* __restrict__ qkv, const float* __restrict__ q_gain, const float* __restrict__ k_gain,
                  const float* __restrict__ inv_freq, unsigned char* k_cache, unsigned char* v_cache, __half* k_scales, __half* v_scales,
                  const int* __restrict__ pages, const int* __restrict__ positions, float* partial, unsigned* counter, float* __restrict__ y,

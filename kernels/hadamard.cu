@@ -16,7 +16,7 @@
 
 #define SEGMENT 1024
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 1)
 hadamard(const float* x, const unsigned* __restrict__ signs, const float* __restrict__ bias, const float* residual, float* y,
          __half* __restrict__ y16, const int* __restrict__ scalars, int width, int ldx, int ldy, int ldr, int block) {
     __shared__ float values[SEGMENT];

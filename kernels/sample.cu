@@ -144,7 +144,7 @@ __device__ __forceinline__ int find_id(int rows, Room* room, Weight n, Is weight
     return id;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
 sample(const float* __restrict__ logits, int* __restrict__ token, const float* __restrict__ params, const int* __restrict__ top_k, int rows,
        int ldl) {
     __shared__ Room room;

@@ -3,9 +3,8 @@
 #ifdef HLRC_EMU
 #include "../emu/hlrc_emu.h"
 #else
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #ifdef __CUDACC_RTC__ // has no headers of its own for these
+#include "half_rtc.cuh"
 typedef signed char int8_t;
 typedef unsigned char uint8_t;
 typedef short int16_t;
@@ -15,6 +14,9 @@ typedef unsigned int uint32_t;
 typedef long long int64_t;
 typedef unsigned long long uint64_t;
 #else
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
 #include <cstdint>
 #endif
 // Dynamic shared memory of a launch, as bytes.

@@ -1,38 +1,11 @@
-//! Compiles a kernel for emulation, launches it, and reads what it did.
+//! Launches a kernel in emulation and reads what it did.
 
 #![allow(unsafe_code)] // a shared library is loaded and called
 
-use sha2::{Digest, Sha256};
+use crate::toolchain;
 use std::ffi::{CStr, CString, c_char, c_void};
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::OnceLock;
+use std::path::Path;
 
-/// Flags of a kernel's translation unit: `kernels/README.md` says why.
-const FLAGS: &[&str] = &[
-    "-std=c++17",
-    "-O2",
-    "-fPIC",
-    "-fvisibility=hidden",
-    "-fsanitize=thread",
-    "-fsanitize=alignment",
-    "-fno-tree-vectorize",
-    "-fno-store-merging",
-    "-ffp-contract=off",
-    "-Wall",
-    "-Wno-unknown-pragmas",
-    "-Werror",
-    "-DHLRC_EMU",
-];
-/// Flags of the emulation's own sources.
-const RUNTIME_FLAGS: &[&str] = &[
-    "-std=c++17",
-    "-O2",
-    "-fPIC",
-    "-fvisibility=hidden",
-    "-Wall",
-    "-Werror",
-];
 /// Shared memory of a block on consumer cards, bytes.
 const SHARED_LIMIT: u64 = 101_376;
 
@@ -210,6 +183,24 @@ impl Launch {
     }
 }
 
+/// Dimensions of a launch.
+#[derive(Clone, Copy)]
+pub(crate) struct Shape {
+    pub(crate) grid: [u32; 3],
+    pub(crate) block: u32,
+    pub(crate) shared_bytes: u64,
+    /// Blocks that run at a time.
+    pub(crate) resident: u32,
+}
+
+/// Memory that a kernel may use.
+pub(crate) struct Region {
+    pub(crate) name: String,
+    pub(crate) base: *mut u8,
+    pub(crate) bytes: usize,
+    pub(crate) writable: bool,
+}
+
 /// What a launch left.
 pub(crate) struct Outcome {
     buffers: Vec<(String, Vec<u8>, Traffic)>,
@@ -264,34 +255,7 @@ impl Kernel {
 
     /// Compiles a source of another place.
     pub(crate) fn compile_source(name: &str, source: &Path, defines: &[String]) -> Option<Self> {
-        let (compiler, runtime) = toolchain()?;
-        let text = std::fs::read(source).unwrap_or_else(|e| panic!("{}: {e}", source.display()));
-        let mut hash = Sha256::new();
-        hash.update(headers_hash());
-        hash.update(text);
-        hash.update(format!("{FLAGS:?} {defines:?} {compiler}"));
-        let path = folder().join(format!("{name}-{}.so", hex(&hash.finalize()[..10])));
-        if !path.exists() {
-            let partial = path.with_extension(format!("{}.partial", unique()));
-            let object = path.with_extension(format!("{}.o", unique()));
-            let mut command = Command::new(compiler);
-            command
-                .args(FLAGS)
-                .args(defines)
-                .args(["-Ikernels", "-x", "c++", "-c"]);
-            command.arg(source).arg("-o").arg(&object);
-            run_compiler(&mut command);
-            // Linked without the sanitizer, so that its hooks are the emulation's.
-            let mut command = Command::new(compiler);
-            command
-                .args(["-shared", "-o"])
-                .arg(&partial)
-                .arg(&object)
-                .args(runtime);
-            run_compiler(&mut command);
-            std::fs::remove_file(&object).expect("removed");
-            std::fs::rename(&partial, &path).expect("renamed");
-        }
+        let path = toolchain::shared_library(name, source, defines)?;
         // SAFETY: the library is what was just compiled; it has no initialisers that touch anything.
         let library = unsafe { libloading::Library::new(&path) }.expect("loaded");
         // SAFETY: HLRC_EMU_EXPORT declares it so.
@@ -318,45 +282,78 @@ impl Kernel {
             (room, start)
         };
         let mut rooms: Vec<_> = launch.buffers.iter().map(aligned).collect();
-        let mut raw: Vec<RawBuffer> = launch
-            .buffers
-            .iter()
-            .zip(&mut rooms)
-            .map(|(b, (room, start))| RawBuffer {
-                name: b.name.as_ptr(),
-                base: room[*start..].as_mut_ptr().cast(),
-                bytes: b.bytes.len() as u64,
-                writable: u64::from(b.writable),
-                loaded: 0,
-                stored: 0,
-                loaded_unique: 0,
-                stored_unique: 0,
-                sectors_by_block: 0,
+        let named = launch.buffers.iter().zip(&mut rooms);
+        let regions: Vec<Region> = named
+            .map(|(b, (room, start))| Region {
+                name: b.name.to_string_lossy().into_owned(),
+                base: room[*start..].as_mut_ptr(),
+                bytes: b.bytes.len(),
+                writable: b.writable,
             })
             .collect();
-        let slots: Vec<[u8; 8]> = launch
-            .arguments
-            .iter()
-            .map(|a| match a {
-                Argument::Buffer(i) => (raw[*i].base as u64).to_ne_bytes(),
-                Argument::Null => [0; 8],
-                Argument::Int(v) => u64::from(v.cast_unsigned()).to_le_bytes(),
-                Argument::Float(v) => u64::from(v.to_bits()).to_le_bytes(),
-            })
-            .collect();
-        let pointers: Vec<*const c_void> = slots.iter().map(|s| s.as_ptr().cast()).collect();
+        let slots = launch.arguments.iter().map(|a| match a {
+            Argument::Buffer(i) => (regions[*i].base as u64).to_ne_bytes(),
+            Argument::Null => [0; 8],
+            Argument::Int(v) => u64::from(v.cast_unsigned()).to_le_bytes(),
+            Argument::Float(v) => u64::from(v.to_bits()).to_le_bytes(),
+        });
+        let slots: Vec<[u8; 8]> = slots.collect();
+        let shape = Shape {
+            grid: launch.grid,
+            block: launch.block,
+            shared_bytes: launch.shared,
+            resident: launch.resident,
+        };
+        // SAFETY: the regions are the copies above, which live until the end.
+        let traffic = unsafe { self.call(shape, &regions, &slots, schedule) }?;
+        let read = |((b, (room, start)), traffic): ((&Buffer, &(Vec<u8>, usize)), Traffic)| {
+            let bytes = room[*start..start + b.bytes.len()].to_vec();
+            (b.name.to_string_lossy().into_owned(), bytes, traffic)
+        };
+        let buffers = launch.buffers.iter().zip(&rooms).zip(traffic);
+        Ok(Outcome {
+            buffers: buffers.map(read).collect(),
+        })
+    }
+
+    /// Runs it on memory as it is; arguments in ABI order, each in 8 bytes.
+    ///
+    /// # Safety
+    /// Regions are memory that nothing else uses meanwhile.
+    pub(crate) unsafe fn call(
+        &self,
+        shape: Shape,
+        regions: &[Region],
+        arguments: &[[u8; 8]],
+        schedule: Schedule,
+    ) -> Result<Vec<Traffic>, String> {
+        let names = regions.iter().map(|r| CString::new(r.name.as_str()));
+        let names: Vec<CString> = names.map(|n| n.expect("a name")).collect();
+        let raw = |(r, name): (&Region, &CString)| RawBuffer {
+            name: name.as_ptr(),
+            base: r.base.cast(),
+            bytes: r.bytes as u64,
+            writable: u64::from(r.writable),
+            loaded: 0,
+            stored: 0,
+            loaded_unique: 0,
+            stored_unique: 0,
+            sectors_by_block: 0,
+        };
+        let mut raw: Vec<RawBuffer> = regions.iter().zip(&names).map(raw).collect();
+        let pointers: Vec<*const c_void> = arguments.iter().map(|s| s.as_ptr().cast()).collect();
         let (number, seed) = match schedule {
             Schedule::Forward => (0, 1),
             Schedule::Reverse => (1, 1),
             Schedule::Random(seed) => (2, seed),
         };
         let mut call = RawLaunch {
-            grid: launch.grid,
-            block: [launch.block, 1, 1],
-            dynamic_shared: launch.shared,
+            grid: shape.grid,
+            block: [shape.block, 1, 1],
+            dynamic_shared: shape.shared_bytes,
             shared_limit: SHARED_LIMIT,
             schedule: number,
-            resident: launch.resident,
+            resident: shape.resident,
             seed,
             buffers: raw.as_mut_ptr(),
             buffer_count: raw.len() as u64,
@@ -365,37 +362,23 @@ impl Kernel {
             switches: 0,
             error: [0; 1024],
         };
-        // SAFETY: the structs have C's layout; buffers and arguments outlive the call; accesses
-        // beyond the buffers end the launch before they happen.
+        // SAFETY: the structs have C's layout; arguments outlive the call; accesses beyond the
+        // regions end the launch before they happen.
         let failed = unsafe { (self.run)(&raw mut call, pointers.as_ptr()) } != 0;
         if failed {
             // SAFETY: the runtime ends its message with 0.
             let message = unsafe { CStr::from_ptr(call.error.as_ptr()) };
-            return Err(format!(
-                "{} ({schedule:?}): {}",
-                self.name,
-                message.to_string_lossy()
-            ));
+            let message = message.to_string_lossy();
+            return Err(format!("{} ({schedule:?}): {message}", self.name));
         }
-        let read = |((b, (room, start)), raw): ((&Buffer, &(Vec<u8>, usize)), &RawBuffer)| {
-            let bytes = room[*start..start + b.bytes.len()].to_vec();
-            let traffic = Traffic {
-                loaded: raw.loaded,
-                loaded_unique: raw.loaded_unique,
-                stored: raw.stored,
-                stored_unique: raw.stored_unique,
-                sectors_by_block: raw.sectors_by_block,
-            };
-            (b.name.to_string_lossy().into_owned(), bytes, traffic)
+        let traffic = |raw: &RawBuffer| Traffic {
+            loaded: raw.loaded,
+            loaded_unique: raw.loaded_unique,
+            stored: raw.stored,
+            stored_unique: raw.stored_unique,
+            sectors_by_block: raw.sectors_by_block,
         };
-        let buffers = launch
-            .buffers
-            .iter()
-            .zip(&rooms)
-            .zip(&raw)
-            .map(read)
-            .collect();
-        Ok(Outcome { buffers })
+        Ok(raw.iter().map(traffic).collect())
     }
 
     /// Runs it under every schedule; `check` sees each outcome.
@@ -405,83 +388,4 @@ impl Kernel {
             check(&outcome);
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
-fn unique() -> String {
-    use std::sync::atomic::{AtomicU32, Ordering};
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    format!(
-        "{}-{}",
-        std::process::id(),
-        NEXT.fetch_add(1, Ordering::Relaxed)
-    )
-}
-
-fn folder() -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulated");
-    std::fs::create_dir_all(&folder).expect("a folder for compiled kernels");
-    folder
-}
-
-fn run_compiler(command: &mut Command) {
-    let output = command.output().expect("the compiler started");
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}\n{text}");
-}
-
-/// Hash of what every kernel includes.
-fn headers_hash() -> &'static [u8] {
-    static HASH: OnceLock<Vec<u8>> = OnceLock::new();
-    HASH.get_or_init(|| {
-        let mut hash = Sha256::new();
-        for folder in ["kernels/common", "kernels/emu"] {
-            let entries = std::fs::read_dir(folder).expect("the kernels' headers");
-            let mut files: Vec<_> = entries.flatten().map(|e| e.path()).collect();
-            files.sort();
-            for file in files {
-                hash.update(std::fs::read(&file).expect("a readable header"));
-            }
-        }
-        hash.finalize().to_vec()
-    })
-}
-
-/// The compiler, and the emulation's objects.
-fn toolchain() -> Option<&'static (String, Vec<PathBuf>)> {
-    static FOUND: OnceLock<Option<(String, Vec<PathBuf>)>> = OnceLock::new();
-    let find = || {
-        let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_string());
-        let probe = Command::new(&compiler).arg("--version").output();
-        let Ok(probe) = probe else {
-            eprintln!("skipped: no C++ compiler {compiler} (set CXX)");
-            return None;
-        };
-        let mut hash = Sha256::new();
-        hash.update(headers_hash());
-        hash.update(&probe.stdout);
-        hash.update(format!("{RUNTIME_FLAGS:?}"));
-        let key = hex(&hash.finalize()[..10]);
-        let mut objects = Vec::new();
-        for stem in ["runtime", "memory", "collective"] {
-            let object = folder().join(format!("{stem}-{key}.o"));
-            if !object.exists() {
-                let partial = object.with_extension(format!("{}.partial", unique()));
-                let source = format!("kernels/emu/{stem}.cpp");
-                let mut command = Command::new(&compiler);
-                command
-                    .args(RUNTIME_FLAGS)
-                    .args(["-c", &source, "-o"])
-                    .arg(&partial);
-                run_compiler(&mut command);
-                std::fs::rename(&partial, &object).expect("renamed");
-            }
-            objects.push(object);
-        }
-        Some((compiler, objects))
-    };
-    FOUND.get_or_init(find).as_ref()
 }

@@ -12,3 +12,4 @@ mod moe;
 mod prefill;
 mod rows;
 mod sample;
+mod toolchain;
