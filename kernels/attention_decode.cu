@@ -78,7 +78,6 @@ attention_decode(const float* __restrict__ qkv, const float* __restrict__ q_gain
             prepare_head<HEAD_DIM, ROPE, QK_NORM != 0>(new_key, k_gain, norm_eps, inv_freq, rotary_dim, position, rope_factor);
             store_head<HEAD_DIM, KV>(new_key, k_cache, k_scales, row, kv_heads, kv_head);
             for (int d = lane; d < Q_WIDTH; d += 32) new_value[d] = d < HEAD_DIM ? token[v_offset + kv_head * HEAD_DIM + d] : 0.0f;
-            __syncwarp();
             store_head<HEAD_DIM, KV>(new_value, v_cache, v_scales, row, kv_heads, kv_head);
         }
     }

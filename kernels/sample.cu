@@ -68,11 +68,13 @@ __device__ __forceinline__ unsigned find_key(const float* row, int rows, Room* r
     const int tid = (int)threadIdx.x, lane = tid & 31, warp = tid >> 5;
     unsigned prefix = 0;
     Weight higher = 0;
+#pragma unroll 1
     for (int pass = 0; pass < 3; pass++) {
         const int shift = pass == 0 ? 21 : pass == 1 ? 10 : 0, digits = pass == 2 ? 1024 : BINS;
         const unsigned known = pass == 0 ? 0u : ~0u << (pass == 1 ? 21 : 10);
         for (int b = tid; b < BINS; b += THREADS) room->bins[b] = 0;
         __syncthreads();
+#pragma unroll 1 // registers are short with 1024 threads
         for (int i = tid; i < rows; i += THREADS) {
             const unsigned k = key_of(row[i]);
             if ((k & known) != prefix) continue;

@@ -59,13 +59,13 @@ __device__ __forceinline__ void prepare_head(float* head, const float* gain, flo
 // Returns the index of a row of `kv_heads` heads.
 template <bool paged>
 __device__ __forceinline__ size_t cache_row(const int* pages, int sequence, int position, int capacity, int page, int max_pages) {
-    const int slot = position % capacity;
+    const int slot = position < capacity ? position : position % capacity; // a division for windows alone
     if (!paged) return (size_t)sequence * (size_t)capacity + (size_t)slot;
     return (size_t)pages[(size_t)sequence * (size_t)max_pages + (size_t)(slot / page)] * (size_t)page + (size_t)(slot % page);
 }
 
 // A warp stores a head in shared memory to row `row` of a cache, and leaves in `head` what a reader
-// of the cache will see. `kv` 0: f16 [row][kv_head][dim]; 1: s8 codes, a f16 scale per 32.
+// of the cache will see. A lane reads what it wrote itself, or what a __syncwarp is behind. `kv` 0: f16 [row][kv_head][dim]; 1: s8 codes, a f16 scale per 32.
 template <int dim, int kv>
 __device__ __forceinline__ void store_head(float* head, unsigned char* cache, __half* scales, size_t row, int kv_heads, int kv_head) {
     const int lane = (int)threadIdx.x & 31;

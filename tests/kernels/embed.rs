@@ -46,7 +46,7 @@ pub(crate) fn pack_codes(bits: usize, codes: &[u8], rows: usize, cols: usize) ->
 }
 
 /// f16 or bf16 (2 bytes) or f32 (4) in tiles; `bytes_of` gives a value's bytes.
-fn pack_floats(
+pub(crate) fn pack_floats(
     size: usize,
     values: &[f32],
     rows: usize,
