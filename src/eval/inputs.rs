@@ -65,7 +65,8 @@ pub fn read_npz(path: &Path) -> Result<Inputs> {
     };
     let file = File::open(path).map_err(|e| fault(format!("can't be read: {e}")))?;
     let archive = zip::ZipArchive::new(BufReader::new(file));
-    let mut archive = archive.map_err(|e| fault(format!("is no .npz archive: {e}")))?;
+    let mut archive =
+        archive.map_err(|e| fault(format!("is no .npz archive ({e}); numpy.savez writes them")))?;
     let mut out = Inputs::new();
     for index in 0..archive.len() {
         let entry = archive.by_index(index).map_err(|e| fault(e.to_string()))?;

@@ -136,6 +136,14 @@ impl Pool {
         }
     }
 
+    /// Calls `work`; where `alone`, this thread does all parts of the jobs in it.
+    ///
+    /// For jobs of some microseconds, which is what waking other threads takes.
+    pub fn alone<R>(&self, alone: bool, work: impl FnOnce() -> R) -> R {
+        let _restore = Restore(INSIDE.replace(alone || INSIDE.get()));
+        work()
+    }
+
     /// Cuts `out`, `[rows, width]` row-major, into tiles and calls `part` once for each.
     ///
     /// Tiles are `tile_rows × tile_cols`, the last ones smaller. Tiles of one row range follow one
@@ -322,8 +330,7 @@ impl Shared {
     /// Does the thread's own parts in order, so that it reads memory in one long stretch, then
     /// what others have left.
     fn take_parts(&self, job: Job, thread: usize) {
-        INSIDE.set(true);
-        let _reset = Reset;
+        let _restore = Restore(INSIDE.replace(true));
         let threads = self.next.len();
         for of in (thread..threads).chain(0..thread) {
             let (end, next) = (self.share(job, of).end, &self.next[of].0);
@@ -410,12 +417,12 @@ impl Shared {
     }
 }
 
-/// Clears the mark of being inside a part, also when the part panics.
-struct Reset;
+/// Puts back whether this thread is inside a part, also when the part panics.
+struct Restore(bool);
 
-impl Drop for Reset {
+impl Drop for Restore {
     fn drop(&mut self) {
-        INSIDE.set(false);
+        INSIDE.set(self.0);
     }
 }
 
@@ -431,68 +438,4 @@ impl Drop for Pool {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
-
-    use super::Pool;
-
-    #[test]
-    fn every_part_runs_once() {
-        for threads in [1, 2, 3, 8] {
-            let pool = Pool::new(threads);
-            for parts in [0, 1, 2, 7, 1000] {
-                let counts: Vec<AtomicU32> = (0..parts).map(|_| AtomicU32::new(0)).collect();
-                pool.run(parts, |i| {
-                    counts[i].fetch_add(1, Ordering::Relaxed);
-                });
-                assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
-            }
-        }
-    }
-
-    #[test]
-    fn tiles_cover_the_matrix() {
-        let pool = Pool::new(3);
-        for (rows, width) in [(1, 1), (5, 7), (33, 65), (2, 0)] {
-            let mut out = vec![0_u32; rows * width];
-            pool.split(&mut out, width, (2, 16), |mut tile| {
-                let cols = tile.cols();
-                for r in tile.rows() {
-                    for (c, entry) in cols.clone().zip(tile.row_mut(r)) {
-                        *entry += u32::try_from(r * 1000 + c).unwrap() + 1;
-                    }
-                }
-            });
-            for (i, &entry) in out.iter().enumerate() {
-                let expected = (i / width) * 1000 + i % width + 1;
-                assert_eq!(entry as usize, expected);
-            }
-        }
-    }
-
-    #[test]
-    fn nested_jobs_run_inline() {
-        let pool = Pool::new(2);
-        let sum = AtomicU32::new(0);
-        pool.run(4, |_| {
-            pool.run(5, |_| {
-                sum.fetch_add(1, Ordering::Relaxed);
-            });
-        });
-        assert_eq!(sum.load(Ordering::Relaxed), 20);
-    }
-
-    #[test]
-    fn a_panic_comes_out_and_the_pool_lives_on() {
-        let pool = Pool::new(2);
-        let failed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            pool.run(100, |i| assert!(i != 63, "part 63"));
-        }));
-        assert!(failed.is_err());
-        let sum = AtomicU32::new(0);
-        pool.run(10, |_| {
-            sum.fetch_add(1, Ordering::Relaxed);
-        });
-        assert_eq!(sum.load(Ordering::Relaxed), 10);
-    }
-}
+mod tests;

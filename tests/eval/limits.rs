@@ -81,6 +81,26 @@ fn nothing_to_measure_is_an_error() {
     }
 }
 
+#[test]
+fn a_tokenizer_of_another_model_is_told_with_the_model() {
+    let dir = MADE.1.join("other");
+    std::fs::create_dir_all(&dir).expect("a folder");
+    let json = std::fs::read(format!("{MODEL}/tokenizer.json")).expect("the fixture");
+    let mut json: Value = serde_json::from_slice(&json).expect("JSON");
+    let token = serde_json::json!({"id": 512, "content": "<new>", "single_word": false,
+        "lstrip": false, "rstrip": false, "normalized": false, "special": true});
+    let added = json["added_tokens"].as_array_mut().expect("a list");
+    added.push(token);
+    std::fs::write(dir.join("tokenizer.json"), json.to_string()).expect("written");
+    let data = text("other.txt", "Once upon a time <new> there was");
+    let other = dir.to_string_lossy();
+    let said = fails(3, &["eval", MODEL, "--data", &data, "--tokenizer", &other]);
+    assert!(
+        said.contains(&format!("{MODEL}: the tokenizer gives token 512")),
+        "{said}"
+    );
+}
+
 fn fails_with(args: &[&str]) -> (Option<i32>, String) {
     let output = run(args);
     (output.status.code(), stderr(&output))

@@ -223,7 +223,9 @@ fn check_tokens(
                 token: largest,
                 vocabulary,
             };
-            return Err(failure(&error));
+            let mut failure = failure(&error);
+            failure.message = format!("{}: {}", model.name, failure.message);
+            return Err(failure);
         }
     }
     Ok(())

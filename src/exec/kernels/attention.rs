@@ -22,6 +22,8 @@ pub use keys::{KeyCache, Keys};
 const KEYS: usize = 4 * PANEL;
 /// Queries of a tile, times the query heads of a key head.
 const QUERY_ROWS: usize = 64;
+/// Products of numbers up to which one thread is done before another is awake.
+const ALONE: usize = 64 << 10;
 
 /// What kind of attention.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -72,6 +74,17 @@ pub fn attention(pool: &Pool, shape: &AttentionShape, sequences: &[Sequence<'_>]
     sequences.iter().for_each(|sequence| sequence.check(shape));
     let lengths = || sequences.iter().map(|s| s.queries.len() / width);
     assert_eq!(lengths().sum::<usize>() * width, out.len());
+    let products = sequences.iter().map(|s| {
+        let keys = s.keys.count(shape.kv_heads * shape.head_dim);
+        s.queries.len().saturating_mul(2 * keys)
+    });
+    let alone = products.fold(0, usize::saturating_add) <= ALONE;
+    pool.alone(alone, || attend_all(pool, shape, sequences, out));
+}
+
+fn attend_all(pool: &Pool, shape: &AttentionShape, sequences: &[Sequence<'_>], out: &mut [f32]) {
+    let width = shape.heads * shape.head_dim;
+    let lengths = || sequences.iter().map(|s| s.queries.len() / width);
     let group = shape.heads / shape.kv_heads;
     let columns = group * shape.head_dim;
     let tile_queries = QUERY_ROWS.div_ceil(group).next_multiple_of(8);

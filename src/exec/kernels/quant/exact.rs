@@ -2,7 +2,7 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::{Kind, avx2, avx512};
-use super::{Level, QuantRows, rows_per_part, scalar};
+use super::{Level, QuantRows, alone, rows_per_part, scalar};
 use crate::exec::Pool;
 use crate::exec::kernels::Write;
 use crate::exec::pool::Tile;
@@ -59,7 +59,9 @@ pub(super) fn matmul_at(
     let decoder = Decoder::new(level, w);
     if tokens <= FEW {
         let part = (tokens, rows_per_part(w));
-        pool.split(out, w.rows, part, |tile| few(&decoder, x, write, tile));
+        pool.alone(alone(w.codes.len(), tokens), || {
+            pool.split(out, w.rows, part, |tile| few(&decoder, x, write, tile));
+        });
         return;
     }
     let rows = (SCRATCH / w.cols).clamp(16, 512);

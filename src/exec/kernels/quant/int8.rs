@@ -4,7 +4,7 @@ use super::Kind;
 use super::activations::{Int8Activations, Layout, Rows};
 #[cfg(target_arch = "aarch64")]
 use super::neon;
-use super::{QuantRows, exact, rows_per_part, scalar};
+use super::{QuantRows, alone, exact, rows_per_part, scalar};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
 use crate::exec::Pool;
@@ -67,7 +67,8 @@ pub fn matmul_int8_all(pool: &Pool, products: &mut [Product<'_>], x: &Int8Activa
             plain.push(product);
         }
     }
-    together(pool, &mut plain, x);
+    let codes = plain.iter().map(|p| p.w.codes.len()).sum();
+    pool.alone(alone(codes, x.tokens), || together(pool, &mut plain, x));
 }
 
 /// Products that one kernel takes.

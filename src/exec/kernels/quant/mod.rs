@@ -276,6 +276,11 @@ impl QuantMatrix {
 #[repr(C, align(64))]
 struct Line([u8; 64]);
 
+/// Whether one thread is done before another is awake: some microseconds.
+fn alone(codes: usize, tokens: usize) -> bool {
+    codes.saturating_mul(tokens) <= 32 << 10
+}
+
 /// Output rows per part of a product of few tokens: by the shape alone, a multiple of 4.
 ///
 /// Some 24 parts, so that threads end together, but none so small that starting it shows, nor so
