@@ -2,6 +2,9 @@
 """A Llama checkpoint as a bf16 GGUF with weights and sizes only: enough input for llama-quantize.
 
     python benches/to_gguf.py CHECKPOINT_DIR OUT.gguf        (needs: numpy gguf)
+
+There is no tokenizer in it, so that llama.cpp cannot run it. Rotary pairs lie beside each other, as
+GGUF has them; from_gguf.py puts them back.
 """
 import json, os, struct, sys
 import numpy as np
@@ -25,6 +28,7 @@ def gguf_name(name):
 def main():
     source, out = sys.argv[1:3]
     c = json.load(open(os.path.join(source, "config.json")))
+    heads = {"q_proj": c["num_attention_heads"], "k_proj": c["num_key_value_heads"]}
     path = os.path.join(source, "model.safetensors")
     with open(path, "rb") as f:
         size = struct.unpack("<Q", f.read(8))[0]
@@ -49,7 +53,11 @@ def main():
             w.add_tensor(gguf_name(name), values)
         else:
             shape = list(t["shape"][:-1]) + [t["shape"][-1] * 2]
-            w.add_tensor(gguf_name(name), raw.reshape(shape), raw_dtype=GGMLQuantizationType.BF16)
+            raw = raw.reshape(shape)
+            h = heads.get(name.split(".")[-2])
+            if h:
+                raw = raw.reshape(h, 2, shape[0] // h // 2, -1).swapaxes(1, 2).reshape(shape)
+            w.add_tensor(gguf_name(name), np.ascontiguousarray(raw), raw_dtype=GGMLQuantizationType.BF16)
     w.write_header_to_file()
     w.write_kv_data_to_file()
     w.write_tensors_to_file()

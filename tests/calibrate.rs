@@ -170,3 +170,19 @@ fn statistics_behind_the_compressed_prefix() {
         .expect("started");
     assert_eq!(alone.status.code(), Some(2));
 }
+
+#[test]
+fn a_folder_or_device_is_never_replaced() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let data = text(dir.path(), "text.txt", 0);
+    let place = dir.path().join("place");
+    std::fs::create_dir(&place).expect("a folder");
+    let mut command = tool(dir.path());
+    command.args([STORIES, "--force", "-o"]).arg(&place);
+    command.arg("--data").arg(&data);
+    let said = refused(&mut command, 1);
+    assert!(
+        said.contains("is no file, and is not replaced") && place.is_dir(),
+        "{said}"
+    );
+}

@@ -49,11 +49,21 @@ pub fn run(args: &CalibrateArgs) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
+/// Refuses an output that is a folder or a device: a file never takes its place.
+fn replaceable(output: &Path) -> Result<(), Failure> {
+    if output.metadata().is_ok_and(|meta| !meta.is_file()) {
+        let what = format!("{}: is no file, and is not replaced", output.display());
+        return Err(Failure::new(Exit::Failure, what).help("choose another place with -o"));
+    }
+    Ok(())
+}
+
 /// Adds files up; gives the sum.
 fn merge(args: &CalibrateArgs, progress: &Progress) -> Result<PathBuf, Failure> {
     let Some(output) = &args.output else {
         return Err(Failure::new(Exit::Usage, "--merge writes to -o"));
     };
+    replaceable(output)?;
     if output.exists() && !args.force {
         let what = format!("{}: is there already", output.display());
         return Err(Failure::new(Exit::Failure, what).help("-f replaces it"));
@@ -74,6 +84,7 @@ fn one(args: &CalibrateArgs, model: &Path, progress: &Progress) -> Result<PathBu
         Some(path) => path.clone(),
         None => PathBuf::from(load::Source::of(model)?.stem() + ".calibration"),
     };
+    replaceable(&output)?;
     let settings = Settings {
         data: args.data.clone(),
         context: args.ctx,
