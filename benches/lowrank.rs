@@ -8,6 +8,7 @@
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatRef, Par};
+use hlrc::numeric::lowrank::hierarchy::{Hierarchy, Ranks};
 use hlrc::numeric::lowrank::svd::truncated;
 use hlrc::numeric::lowrank::{FactorFormat, LowRank, Options, Rank, hierarchy};
 use hlrc::numeric::matrix;
@@ -101,8 +102,8 @@ fn bench(rows: usize, cols: usize, rank: usize) {
             black_box(truncated(view, Rank::Fixed(rank), &options).expect("finite"));
         }));
         whole.push(seconds(|| {
-            let fixed = Rank::Fixed(rank);
-            let done = hierarchy::decompose(&a, rows, cols, 0, fixed, &options, FactorFormat::F16);
+            let flat = flat(rank, FactorFormat::F16);
+            let done = hierarchy::decompose(&a, rows, cols, &flat, &options);
             black_box(done.expect("finite"));
         }));
     }
@@ -120,12 +121,21 @@ fn bench(rows: usize, cols: usize, rank: usize) {
     errors(&a, rows, cols, rank);
 }
 
+/// A plain decomposition.
+fn flat(rank: usize, format: FactorFormat) -> Hierarchy {
+    Hierarchy {
+        depth: 0,
+        rank: Rank::Fixed(rank),
+        ranks: Ranks::Even,
+        format,
+    }
+}
+
 /// Relative errors, so that speed isn't bought with accuracy.
 fn errors(a: &[f32], rows: usize, cols: usize, rank: usize) {
     let total = matrix::norm2(a);
-    let fixed = Rank::Fixed(rank);
     for format in [FactorFormat::F32, FactorFormat::F16, FactorFormat::Int8] {
-        let done = hierarchy::decompose(a, rows, cols, 0, fixed, &Options::default(), format);
+        let done = hierarchy::decompose(a, rows, cols, &flat(rank, format), &Options::default());
         let low_rank: LowRank = done.expect("finite").low_rank;
         let mut residual = a.to_vec();
         let time = seconds(|| low_rank.subtract_from(&mut residual));

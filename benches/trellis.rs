@@ -42,7 +42,12 @@ struct Figure {
     time: f64,
 }
 
-fn measure(states_log2: u8, bits: u8, x: &[f32], scale: f32, threads: usize) -> Figure {
+fn measure(
+    (states_log2, bits, seams): (u8, u8, u8),
+    x: &[f32],
+    scale: f32,
+    threads: usize,
+) -> Figure {
     let next = AtomicUsize::new(0);
     let tiles: Vec<&[f32]> = x.chunks_exact(SEQUENCE).collect();
     let start = Instant::now();
@@ -54,7 +59,7 @@ fn measure(states_log2: u8, bits: u8, x: &[f32], scale: f32, threads: usize) -> 
         let mut sum = 0.0;
         while let Some(x) = tiles.get(next.fetch_add(1, Ordering::Relaxed)) {
             let scaled: Vec<f32> = x.iter().map(|x| x / scale).collect();
-            encoder.encode(bits, &scaled, &mut code, &mut recon);
+            encoder.encode(bits, seams, &scaled, &mut code, &mut recon);
             let errors = x.iter().zip(&recon);
             sum += errors
                 .map(|(x, y)| f64::from(x - y * scale).powi(2))
@@ -91,7 +96,7 @@ fn table(threads: usize) {
         let mut time = 0.0;
         for bits in 1..=8 {
             let scale = best_scale(states_log2, bits);
-            let figure = measure(states_log2, bits, &x, scale, threads);
+            let figure = measure((states_log2, bits, 1), &x, scale, threads);
             print!(" {:.3e} |", figure.distortion);
             if bits == 2 {
                 time = figure.time;
@@ -103,7 +108,7 @@ fn table(threads: usize) {
 
 /// The scale of least error, by golden section.
 fn search(states_log2: u8, bits: u8, x: &[f32], threads: usize) -> f32 {
-    let error = |scale| measure(states_log2, bits, x, scale, threads).distortion;
+    let error = |scale| measure((states_log2, bits, 1), x, scale, threads).distortion;
     let golden = 0.618_034;
     let (mut low, mut high) = (0.7, 1.4);
     let (mut a, mut b) = (high - golden * (high - low), low + golden * (high - low));
@@ -138,7 +143,7 @@ fn bars(threads: usize) {
     let peer = std::env::var_os("TRELLIS_PEER");
     let (mut ours, mut theirs) = (f64::INFINITY, f64::INFINITY);
     for round in 0..3 {
-        let figure = measure(12, 2, &x, best_scale(12, 2), threads);
+        let figure = measure((12, 2, 1), &x, best_scale(12, 2), threads);
         ours = ours.min(figure.time);
         if round == 0 {
             println!("2^12 states: distortion {:.5}", figure.distortion);
@@ -159,9 +164,16 @@ fn bars(threads: usize) {
     if theirs.is_finite() {
         println!("peer: {theirs:.3}; ours takes {:.2} of that", ours / theirs);
     }
-    let figure = measure(16, 2, &x, best_scale(16, 2), threads);
-    let Figure { distortion, time } = figure;
-    println!("2^16 states: distortion {distortion:.5}, {time:.3} µs per weight");
+    for seams in [1, 2, 3, 4, 8] {
+        for states_log2 in [12, 16] {
+            let scale = best_scale(states_log2, 2);
+            let figure = measure((states_log2, 2, seams), &x, scale, threads);
+            let Figure { distortion, time } = figure;
+            println!(
+                "2^{states_log2} states, {seams} seams: distortion {distortion:.5}, {time:.3} µs per weight"
+            );
+        }
+    }
 }
 
 /// Rows and columns of a matrix of [`products`].

@@ -2,11 +2,12 @@
 //!
 //! Trained matrices spread little of their energy over most directions; the few that hold much are
 //! cheaper as two thin factors, and what is left is easier to quantize. With `depth` the matrix is
-//! bisected along its longer side first and every leaf gets factors of its own, as in HLRC: that
-//! follows structure that is local.
+//! bisected along its longer side first and every leaf gets factors of its own, as in HLRC, with more
+//! rank where it holds more energy: that follows structure that is local.
 //!
 //! With statistics (`--calib`) the factors are those that leave the least error of the outputs on the
-//! inputs that were seen, SVD(W H^½) H^-½ with H = Σ x xᵀ; of a leaf, by its own inputs alone. Behind a
+//! inputs that were seen, SVD(W H^½) H^-½ with H = Σ x xᵀ; leaves are fitted by turns to what the others
+//! leave of the outputs. Behind a
 //! quantizer (`int4{method=gptq},lowrank`) they take up what that has lost, where they hold more than in
 //! front of it; `refine` then lets both settle.
 //!
@@ -29,10 +30,9 @@ use super::shared::factors::{FactorsOption, ResidualOption, percent};
 use super::shared::gptq::say_conditioning;
 use super::shared::metric::{DAMP, MetricOption, calibration, check_damp, metric_bytes, moment_of};
 use crate::numeric::hessian::whitened_leaves;
+use crate::numeric::lowrank::hierarchy::{Hierarchy, Ranks, decompose};
 use crate::numeric::lowrank::svd::EXACT_BELOW;
-use crate::numeric::lowrank::{
-    Block, Decomposition, Method, Options as SvdOptions, Rank, Side, hierarchy,
-};
+use crate::numeric::lowrank::{Block, Decomposition, Method, Options as SvdOptions, Rank, Side};
 use crate::pass::terms::TermData;
 use crate::pass::{
     Access, Calibration, MatrixPass, Pass, PassError, Peel, Peeled, Remark, RemarkKind, Residual,
@@ -42,12 +42,12 @@ use crate::pass::{
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Lowrank {
-    /// Rank of every leaf. Where neither this nor `energy` is given: a sixteenth of the leaf's
+    /// Rank of a leaf, the mean of all or each (`ranks`). Where neither this nor `energy` is given: a sixteenth of the leaf's
     /// shorter side, rounded up to a multiple of 8, at most 64.
     #[schemars(range(min = 1))]
     pub rank: Option<u32>,
-    /// Instead of a rank: the least rank that holds this share of each leaf's sum of squares, as
-    /// a fraction (0.9) or in percent (90%).
+    /// Instead of a rank: the least that holds this share of the energy, as a fraction (0.9) or in
+    /// percent (90%).
     #[schemars(range(min = 0.0, max = 1.0))]
     pub energy: Option<f64>,
     /// Upper bound of the rank under `energy`. Default: where factors have as many entries as the
@@ -58,6 +58,8 @@ pub struct Lowrank {
     /// twice the largest rank.
     #[schemars(range(max = 16))]
     pub depth: u32,
+    /// With `depth`: how ranks are given to leaves.
+    pub ranks: RanksOption,
     /// How factors are stored. `int8` leaves no measurable error behind; `int4` adds a percent of
     /// what the rank leaves.
     pub factors: FactorsOption,
@@ -76,6 +78,18 @@ pub struct Lowrank {
     pub metric: Option<MetricOption>,
     /// With `inputs`: damping of the second moments, as a fraction of their mean diagonal.
     pub damp: f64,
+}
+
+/// How ranks are given to leaves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RanksOption {
+    /// To where they hold most energy per byte, for the bytes of even ones; none above twice the even
+    /// rank.
+    #[default]
+    Energy,
+    /// The same to every leaf, or what holds the share of its own energy.
+    Even,
 }
 
 /// Which algorithm.
@@ -99,6 +113,7 @@ impl Default for Lowrank {
             energy: None,
             max_rank: None,
             depth: 0,
+            ranks: RanksOption::Energy,
             factors: FactorsOption::Int8,
             residual: None,
             method: MethodOption::Auto,
@@ -156,6 +171,12 @@ impl Lowrank {
             seed,
             threads: 1,
         }
+    }
+
+    /// The largest rank that a leaf may get.
+    fn widest(&self, rows: u64, cols: u64) -> u64 {
+        let shared = self.depth > 0 && self.ranks == RanksOption::Energy && self.energy.is_none();
+        self.rank(rows, cols).max() as u64 * if shared { 2 } else { 1 }
     }
 
     /// Whether a leaf of this shorter side is decomposed exactly, by a sketch of this width.
@@ -229,7 +250,7 @@ impl MatrixPass for Lowrank {
     }
 
     fn workspace_bytes(&self, rows: u64, cols: u64) -> u64 {
-        let rank = self.rank(rows, cols).max() as u64;
+        let rank = self.widest(rows, cols);
         let width = rank + u64::from(self.oversampling);
         let short = rows.min(cols);
         let exact = self.is_exact(short, width);
@@ -245,11 +266,13 @@ impl MatrixPass for Lowrank {
         };
         let leaves = 1u64 << self.depth.div_ceil(2).min(16);
         let factors = sides.saturating_mul(rank).saturating_mul(2 * leaves);
+        // Leaves: what is left, its product with the metric and their targets besides.
+        let copies = if self.depth == 0 { 12 } else { 20 };
         let whitened = match metric_bytes(self.metric, cols) {
             0 => 0,
             moments => rows
                 .saturating_mul(cols)
-                .saturating_mul(12)
+                .saturating_mul(copies)
                 .saturating_add(moments),
         };
         svd.saturating_add(factors)
@@ -258,7 +281,7 @@ impl MatrixPass for Lowrank {
     }
 
     fn nanos(&self, rows: u64, cols: u64) -> f64 {
-        let width = self.rank(rows, cols).max() as u64 + u64::from(self.oversampling);
+        let width = self.widest(rows, cols) + u64::from(self.oversampling);
         let short = rows.min(cols) >> self.depth.div_ceil(2);
         let per_entry = match self.is_exact(short, width) {
             true => 0.25 * short as f64,
@@ -295,17 +318,25 @@ impl MatrixPass for Lowrank {
         }
         let rank = self.rank(rows as u64, cols as u64);
         let options = self.svd_options(peel.seed);
-        let (depth, format) = (self.depth as usize, self.factors.format());
+        let hierarchy = Hierarchy {
+            depth: self.depth as usize,
+            rank,
+            ranks: match self.ranks {
+                RanksOption::Energy => Ranks::ByEnergy,
+                RanksOption::Even => Ranks::Even,
+            },
+            format: self.factors.format(),
+        };
         let moment = moment_of(peel, self.metric)?;
         let done = match &moment {
             Some(h) => {
                 let (shape, damp) = ((rows, cols), self.damp);
                 let (done, conditioning) =
-                    whitened_leaves(peel.residual, shape, h, damp, depth, rank, &options, format)?;
+                    whitened_leaves(peel.residual, shape, h, damp, &hierarchy, &options)?;
                 say_conditioning(peel, &conditioning);
                 done
             }
-            None => hierarchy::decompose(peel.residual, rows, cols, depth, rank, &options, format)
+            None => decompose(peel.residual, rows, cols, &hierarchy, &options)
                 .map_err(PassError::new)?,
         };
         if done.low_rank.max_rank() == 0 {

@@ -1,12 +1,15 @@
-//! Error feedback and low-rank terms in the metric of the inputs, against numpy.
+//! Error feedback, low-rank terms in the metric of the inputs and `refine`, against numpy.
 //!
 //! It needs a Python with numpy: `HLRC_PYTHON`, or `target/venv` as `.ci/run` makes it.
 
 use std::path::Path;
 use std::process::Command;
 
-use hlrc::numeric::hessian::{GptqOptions, Metric, Order, damped_objective, gptq, whitened_svd};
-use hlrc::numeric::lowrank::{Method, Options};
+use hlrc::numeric::hessian::{
+    GptqOptions, HessianError, Metric, Order, RefineOptions, damped_objective, gptq, refine,
+    whitened_svd,
+};
+use hlrc::numeric::lowrank::{FactorFormat, Method, Options};
 use hlrc::numeric::{Group, Scheme};
 
 fn python() -> Option<String> {
@@ -74,8 +77,17 @@ fn read(folder: &Path, name: &str) -> Vec<f32> {
     values.iter().map(|x| f32::from_le_bytes(*x)).collect()
 }
 
+/// Turns of the quantizer and the low-rank term.
+const TURNS: usize = 5;
+
+/// Numbers of a list.
+fn theirs_of(json: &serde_json::Value, name: &str) -> Vec<f64> {
+    let list = json[name].as_array().expect("a list");
+    list.iter().map(|x| x.as_f64().expect("a number")).collect()
+}
+
 #[test]
-fn gptq_and_the_whitened_decomposition_equal_numpy() {
+fn gptq_the_whitened_decomposition_and_turns_equal_numpy() {
     let Some(python) = python() else { return };
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
@@ -103,7 +115,7 @@ fn gptq_and_the_whitened_decomposition_equal_numpy() {
         let zero = each().map(|(r, c)| f32::from(q.zero(r, c)));
         write(folder, "zero.f32", &zero.collect::<Vec<f32>>());
         let task = serde_json::json!({
-            "rows": rows, "n": n, "damp": 0.01, "bits": scheme.bits, "rank": rank,
+            "rows": rows, "n": n, "damp": 0.01, "bits": scheme.bits, "rank": rank, "turns": TURNS,
             "low": u8::from(scheme == Scheme::symmetric(8)), "order": order == Order::Activation,
         });
         std::fs::write(folder.join("task.json"), task.to_string()).expect("written");
@@ -117,8 +129,8 @@ fn gptq_and_the_whitened_decomposition_equal_numpy() {
             "{}",
             String::from_utf8_lossy(&output.stderr)
         );
-        let theirs: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
-        let theirs = |name: &str| theirs[name].as_f64().expect("a number");
+        let theirs_json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let theirs = |name: &str| theirs_json[name].as_f64().expect("a number");
         let ours = damped_objective(&metric, &left, rows).expect("an objective");
         let want = theirs("gptq");
         assert!(
@@ -139,6 +151,29 @@ fn gptq_and_the_whitened_decomposition_equal_numpy() {
             method: Method::Exact,
             ..Options::default()
         };
+        let by_turns = RefineOptions {
+            rank,
+            format: FactorFormat::F32,
+            svd: options,
+            iterations: TURNS,
+        };
+        let half = |target: &[f32]| {
+            let coded = target
+                .iter()
+                .map(|x| (x * 2.0 + 0.5).floor() / 2.0)
+                .collect();
+            Ok::<_, HessianError>(((), coded))
+        };
+        let refined = refine(&w, rows, &metric, &feedback, &by_turns, None, half).expect("refined");
+        let wants = theirs_of(&theirs_json, "turns");
+        // The first turn that does not fall is the last, and is told as the best so far.
+        let mut best = f64::INFINITY;
+        assert!(refined.objectives.len() > 2, "{:?}", refined.objectives);
+        for (ours, want) in refined.objectives.iter().zip(wants) {
+            best = best.min(want);
+            assert!((ours - best).abs() < 1e-4 * best, "{ours}, numpy {best}");
+        }
+
         let found = whitened_svd(&w, rows, &feedback, rank, &options).expect("decomposed");
         let term: Vec<f32> = each()
             .map(|(r, c)| {

@@ -146,7 +146,7 @@ pub struct OptArgs {
     #[arg(long, requires = "calib", conflicts_with_all = ["dry_run", "resume"], help_heading = PIPELINE)]
     pub sequential: bool,
     /// Mean bits per weight of the matrices, spread over them so that the model suffers least
-    #[arg(long, value_name = "BITS", conflicts_with_all = ["target_size", "vram", "dry_run", "resume"],
+    #[arg(long, value_name = "BITS", value_parser = bits, conflicts_with_all = ["target_size", "vram", "dry_run", "resume"],
           help_heading = PIPELINE)]
     pub target_bpw: Option<f64>,
     /// Bytes of the whole output, embeddings and head included, as 60MB, met in the same way
@@ -463,6 +463,14 @@ pub struct ManArgs {
     /// Write a page for each subcommand into this directory
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub dir: Option<PathBuf>,
+}
+
+/// Mean bits per weight.
+pub fn bits(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(bits) if bits.is_finite() && bits > 0.0 => Ok(bits),
+        _ => Err("takes a number above 0, as 3.25".to_string()),
+    }
 }
 
 fn size(text: &str) -> Result<u64, String> {

@@ -214,12 +214,22 @@ pub fn execute(
 /// Refuses what the output's format can't say, before hours are spent on it.
 fn check_form(prepared: &Prepared, target: &Target) -> Result<(), Failure> {
     let onnx = matches!(target, Target::Onnx(_) | Target::OnnxStdout(_));
-    if onnx && prepared.calls().iter().any(|call| call.name == "trellis") {
-        let what = "trellis codes have no ONNX form, and the output is to be ONNX";
-        return Err(Failure::new(Exit::Usage, what)
-            .help("write a .hlrc folder, or use int8, int4, int3 or int2 (@q8, @hl4_m)"));
-    }
-    Ok(())
+    let has = |name| onnx && prepared.calls().iter().any(|call| call.name == name);
+    let (what, help) = if has("trellis") {
+        (
+            "trellis codes",
+            "write a .hlrc folder, or use int8, int4, int3 or int2 (@q8, @hl4_m)",
+        )
+    } else if has("rotate") {
+        (
+            "codes of rotated matrices",
+            "write a .hlrc folder, or leave `rotate` out",
+        )
+    } else {
+        return Ok(());
+    };
+    let what = format!("{what} have no ONNX form, and the output is to be ONNX");
+    Err(Failure::new(Exit::Usage, what).help(help))
 }
 
 /// Statistics are given where a pass needs them, and only where one uses them.

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""GPTQ and the best low-rank term in the metric of the inputs, by numpy in f64.
+"""GPTQ, the best low-rank term in the metric of the inputs, and both by turns, by numpy in f64.
 
     python tests/peers/metric.py FOLDER
 
-FOLDER holds task.json (rows, n, damp, bits, order, rank) and little-endian f32 matrices: w.f32 `[rows, n]`,
+FOLDER holds task.json (rows, n, damp, bits, order, rank, turns) and little-endian f32 matrices: w.f32 `[rows, n]`,
 h.f32 `[n, n]`, and per weight scale.f32, zero.f32 `[rows, n]`. Writes gptq.f32 (what the codes decode to) and
 low_rank.f32 (the term for w), and prints both objectives, damped, as JSON. GPTQ goes through the upper Cholesky
-factor of the inverse, column by column; the low-rank term through the symmetric root. Shares no code with the tool.
+factor of the inverse, column by column; the low-rank term through the symmetric root; turns round to the nearest
+half and solve the term again for what that loses. Shares no code with the tool.
 """
 import json, sys
 from pathlib import Path
@@ -39,9 +40,15 @@ for j, column in enumerate(order):
 
 values, vectors = np.linalg.eigh(h)
 root, inverse = (vectors * values**0.5) @ vectors.T, (vectors * values**-0.5) @ vectors.T
-u, s, v = np.linalg.svd(w @ root, full_matrices=False)
-r = task["rank"]
-low_rank = (u[:, :r] * s[:r]) @ (v[:r] @ inverse)
+
+
+def term(e):
+    u, s, v = np.linalg.svd(e @ root, full_matrices=False)
+    r = task["rank"]
+    return (u[:, :r] * s[:r]) @ (v[:r] @ inverse)
+
+
+low_rank = term(w)
 
 
 def objective(e):
@@ -50,4 +57,9 @@ def objective(e):
 
 gptq.astype("<f4").tofile(folder / "gptq.f32")
 low_rank.astype("<f4").tofile(folder / "low_rank.f32")
-print(json.dumps({"gptq": objective(w - gptq), "low_rank": objective(w - low_rank), "whole": objective(w)}))
+turns, taken = [], np.zeros_like(w)
+for _ in range(task["turns"]):
+    coded = np.floor((w - taken) * 2 + 0.5) / 2
+    taken = term(w - coded)
+    turns.append(objective(w - coded - taken))
+print(json.dumps({"turns": turns, "gptq": objective(w - gptq), "low_rank": objective(w - low_rank), "whole": objective(w)}))

@@ -1,7 +1,7 @@
 //! What `compare` takes.
 
 use crate::budget::Family;
-use crate::cli::args::TalkArgs;
+use crate::cli::args::{TalkArgs, bits};
 use crate::cli::eval::args::count;
 use clap::{ArgGroup, Args, ValueHint};
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ pub struct CompareArgs {
     #[arg(short = 'd', long, value_name = "FILE", value_delimiter = ',', required = true, value_hint = ValueHint::FilePath)]
     pub data: Vec<PathBuf>,
     /// Bits per weight of the matrices; several give a curve
-    #[arg(long = "target-bpw", value_name = "BITS", value_delimiter = ',')]
+    #[arg(long = "target-bpw", value_name = "BITS", value_delimiter = ',', value_parser = bits)]
     pub bpw: Vec<f64>,
     /// Bytes of the whole output, as 60MB; several give a curve
     #[arg(long = "target-size", value_name = "SIZE", value_delimiter = ',', value_parser = size)]

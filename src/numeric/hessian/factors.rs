@@ -4,8 +4,8 @@
 //! `U` is solved again by least squares for the `V` that is stored, and quantized
 //! in the metric `V H Vᵀ` of what it sees. Then once more the other way round.
 
-use super::whitened::{whiten, whitened_svd_of};
-use super::{Feedback, GptqOptions, HessianError, Metric, Order, gptq};
+use super::whitened::{unwhiten, whiten, whitened_svd_of};
+use super::{Feedback, GptqOptions, HessianError, Metric, Order, Whitened, gptq};
 use crate::numeric::lowrank::{
     Block, Decomposition, Factor, FactorFormat, LowRank, LowRankError, Options, Rank, Side,
 };
@@ -56,44 +56,41 @@ pub(super) fn whitened_term(
         let (cols, n) = (feedback.n(), metric.n());
         return Err(HessianError::Width { cols, n });
     }
-    let n = metric.n();
     let white = whiten(e, rows, feedback);
     let found = whitened_svd_of(white.view(), feedback, rank, options)?;
-    let problem = Problem {
-        white: &white,
-        metric,
-        feedback,
-        format,
-        block: Block {
-            row0: 0,
-            rows,
-            col0: 0,
-            cols: n,
-            rank: found.rank,
-        },
-    };
     let (total, reached) = (found.total, found.reached);
-    let finish = |(low_rank, left): (LowRank, f64)| Decomposition {
+    let (low_rank, left) = stored(&white, (metric, feedback), found, format)?;
+    Ok(Decomposition {
         low_rank,
         total,
         kept: total - left,
         reached,
+    })
+}
+
+/// The factors of `white` `[rows, n]` (`E C`, in the metric of `feedback`), stored, and the objective
+/// that they leave of it.
+pub(super) fn stored(
+    white: &Matrix,
+    (metric, feedback): (&Metric, &Feedback),
+    found: Whitened,
+    format: FactorFormat,
+) -> Result<(LowRank, f64), HessianError> {
+    let block = Block {
+        row0: 0,
+        rows: white.rows,
+        col0: 0,
+        cols: white.cols,
+        rank: found.rank,
     };
-    if found.rank == 0 {
-        let term = problem.term(Factor::F32(Vec::new()), Factor::F32(Vec::new()))?;
-        return Ok(finish((term, found.total)));
-    }
-    if format == FactorFormat::F32 {
-        let term = problem.term(Factor::F32(found.u), Factor::F32(found.v))?;
-        return Ok(finish((term, (found.total - found.kept).max(0.0))));
-    }
-    let mut best = problem.round(found.v)?;
-    let (u, _) = best.0.decode_factors();
-    let next = problem.round(problem.solve_v(e, &u)?)?;
-    if next.1 < best.1 {
-        best = next;
-    }
-    Ok(finish(best))
+    let problem = Problem {
+        white,
+        metric,
+        feedback,
+        format,
+        block,
+    };
+    problem.store_both(found)
 }
 
 /// A term that is being rounded.
@@ -107,6 +104,22 @@ struct Problem<'a> {
 }
 
 impl Problem<'_> {
+    /// Stores the factors that were found, the second time for the left one that is stored.
+    fn store_both(&self, found: Whitened) -> Result<(LowRank, f64), HessianError> {
+        if found.rank == 0 {
+            let term = self.term(Factor::F32(Vec::new()), Factor::F32(Vec::new()))?;
+            return Ok((term, found.total));
+        }
+        if self.format == FactorFormat::F32 {
+            let term = self.term(Factor::F32(found.u), Factor::F32(found.v))?;
+            return Ok((term, (found.total - found.kept).max(0.0)));
+        }
+        let best = self.round(found.v)?;
+        let (u, _) = best.0.decode_factors();
+        let next = self.round(self.solve_v(&u)?)?;
+        Ok(if next.1 < best.1 { next } else { best })
+    }
+
     /// Stores `v`, solves for `u`, stores that; also gives the objective left.
     fn round(&self, v: Vec<f32>) -> Result<(LowRank, f64), HessianError> {
         let (rows, n, rank) = (self.block.rows, self.block.cols, self.block.rank);
@@ -129,13 +142,13 @@ impl Problem<'_> {
         Ok((term, objective))
     }
 
-    /// The best `v` for a `u`: least squares, for which the metric doesn't matter.
-    fn solve_v(&self, e: &[f32], u: &[f32]) -> Result<Vec<f32>, HessianError> {
+    /// The best `v` for a `u`: least squares.
+    fn solve_v(&self, u: &[f32]) -> Result<Vec<f32>, HessianError> {
         let (rows, n, rank) = (self.block.rows, self.block.cols, self.block.rank);
         let u = MatRef::from_row_major_slice(u, rows, rank).transpose();
-        let e = MatRef::from_row_major_slice(e, rows, n);
-        let v = solve(&gram(u), product(u, e), Side::V, self.block)?;
-        Ok(row_major(v.as_ref()))
+        let white = MatRef::from_row_major_slice(&self.white.data, rows, n);
+        let v = solve(&gram(u), product(u, white), Side::V, self.block)?;
+        Ok(unwhiten(row_major(v.as_ref()), rank, self.feedback))
     }
 
     /// Rounds a factor to the format; codes with feedback in its metric.

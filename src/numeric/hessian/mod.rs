@@ -9,7 +9,8 @@
 //!   and [`water_fill`], which spreads bits over the blocks;
 //! - [`whitened_svd`]: the low-rank term that lowers the objective most, and
 //!   [`whitened_low_rank`], its factors in a stored format, and
-//!   [`whitened_leaves`] over a hierarchy of blocks;
+//!   [`whitened_leaves`] over a hierarchy of blocks, [`whitened_levels`] over a
+//!   sum of levels;
 //! - [`refine()`]: quantizer and factors by turns, never worse;
 //! - [`outliers()`]: entries that a quantizer had better leave alone.
 //!
@@ -28,6 +29,7 @@ mod ldlq;
 mod leaves;
 mod objective;
 mod outliers;
+mod outputs;
 mod refine;
 mod water;
 mod whitened;
@@ -39,6 +41,7 @@ pub use ldlq::ldlq;
 pub use leaves::whitened_leaves;
 pub use objective::{damped_objective, objective, relative_objective, row_objectives};
 pub use outliers::outliers;
+pub use outputs::whitened_levels;
 pub use refine::{RefineOptions, Refined, refine};
 pub use water::{WaterError, water_fill};
 pub use whitened::{Whitened, whitened_svd};

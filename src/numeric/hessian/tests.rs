@@ -2,6 +2,7 @@
 
 mod blocks;
 mod gptq;
+mod levels;
 mod low_rank;
 mod metric;
 mod outliers;

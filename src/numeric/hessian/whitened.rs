@@ -10,7 +10,9 @@ use crate::numeric::lowrank::svd::truncated;
 use crate::numeric::lowrank::{Options, Rank, Svd};
 use crate::numeric::matrix::{MatRef, Matrix, check_shape};
 use faer::linalg::matmul::matmul;
-use faer::linalg::triangular_solve::solve_unit_upper_triangular_in_place;
+use faer::linalg::triangular_solve::{
+    solve_unit_lower_triangular_in_place, solve_unit_upper_triangular_in_place,
+};
 use faer::{Accum, MatMut, MatRef as FaerRef, Par};
 
 /// Factors `u` `[rows, rank]` and `v` `[rank, n]` of a low-rank term.
@@ -22,6 +24,8 @@ pub struct Whitened {
     pub v: Vec<f32>,
     /// The rank.
     pub rank: usize,
+    /// What each of them takes off the objective, falling.
+    pub energies: Vec<f64>,
     /// Damped objective of the matrix.
     pub total: f64,
     /// What the term takes off it.
@@ -59,12 +63,14 @@ pub(super) fn whitened_svd_of(
 ) -> Result<Whitened, HessianError> {
     let svd = truncated(white, rank, options)?;
     let (rank, total, kept, reached) = (svd.rank(), svd.total, svd.kept, svd.reached);
+    let energies = svd.s.iter().map(|&s| f64::from(s) * f64::from(s)).collect();
     let (u, white_v) = Svd::into_factors(svd);
     let v = unwhiten(white_v, rank, feedback);
     Ok(Whitened {
         u,
         v,
         rank,
+        energies,
         total,
         kept,
         reached,
@@ -119,6 +125,31 @@ pub(super) fn unwhiten(mut v: Vec<f32>, rank: usize, feedback: &Feedback) -> Vec
     for (out, row) in out.chunks_mut(n).zip(v.chunks(n)) {
         for (x, &input) in row.iter().zip(feedback.inputs()) {
             out[input as usize] = *x;
+        }
+    }
+    out
+}
+
+/// `T C⁻ᵀ` of `T` `[rows, n]`: whitens `E H` as [`whiten`] does `E`.
+pub(super) fn whiten_product(t: &[f32], rows: usize, feedback: &Feedback) -> Matrix {
+    let n = feedback.n();
+    let mut out = Matrix::zeros(rows, n);
+    if t.is_empty() {
+        return out;
+    }
+    for (out, row) in out.data.chunks_mut(n).zip(t.chunks(n)) {
+        for (o, &input) in out.iter_mut().zip(feedback.inputs()) {
+            *o = row[input as usize];
+        }
+    }
+    // M D^½ Lᵀ = T is L · (M D^½)ᵀ = Tᵀ.
+    let l = FaerRef::from_row_major_slice(feedback.lower(), n, n);
+    let columns = MatMut::from_row_major_slice_mut(&mut out.data, rows, n).transpose_mut();
+    solve_unit_lower_triangular_in_place(l, columns, Par::Seq);
+    let variances = feedback.variances();
+    for row in out.data.chunks_mut(n) {
+        for (x, d) in row.iter_mut().zip(variances) {
+            *x = (f64::from(*x) / d.sqrt()) as f32;
         }
     }
     out

@@ -116,6 +116,39 @@ impl Factor {
         }
     }
 
+    /// A factor of no blocks.
+    pub(super) fn empty(format: FactorFormat) -> Self {
+        match (format, format.scheme()) {
+            (_, Some(scheme)) => Factor::Coded {
+                scheme,
+                codes: Vec::new(),
+                scales: Vec::new(),
+            },
+            (FactorFormat::F16, None) => Factor::F16(Vec::new()),
+            (_, None) => Factor::F32(Vec::new()),
+        }
+    }
+
+    /// Puts the blocks of another factor of the same format behind its own.
+    pub(super) fn append(&mut self, more: Factor) {
+        match (self, more) {
+            (Factor::F32(all), Factor::F32(more)) => all.extend(more),
+            (Factor::F16(all), Factor::F16(more)) => all.extend(more),
+            (
+                Factor::Coded { codes, scales, .. },
+                Factor::Coded {
+                    codes: more_codes,
+                    scales: more_scales,
+                    ..
+                },
+            ) => {
+                codes.extend(more_codes);
+                scales.extend(more_scales);
+            }
+            (all, more) => unreachable!("{:?} behind {:?}", more.format(), all.format()),
+        }
+    }
+
     /// Rounds flat values to a format.
     pub(crate) fn encode(
         side: Side,

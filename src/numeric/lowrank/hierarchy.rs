@@ -1,65 +1,160 @@
-//! Flat and hierarchical low rank: recursive bisection, a rank per leaf.
+//! Flat and hierarchical low rank: recursive bisection, ranks of leaves by energy per byte.
 
-use super::svd::{Options, Rank, truncated, view};
+use super::fit::{Left, Offers, Plain, Triplets, block_bytes, sweep};
+use super::svd::{Options, Rank};
 use super::{Block, Decomposition, FactorFormat, LowRank, LowRankError};
-use crate::numeric::matrix::MatRef;
 use rayon::prelude::*;
+
+/// How ranks are given to leaves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Ranks {
+    /// To where they hold most energy per byte, for the bytes of even ones; none above twice the
+    /// even rank. A share of the energy is one of the whole matrix.
+    #[default]
+    ByEnergy,
+    /// The same to every leaf. A share of the energy is one of each leaf.
+    Even,
+}
+
+/// A bisection, and what its leaves hold.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Hierarchy {
+    /// How often the matrix is bisected.
+    pub depth: usize,
+    /// Rank of a leaf, on average or each.
+    pub rank: Rank,
+    /// Which of both.
+    pub ranks: Ranks,
+    /// How factors are stored.
+    pub format: FactorFormat,
+}
+
+/// How often leaves are fitted again where they share outputs; more gain less than a thousandth.
+const SWEEPS: usize = 2;
 
 /// Decomposes `a` `[rows, cols]` into the leaves of a bisection.
 ///
 /// The longer side is halved (rows on a tie) down to `depth` levels, or until
-/// a side is at most twice the largest rank, as in the original HLRC; each leaf
-/// is cut by `rank` on its own. Depth 0 is a plain truncated SVD. Leaves tile
-/// the matrix, in order of recursion, those of rank 0 included.
+/// a side is at most twice the largest rank, as in the original HLRC. Depth 0 is a plain truncated
+/// SVD. Leaves tile the matrix, in order of recursion, those of rank 0 included.
 ///
 /// # Errors
-/// As [`truncated`], and factors that don't fit `format`.
+/// As [`truncated`](super::svd::truncated), and factors that don't fit the format.
 ///
 /// # Cost
-/// That of [`truncated`] per leaf.
+/// That of [`truncated`](super::svd::truncated) per leaf, at twice the rank where it is not the same
+/// for all.
 pub fn decompose(
     a: &[f32],
     rows: usize,
     cols: usize,
-    depth: usize,
-    rank: Rank,
+    hierarchy: &Hierarchy,
     options: &Options,
-    format: FactorFormat,
 ) -> Result<Decomposition, LowRankError> {
-    let a = view(a, rows, cols)?;
-    let mut blocks = leaves(rows, cols, depth, rank.max());
+    // What is left does not change: leaves have nothing in common.
+    let left = Plain::new(a, rows, cols)?;
+    let blocks = leaves(rows, cols, hierarchy.depth, hierarchy.rank.max());
+    let (taken, reached) = take(&left, blocks, hierarchy, options)?;
+    let (mut terms, mut total, mut kept) = (Vec::new(), 0.0, 0.0);
+    for (block, triplets) in taken {
+        total += triplets.total;
+        kept += triplets.energies.iter().sum::<f64>();
+        terms.push(left.store(block, triplets, hierarchy.format)?);
+    }
+    Ok(Decomposition {
+        low_rank: LowRank::join(rows, cols, terms, hierarchy.format)?,
+        total,
+        kept,
+        reached,
+    })
+}
+
+/// Takes leaves out of what is left of a matrix where they share outputs, and fits them again.
+pub(crate) fn fit<L: Left>(
+    left: &mut L,
+    (rows, cols): (usize, usize),
+    blocks: Vec<Block>,
+    hierarchy: &Hierarchy,
+    options: &Options,
+) -> Result<(LowRank, bool), L::Error> {
+    let (taken, reached) = take(left, blocks, hierarchy, options)?;
+    let format = hierarchy.format;
+    let mut terms = Vec::new();
+    for (block, triplets) in taken {
+        let term = left.store(block, triplets, format)?;
+        left.add(&term, -1.0);
+        terms.push(term);
+    }
+    for _ in 0..SWEEPS {
+        if !sweep(left, &mut terms, format, options)? {
+            break;
+        }
+    }
+    Ok((LowRank::join(rows, cols, terms, format)?, reached))
+}
+
+/// What each leaf takes, its rank set; and whether the energy asked for is reached.
+#[allow(clippy::type_complexity)]
+fn take<L: Left>(
+    left: &L,
+    blocks: Vec<Block>,
+    hierarchy: &Hierarchy,
+    options: &Options,
+) -> Result<(Vec<(Block, Triplets)>, bool), L::Error> {
+    let (rank, format) = (hierarchy.rank, hierarchy.format);
+    let by_energy = hierarchy.ranks == Ranks::ByEnergy && blocks.len() > 1;
+    let most = match (by_energy, rank) {
+        (false, rank) => rank,
+        (true, Rank::Fixed(rank)) => Rank::Fixed(rank.saturating_mul(2)),
+        (true, Rank::Energy { energy, max_rank }) => {
+            if !(0.0..=1.0).contains(&energy) {
+                return Err(LowRankError::Energy { energy }.into());
+            }
+            Rank::Fixed(max_rank)
+        }
+    };
     let leaf = |(index, block): (usize, &Block)| {
-        let part = part(&a, block);
         // Leaves get sketches of their own; products inside a leaf may still use threads.
         let options = Options {
             seed: options.seed.wrapping_add(index as u64),
             ..*options
         };
-        truncated(part, rank, &options).map_err(|error| shift(error, block))
+        left.alone(block, most, &options)
     };
-    let parts: Result<Vec<_>, LowRankError> = if options.threads > 1 {
+    let found: Result<Vec<_>, L::Error> = if options.threads > 1 {
         blocks.par_iter().enumerate().map(leaf).collect()
     } else {
         blocks.iter().enumerate().map(leaf).collect()
     };
-    let (mut u, mut v) = (Vec::new(), Vec::new());
-    let (mut total, mut kept, mut reached) = (0.0, 0.0, true);
-    for (block, part) in blocks.iter_mut().zip(parts?) {
-        block.rank = part.rank();
-        total += part.total;
-        kept += part.kept;
-        reached &= part.reached;
-        let (part_u, part_v) = part.into_factors();
-        u.extend_from_slice(&part_u);
-        v.extend_from_slice(&part_v);
+    let mut taken: Vec<(Block, Triplets)> = blocks.into_iter().zip(found?).collect();
+    let mut reached = taken.iter().all(|(_, triplets)| triplets.reached);
+    if by_energy {
+        let mut offers = Offers::new(format);
+        for (block, triplets) in &taken {
+            offers.add(*block, triplets);
+        }
+        let even = |rank| {
+            let of_leaf = |(block, _): &(Block, Triplets)| {
+                let rank = block.rows.min(block.cols).min(rank);
+                block_bytes(&Block { rank, ..*block }, format)
+            };
+            taken.iter().map(of_leaf).sum()
+        };
+        let total: f64 = taken.iter().map(|(_, triplets)| triplets.total).sum();
+        let (bytes, missing) = match rank {
+            Rank::Fixed(rank) => (even(rank), f64::INFINITY),
+            Rank::Energy { energy, .. } => (usize::MAX, energy * total),
+        };
+        let (best, held) = offers.best(bytes, missing);
+        reached = matches!(rank, Rank::Fixed(_)) || held >= missing * (1.0 - 1e-6);
+        for ((_, triplets), block) in taken.iter_mut().zip(best) {
+            triplets.truncate(block.rank, block.cols);
+        }
     }
-    let low_rank = LowRank::encode(rows, cols, blocks, u, v, format)?;
-    Ok(Decomposition {
-        low_rank,
-        total,
-        kept,
-        reached,
-    })
+    for (block, triplets) in &mut taken {
+        block.rank = triplets.rank();
+    }
+    Ok((taken, reached))
 }
 
 /// The leaves of the bisection, ranks 0.
@@ -115,23 +210,4 @@ fn split(block: Block, depth: usize, max_rank: usize, out: &mut Vec<Block>) {
     };
     split(first, depth - 1, max_rank, out);
     split(second, depth - 1, max_rank, out);
-}
-
-/// Places an error inside a block in the whole matrix.
-pub(super) fn shift(error: LowRankError, block: &Block) -> LowRankError {
-    match error {
-        LowRankError::NotFinite { row, col } => LowRankError::NotFinite {
-            row: row + block.row0,
-            col: col + block.col0,
-        },
-        other => other,
-    }
-}
-
-/// Views a block of a matrix.
-pub(super) fn part<'a>(a: &MatRef<'a>, block: &Block) -> MatRef<'a> {
-    a.block(
-        block.row0..block.row0 + block.rows,
-        block.col0..block.col0 + block.cols,
-    )
 }

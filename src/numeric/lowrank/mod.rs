@@ -7,6 +7,7 @@
 //! singular values.
 
 mod factor;
+pub(crate) mod fit;
 mod gemm;
 pub mod hierarchy;
 pub mod multilevel;
@@ -196,6 +197,22 @@ impl LowRank {
         LowRank::new(rows, cols, blocks, u, v)
     }
 
+    /// One term of those of single blocks, in their order.
+    pub(crate) fn join(
+        rows: usize,
+        cols: usize,
+        terms: Vec<LowRank>,
+        format: FactorFormat,
+    ) -> Result<Self, LowRankError> {
+        let blocks = terms.iter().flat_map(|term| term.blocks.clone()).collect();
+        let (mut u, mut v) = (Factor::empty(format), Factor::empty(format));
+        for term in terms {
+            u.append(term.u);
+            v.append(term.v);
+        }
+        LowRank::new(rows, cols, blocks, u, v)
+    }
+
     /// Bytes of both factors, scales included.
     pub fn bytes(&self) -> usize {
         self.u.bytes() + self.v.bytes()
@@ -262,7 +279,14 @@ impl LowRank {
         self.accumulate(rows, out, -1.0, 1);
     }
 
-    fn accumulate(&self, rows: Range<usize>, out: &mut [f32], factor: f32, threads: usize) {
+    /// Adds `factor` times rows `rows` of the term to `out` `[rows.len(), cols]`.
+    pub(crate) fn accumulate(
+        &self,
+        rows: Range<usize>,
+        out: &mut [f32],
+        factor: f32,
+        threads: usize,
+    ) {
         assert!(
             rows.start <= rows.end && rows.end <= self.rows,
             "rows {rows:?} of {}",

@@ -8,7 +8,7 @@
 
 use super::LowRankError;
 use super::gemm::product;
-use crate::numeric::matrix::{self, MatRef};
+use crate::numeric::matrix::MatRef;
 use faer::{Mat, MatRef as FaerRef};
 
 /// How many singular values to keep.
@@ -323,9 +323,4 @@ fn split_mix(state: &mut u64) -> u64 {
     z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ z >> 31
-}
-
-/// Checks a slice and views it as a matrix.
-pub(super) fn view(a: &[f32], rows: usize, cols: usize) -> Result<MatRef<'_>, LowRankError> {
-    matrix::MatRef::new(a, rows, cols).map_err(LowRankError::Shape)
 }

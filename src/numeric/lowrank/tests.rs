@@ -1,7 +1,7 @@
 //! Decompositions against an independent reference, and their properties.
 
-use super::hierarchy::decompose;
-use super::multilevel::{self, Budget};
+use super::hierarchy::{Hierarchy, Ranks};
+use super::multilevel::{self, Budget, Levels};
 use super::svd::truncated;
 use super::*;
 use crate::numeric::matrix::{MatRef, norm2};
@@ -46,6 +46,25 @@ fn decaying(rows: usize, cols: usize, seed: u64) -> Vec<f32> {
         }
     }
     out
+}
+
+/// Leaves of even ranks.
+fn decompose(
+    a: &[f32],
+    rows: usize,
+    cols: usize,
+    depth: usize,
+    rank: Rank,
+    options: &Options,
+    format: FactorFormat,
+) -> Result<Decomposition, LowRankError> {
+    let hierarchy = Hierarchy {
+        depth,
+        rank,
+        ranks: Ranks::Even,
+        format,
+    };
+    hierarchy::decompose(a, rows, cols, &hierarchy, options)
 }
 
 fn view(a: &[f32], rows: usize, cols: usize) -> MatRef<'_> {
@@ -295,16 +314,13 @@ fn extreme_and_bad_weights() {
         FactorFormat::F16,
     );
     assert_eq!(error, Err(LowRankError::NotFinite { row: 35, col: 20 }));
-    let error = multilevel::decompose(
-        &bad,
-        40,
-        30,
-        2,
-        Budget::Rank(2),
-        4,
-        &Options::default(),
-        FORMATS[1],
-    );
+    let levels = Levels {
+        depth: 2,
+        budget: Budget::Rank(2),
+        max_rank: 4,
+        format: FORMATS[1],
+    };
+    let error = multilevel::decompose(&bad, 40, 30, &levels, &Options::default());
     assert_eq!(error, Err(LowRankError::NotFinite { row: 35, col: 20 }));
     let error = decompose(
         &bad,

@@ -2,7 +2,9 @@
 
 use super::seam::Seam;
 use super::step::{Block, FRACTION, LANES, Step, small_step, start, step};
-use super::{BITS, SEQUENCE, STATES_LOG2, TrellisError, UNIT, code, multiplier, state, tile_bytes};
+use super::{
+    BITS, SEAMS, SEQUENCE, STATES_LOG2, TrellisError, UNIT, code, multiplier, state, tile_bytes,
+};
 use crate::numeric::simd::{Level, multiversion};
 
 /// Encodes tiles of 256 weights; holds tables and scratch of one thread.
@@ -19,6 +21,29 @@ pub struct Encoder {
     choices: Vec<u32>,
     start: Seam,
 }
+
+/// A path through the states of a tile, in the order of falling indices.
+struct Path {
+    states: [u32; SEQUENCE],
+    /// Whether the states at the seam fit.
+    cyclic: bool,
+    /// Squared distance in fixed point.
+    cost: u64,
+}
+
+impl Path {
+    /// The better of both, the first on a tie.
+    fn or(self, other: Path) -> Path {
+        if (other.cyclic, self.cost) > (self.cyclic, other.cost) {
+            other
+        } else {
+            self
+        }
+    }
+}
+
+/// Where a tile is cut, one place after the other.
+const OFFSETS: [usize; 8] = [0, 128, 64, 192, 32, 160, 96, 224];
 
 /// Steps of one after the other of a pass.
 struct Pass<'a> {
@@ -124,16 +149,19 @@ impl Encoder {
 
     /// Encodes 256 weights, divided by their scale, to `32 * bits` bytes.
     ///
-    /// `recon` is what the bytes decode to at scale 1. Two passes, of which the first works only
-    /// on the surroundings of the seam, as the best path forgets what is far away: it finds the
-    /// bits that the first and the last weight share. The second finds the best path with those.
+    /// `recon` is what the bytes decode to at scale 1. A first pass finds the bits that the weights on
+    /// either side of a seam share, a second one the best path with those. `seams` says at how many
+    /// places, 1 to 8, the tile is cut for that; the best path is kept. At one seam the first pass works
+    /// only on its surroundings, as the best path forgets what is far away. More take the whole tile,
+    /// and try the bits of the best path so far as well: three passes each.
     /// What is not finite is taken as the largest weight, or as 0; a tile most of whose weights are
     /// far out of range (above 3 or so) codes badly.
     ///
     /// # Panics
-    /// If `bits` is not 1 to 8 or a slice has another length.
-    pub fn encode(&mut self, bits: u8, x: &[f32], code: &mut [u8], recon: &mut [f32]) {
+    /// If `bits` is not 1 to 8, `seams` not 1 to 8, or a slice has another length.
+    pub fn encode(&mut self, bits: u8, seams: u8, x: &[f32], code: &mut [u8], recon: &mut [f32]) {
         assert!(BITS.contains(&bits), "{bits} bits per weight");
+        assert!(SEAMS.contains(&seams), "{seams} seams");
         assert_eq!(x.len(), SEQUENCE, "weights");
         assert_eq!(code.len(), tile_bytes(bits), "bytes of the code");
         assert_eq!(recon.len(), SEQUENCE, "decoded weights");
@@ -143,17 +171,61 @@ impl Encoder {
             *to = fixed(from);
         }
         self.prepare(bits);
-        let shared = self.shared_bits(bits, &fixed_x);
-        let mut states = [0; SEQUENCE];
-        let cyclic = self.path(bits, shared, &fixed_x, &mut states);
-        write(bits, &states, code);
-        if !cyclic {
+        let around = if seams == 1 {
+            seam(self.states_log2, bits).min(SEQUENCE / 2)
+        } else {
+            SEQUENCE / 2
+        };
+        let mut best = self.cut(bits, 0, None, around, &fixed_x);
+        for &offset in &OFFSETS[1..usize::from(seams)] {
+            // The bits there on the best path: it can only get better.
+            let last = best.states[(offset + SEQUENCE - 1) % SEQUENCE];
+            let own = last & (self.groups(bits) - 1);
+            let better = self.cut(bits, offset, Some(own), around, &fixed_x);
+            best = best.or(better);
+            let other = self.cut(bits, offset, None, around, &fixed_x);
+            best = best.or(other);
+        }
+        write(bits, &best.states, code);
+        let mut states = best.states;
+        if !best.cyclic {
             states = std::array::from_fn(|i| state(code, bits, self.states_log2, SEQUENCE - 1 - i));
         }
         for (&state, recon) in states.iter().rev().zip(recon) {
-            let code = self.codes[state as usize / LANES].0[state as usize % LANES];
-            *recon = f32::from(code >> FRACTION) * UNIT;
+            *recon = f32::from(self.code(state) >> FRACTION) * UNIT;
         }
+    }
+
+    /// The best path whose shared bits at a seam are given, or are those found there.
+    fn cut(
+        &mut self,
+        bits: u8,
+        offset: usize,
+        shared: Option<u32>,
+        around: usize,
+        x: &[i16; SEQUENCE],
+    ) -> Path {
+        let mut turned = *x;
+        turned.rotate_left(offset);
+        let shared = shared.unwrap_or_else(|| self.shared_bits(bits, around, &turned));
+        let mut states = [0; SEQUENCE];
+        let cyclic = self.path(bits, shared, &turned, &mut states);
+        let distance = |(&state, &x): (&u32, &i16)| {
+            let d = i64::from(self.code(state)) - i64::from(x);
+            (d * d).unsigned_abs()
+        };
+        let cost = states.iter().zip(&turned).map(distance).sum();
+        states.rotate_right(offset);
+        Path {
+            states,
+            cyclic,
+            cost,
+        }
+    }
+
+    /// The value of a state in fixed point.
+    fn code(&self, state: u32) -> i16 {
+        self.codes[state as usize / LANES].0[state as usize % LANES]
     }
 
     /// Makes tables and scratch for `bits` per weight.
@@ -179,11 +251,10 @@ impl Encoder {
     }
 
     /// The bits that the first state and the last one share.
-    fn shared_bits(&mut self, bits: u8, x: &[i16; SEQUENCE]) -> u32 {
+    fn shared_bits(&mut self, bits: u8, around: usize, x: &[i16; SEQUENCE]) -> u32 {
         if self.states_log2 == bits {
             return 0;
         }
-        let around = seam(self.states_log2, bits).min(SEQUENCE / 2);
         let before = &x[SEQUENCE - around..];
         start_costs(self.level, &mut self.costs[0], &self.codes, before[0], bits);
         self.run(bits, &before[1..], 0);

@@ -46,6 +46,9 @@ pub const STATES_LOG2: std::ops::RangeInclusive<u8> = 8..=16;
 /// Bits per weight that are supported.
 pub const BITS: std::ops::RangeInclusive<u8> = 1..=8;
 
+/// Seams at which a tile can be cut.
+pub const SEAMS: std::ops::RangeInclusive<u8> = 1..=8;
+
 /// What a state is multiplied with, modulo 2^32.
 ///
 /// Of some thousand odd numbers, one that codes Gaussian samples well at this many states and

@@ -33,6 +33,8 @@ pub struct Coding {
     pub states_log2: u8,
     /// Bits per weight of each block of 16 columns.
     pub bits: Vec<u8>,
+    /// Seams at which tiles are cut, see [`Encoder::encode`].
+    pub seams: u8,
     /// What scales are multiplied with, against those of a Gaussian source: above 1 where feedback
     /// makes targets larger than weights.
     pub stretch: f32,
@@ -86,6 +88,7 @@ struct Tiles {
     matrix: TrellisMatrix,
     /// Where the tiles of each block of columns start in those of 16 rows.
     starts: Vec<usize>,
+    seams: u8,
 }
 
 impl Tiles {
@@ -128,6 +131,7 @@ impl Tiles {
                 bits: coding.bits.clone(),
             },
             starts,
+            seams: coding.seams,
         })
     }
 
@@ -150,7 +154,7 @@ impl Tiles {
                 to.iter_mut().zip(from).for_each(|(t, x)| *t = x / scale);
             }
             let code = &mut matrix.codes[number * stripe + start..][..bytes];
-            encoder.encode(bits, &tile, code, &mut decoded);
+            encoder.encode(bits, self.seams, &tile, code, &mut decoded);
             for (to, from) in recon.chunks_mut(width).zip(decoded.chunks_exact(TILE)) {
                 to.iter_mut().zip(from).for_each(|(t, x)| *t = x * scale);
             }

@@ -21,13 +21,13 @@ fn gaussian(seed: u64, n: usize) -> Vec<f32> {
 }
 
 /// Mean squared error at a scale.
-fn mse(encoder: &mut Encoder, bits: u8, x: &[f32], scale: f32) -> f64 {
+fn mse(encoder: &mut Encoder, (bits, seams): (u8, u8), x: &[f32], scale: f32) -> f64 {
     let mut code = vec![0; tile_bytes(bits)];
     let mut recon = [0.0; SEQUENCE];
     let mut sum = 0.0;
     for x in x.chunks_exact(SEQUENCE) {
         let scaled: Vec<f32> = x.iter().map(|x| x / scale).collect();
-        encoder.encode(bits, &scaled, &mut code, &mut recon);
+        encoder.encode(bits, seams, &scaled, &mut code, &mut recon);
         let errors = x.iter().zip(&recon).map(|(x, y)| f64::from(x - y * scale));
         sum += errors.map(|e| e * e).sum::<f64>();
     }
@@ -47,7 +47,7 @@ fn levels_agree_and_codes_decode_to_what_was_found() {
                     let mut code = vec![0; tile_bytes(bits)];
                     let mut recon = [0.0; SEQUENCE];
                     let mut decoded = [0.0; SEQUENCE];
-                    encoder.encode(bits, x, &mut code, &mut recon);
+                    encoder.encode(bits, 1, x, &mut code, &mut recon);
                     decode_tile(&code, bits, states_log2, &mut decoded);
                     assert_eq!(recon, decoded, "{states_log2} {bits} {level:?}");
                     all.extend(code);
@@ -60,21 +60,29 @@ fn levels_agree_and_codes_decode_to_what_was_found() {
 }
 
 /// Mean squared error by the mean square of the samples, at the best scale.
-fn distortion(states_log2: u8, bits: u8, tiles: usize) -> f64 {
+fn distortion(states_log2: u8, bits: u8, seams: u8, tiles: usize) -> f64 {
     let x = gaussian(1234, tiles * SEQUENCE);
     let variance = x.iter().map(|&x| f64::from(x * x)).sum::<f64>() / x.len() as f64;
     let mut encoder = Encoder::new(states_log2).unwrap();
-    mse(&mut encoder, bits, &x, best_scale(states_log2, bits)) / variance
+    let scale = best_scale(states_log2, bits);
+    mse(&mut encoder, (bits, seams), &x, scale) / variance
 }
 
 #[test]
 fn distortion_of_gaussian_samples() {
-    let (twelve, sixteen) = (distortion(12, 2, 3907), distortion(16, 2, 160));
+    let (twelve, sixteen) = (distortion(12, 2, 1, 3907), distortion(16, 2, 1, 160));
     assert!(twelve <= 0.073, "2^12 states: {twelve}");
     assert!(sixteen <= 0.070, "2^16 states: {sixteen}");
+    // More seams find better paths.
+    let (one, two, four) = (
+        distortion(12, 2, 1, 300),
+        distortion(12, 2, 2, 300),
+        distortion(12, 2, 4, 300),
+    );
+    assert!(two < 0.999 * one && four <= two, "{one} {two} {four}");
     // A bit more is a quarter of the error, or nearly.
     for bits in 1..8 {
-        let ratio = distortion(10, bits, 128) / distortion(10, bits + 1, 128);
+        let ratio = distortion(10, bits, 1, 128) / distortion(10, bits + 1, 1, 128);
         assert!((2.5..4.5).contains(&ratio), "{bits} bits: {ratio}");
     }
 }
@@ -85,9 +93,9 @@ fn scales_are_the_best_ones() {
     for (states_log2, bits) in [(8, 1), (9, 2), (10, 3), (12, 2), (11, 4), (10, 5), (10, 8)] {
         let mut encoder = Encoder::new(states_log2).unwrap();
         let scale = best_scale(states_log2, bits);
-        let here = mse(&mut encoder, bits, &x, scale);
+        let here = mse(&mut encoder, (bits, 1), &x, scale);
         for factor in [0.92, 1.08] {
-            let there = mse(&mut encoder, bits, &x, scale * factor);
+            let there = mse(&mut encoder, (bits, 1), &x, scale * factor);
             assert!(
                 here < there * 1.01,
                 "{states_log2} {bits} {factor}: {here} {there}"
@@ -144,7 +152,8 @@ fn reference(states_log2: u8, bits: u8, x: &[f32]) -> f64 {
 
 #[test]
 fn paths_are_nearly_the_best_cyclic_ones() {
-    for (bits, slack) in [(2, 1.02), (4, 1.01), (6, 1.01), (8, 1.001)] {
+    let cases = [(2, 1.02), (4, 1.01), (6, 1.01), (8, 1.001)].map(|(bits, slack)| (bits, 1, slack));
+    for (bits, seams, slack) in cases.into_iter().chain([(2, 8, 1.002), (4, 8, 1.002)]) {
         let (mut ours, mut best) = (0.0, 0.0);
         for seed in 0..8 {
             let scale = best_scale(8, bits);
@@ -153,14 +162,14 @@ fn paths_are_nearly_the_best_cyclic_ones() {
             let mut recon = [0.0; SEQUENCE];
             Encoder::new(8)
                 .unwrap()
-                .encode(bits, &x, &mut code, &mut recon);
+                .encode(bits, seams, &x, &mut code, &mut recon);
             let errors = x.iter().zip(&recon).map(|(x, y)| f64::from(x - y).powi(2));
             ours += errors.sum::<f64>();
             best += reference(8, bits, &x);
         }
         assert!(
             ours >= best * 0.999_999 && ours <= best * slack,
-            "{bits}: {ours} {best}"
+            "{bits} bits, {seams} seams: {ours} {best}"
         );
     }
 }
@@ -182,13 +191,13 @@ fn odd_values_encode_to_something() {
             let (mut recon, mut decoded) = ([0.0; SEQUENCE], [0.0; SEQUENCE]);
             let mut x = [value; SEQUENCE];
             x[7] = 0.5;
-            encoder.encode(bits, &x, &mut code, &mut recon);
+            encoder.encode(bits, 1, &x, &mut code, &mut recon);
             decode_tile(&code, bits, 10, &mut decoded);
             assert_eq!(recon, decoded);
             // A few of them do not spoil the rest.
             let mut x = gaussian(3, SEQUENCE);
             x[100] = value;
-            encoder.encode(bits, &x, &mut code, &mut recon);
+            encoder.encode(bits, seams, &x, &mut code, &mut recon);
             let errors = x.iter().zip(&recon).enumerate().filter(|(i, _)| *i != 100);
             let error: f32 = errors.map(|(_, (x, y))| (x - y).powi(2)).sum();
             assert!(error < 0.4 * 256.0, "{value} {bits}: {error}");
@@ -217,6 +226,7 @@ fn a_matrix_is_its_tiles() {
             let mut recon = [0.0; SEQUENCE];
             encoder.encode(
                 k,
+                1,
                 &gaussian((r * 9 + c) as u64, SEQUENCE),
                 &mut code,
                 &mut recon,
@@ -282,6 +292,7 @@ fn weights_beyond_the_range_of_scales_are_an_error() {
     let coding = |stretch| Coding {
         states_log2: 8,
         bits: vec![2],
+        seams: 1,
         stretch,
     };
     let mut w = gaussian(5, 2 * SEQUENCE);

@@ -89,7 +89,13 @@ fn multilevel_keeps_its_budget_and_finds_blocks() {
         }
     }
     let run = |budget, format| {
-        multilevel::decompose(&a, rows, cols, 3, budget, 16, &Options::default(), format).unwrap()
+        let levels = Levels {
+            depth: 3,
+            budget,
+            max_rank: 16,
+            format,
+        };
+        multilevel::decompose(&a, rows, cols, &levels, &Options::default()).unwrap()
     };
     let mut before = f64::INFINITY;
     for rank in [0, 1, 2, 4, 8] {
@@ -113,4 +119,76 @@ fn multilevel_keeps_its_budget_and_finds_blocks() {
         let done = run(Budget::Bytes(3000), format);
         assert!(done.low_rank.bytes() <= 3000, "{format:?}");
     }
+}
+
+#[test]
+fn ranks_go_where_the_energy_is() {
+    // Singular values that fall at another pace in each quarter.
+    let (rows, cols) = (96, 64);
+    let mut a: Vec<f32> = noise(rows * cols, 3).iter().map(|x| x * 0.02).collect();
+    for (quarter, pace) in [0.95f32, 0.8, 0.6, 0.3].into_iter().enumerate() {
+        let (row0, col0) = (quarter / 2 * 48, quarter % 2 * 32);
+        for k in 0..20 {
+            let (u, v) = (noise(48, k + 40), noise(32, k + 90));
+            for i in 0..48 {
+                for j in 0..32 {
+                    a[(row0 + i) * cols + col0 + j] += pace.powi(k as i32) * u[i] * v[j];
+                }
+            }
+        }
+    }
+    let run = |ranks, rank, format| {
+        let hierarchy = Hierarchy {
+            depth: 2,
+            rank,
+            ranks,
+            format,
+        };
+        hierarchy::decompose(&a, rows, cols, &hierarchy, &Options::default()).unwrap()
+    };
+    for format in FORMATS {
+        for rank in [2, 5, 9] {
+            let even = run(Ranks::Even, Rank::Fixed(rank), format).low_rank;
+            let done = run(Ranks::ByEnergy, Rank::Fixed(rank), format).low_rank;
+            assert!(done.bytes() <= even.bytes(), "{format:?} {rank}");
+            assert!(done.max_rank() <= 2 * rank);
+            let (left, of_even) = (residual(&a, &done), residual(&a, &even));
+            assert!(left < 0.95 * of_even, "{format:?} {rank}: {left} {of_even}");
+        }
+    }
+    // Of all ways to share out as many, none is better: leaves have the same shape.
+    let done = run(Ranks::ByEnergy, Rank::Fixed(5), FactorFormat::F32);
+    let quarters: Vec<Vec<f64>> = (0..4)
+        .map(|quarter| {
+            let (row0, col0) = (quarter / 2 * 48, quarter % 2 * 32);
+            let part = view(&a, rows, cols).block(row0..row0 + 48, col0..col0 + 32);
+            let svd = truncated(part, Rank::Fixed(10), &options(Method::Exact)).unwrap();
+            svd.s.iter().map(|&s| f64::from(s).powi(2)).collect()
+        })
+        .collect();
+    let mut best = 0f64;
+    for code in 0..11usize.pow(4) {
+        let ranks: Vec<usize> = (0..4).map(|q| code / 11usize.pow(q) % 11).collect();
+        if ranks.iter().sum::<usize>() == 20 {
+            let held = quarters.iter().zip(&ranks);
+            best = best.max(held.map(|(s, &r)| s[..r].iter().sum::<f64>()).sum());
+        }
+    }
+    assert!(
+        (done.kept - best).abs() < 1e-6 * best,
+        "{} {best}",
+        done.kept
+    );
+    // A share of all the energy for fewer bytes than one of each leaf's.
+    let share = Rank::Energy {
+        energy: 0.9,
+        max_rank: 20,
+    };
+    let (all, each) = (
+        run(Ranks::ByEnergy, share, FactorFormat::F16),
+        run(Ranks::Even, share, FactorFormat::F16),
+    );
+    assert!(all.reached && each.reached);
+    assert!(all.kept >= 0.9 * all.total);
+    assert!(all.low_rank.bytes() < each.low_rank.bytes());
 }
