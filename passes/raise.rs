@@ -240,7 +240,7 @@ impl<'a> Raiser<'a> {
                 OpKind::Onnx(onnx) => self.onnx(op, onnx),
                 OpKind::Linear(linear) => self.linear(op, linear),
                 OpKind::Embedding(embedding) => self.embedding(op, embedding),
-                OpKind::Native(_) | OpKind::Moe(_) => None,
+                OpKind::Native(_) | OpKind::Moe(_) | OpKind::Grad(_) => None,
             };
             if let (Some(form), Some(Some(result))) = (form, op.results.first()) {
                 self.forms.insert(*result, form);

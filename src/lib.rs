@@ -17,4 +17,5 @@ pub mod passes;
 pub mod report;
 pub mod store;
 pub mod text;
+pub mod train;
 pub mod weights;

@@ -274,7 +274,8 @@ fn folder(
     })
 }
 
-fn infos(files: &[PathBuf], hashes: Vec<crate::weights::Digest>) -> Vec<ShardInfo> {
+/// Names, sizes and hashes of files.
+pub(crate) fn infos(files: &[PathBuf], hashes: Vec<crate::weights::Digest>) -> Vec<ShardInfo> {
     let info = |(path, digest): (&PathBuf, crate::weights::Digest)| ShardInfo {
         file: path
             .file_name()

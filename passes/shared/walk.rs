@@ -89,7 +89,7 @@ fn has_no_effect(kind: &OpKind) -> bool {
     match kind {
         OpKind::Native(_) => true,
         OpKind::Onnx(onnx) => matches!(onnx.domain.as_str(), "" | "ai.onnx"),
-        OpKind::Linear(_) | OpKind::Embedding(_) | OpKind::Moe(_) => false,
+        OpKind::Linear(_) | OpKind::Embedding(_) | OpKind::Moe(_) | OpKind::Grad(_) => false,
     }
 }
 

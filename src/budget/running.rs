@@ -316,6 +316,12 @@ impl Walk<'_> {
                 (input, inside.saturating_mul(routed))
             }
             OpKind::Native(native) => (self.native(native, input), 0),
+            OpKind::Grad(grad) => {
+                return Err(RunningError::Unknown {
+                    op: grad.name(),
+                    name: op.name.clone(),
+                });
+            }
             OpKind::Onnx(node) => {
                 return self.foreign(op).ok_or_else(|| RunningError::Unknown {
                     op: format!("onnx.{}", node.op_type),

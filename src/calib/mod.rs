@@ -9,7 +9,7 @@ mod error;
 mod file;
 mod gather;
 mod gguf;
-mod hold;
+pub(crate) mod hold;
 mod imatrix;
 mod merge;
 mod metadata;

@@ -93,6 +93,8 @@ pub enum Command {
     Calibrate(Box<super::calibrate::args::CalibrateArgs>),
     /// Spend the same bytes on a model in several ways, and judge the results side by side
     Compare(Box<super::compare::args::CompareArgs>),
+    /// Train what a rewritten model stores: scales, factors, outliers, norms, against the original or on a task
+    Train(Box<super::train::args::TrainArgs>),
     /// Write the report of an output as an HTML page with plots
     Report(super::report::args::ReportArgs),
     /// List the passes and presets, or describe one with its options

@@ -27,7 +27,7 @@ const SINGLE_DASH: [&str; 20] = [
 ];
 
 /// The subcommands, as `args` defines them.
-pub const COMMANDS: [&str; 16] = [
+pub const COMMANDS: [&str; 17] = [
     "opt",
     "quantize",
     "run",
@@ -38,6 +38,7 @@ pub const COMMANDS: [&str; 16] = [
     "eval",
     "calibrate",
     "compare",
+    "train",
     "report",
     "passes",
     "run-reproducer",

@@ -92,6 +92,7 @@ pub fn kind_name(kind: &OpKind) -> String {
         OpKind::Embedding(_) => "embedding".into(),
         OpKind::Moe(_) => "moe".into(),
         OpKind::Native(native) => native.name().into(),
+        OpKind::Grad(grad) => grad.name(),
         OpKind::Onnx(op) if op.domain.is_empty() => format!("onnx.{}", op.op_type),
         OpKind::Onnx(op) => format!("onnx.{}.{}", op.domain, op.op_type),
     }

@@ -29,6 +29,7 @@ mod sequential;
 pub mod signal;
 mod table;
 mod target;
+pub mod train;
 mod verify;
 mod watch;
 
@@ -132,6 +133,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Some(Command::Eval(args)) => eval::run(&args),
         Some(Command::Calibrate(args)) => calibrate::run(&args),
         Some(Command::Compare(args)) => compare::run(&args),
+        Some(Command::Train(args)) => train::run(&args),
         Some(Command::Report(args)) => report::run(&args),
         Some(Command::Passes(args)) => passes::run(&args),
         Some(Command::RunReproducer(args)) => opt::rerun(&args),

@@ -32,7 +32,7 @@ pub(super) fn attend(
     check_heads(step, shape, (q, k, v))?;
     let (count, kv_len) = (sequences(q).0, sequences(k).1);
     let out_shape = q.shape.clone();
-    let mask = key_mask(run, step, count * kv_len)?;
+    let mask = key_mask(run, step, 3, count * kv_len)?;
     if run.state.is_some() && cache.is_some() && mask.iter().flatten().any(|&m| m == 0.0) {
         let problem = "a mask that hides keys, where keys of earlier calls are kept";
         return Err(misfit(step, problem));
@@ -56,7 +56,7 @@ pub(super) fn attend(
     result.map(|()| Tensor::f32(&out_shape, out))
 }
 
-fn check_heads(
+pub(super) fn check_heads(
     step: &Step,
     shape: &AttentionShape,
     (q, k, v): (&Tensor, &Tensor, &Tensor),
@@ -169,8 +169,13 @@ fn attend_whole(
 }
 
 /// Which keys may be attended to, of all sequences.
-fn key_mask(run: &Run, step: &Step, keys: usize) -> Result<Option<Vec<f32>>, ExecError> {
-    let Some(mask) = step.inputs.get(3).and_then(|a| run.get(*a)) else {
+pub(super) fn key_mask(
+    run: &Run,
+    step: &Step,
+    input: usize,
+    keys: usize,
+) -> Result<Option<Vec<f32>>, ExecError> {
+    let Some(mask) = step.inputs.get(input).and_then(|a| run.get(*a)) else {
         return Ok(None);
     };
     if mask.len() != keys {

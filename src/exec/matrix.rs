@@ -1,5 +1,6 @@
 //! A matrix `Σ terms`, located and checked once, multiplied straight from the mapped files.
 
+mod gradient;
 mod prepare;
 mod release;
 mod together;

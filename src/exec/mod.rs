@@ -11,6 +11,7 @@ mod activations;
 mod attend;
 mod error;
 mod foreign;
+mod grad;
 pub mod kernels;
 mod linear;
 mod matrix;
@@ -24,9 +25,12 @@ mod tensor;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
 
 use crate::ir::{Attr, Module};
 use crate::store::{Reader, StoreError};
@@ -145,6 +149,15 @@ impl Engine {
             files: files.mapped(),
             spare: Mutex::default(),
         })
+    }
+
+    /// Puts other bytes in the place of weights: little-endian elements in the weights' own types and
+    /// sizes. Terms read them as they read the file's.
+    ///
+    /// # Errors
+    /// A weight of another size.
+    pub fn replace(&mut self, bytes: &HashMap<String, Bytes>) -> Result<(), ExecError> {
+        self.program.replace(bytes)
     }
 
     /// Looks at `flag` between ops; a run stops with [`ExecError::Interrupted`] once it is set.

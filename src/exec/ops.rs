@@ -211,10 +211,7 @@ fn rotate(
         return Err(misfit(step, problem));
     }
     let arg = step.inputs.get(1).copied().unwrap_or(Arg::None);
-    if !run.angles.iter().any(|(of, _)| *of == (table, arg)) {
-        let angles = angles(run, step, table)?;
-        run.angles.push(((table, arg), angles));
-    }
+    angles_of(run, step, table, 0, arg)?;
     let mut x = run.own(step, 0)?;
     let found = run.angles.iter().find(|(of, _)| *of == (table, arg));
     if let Some((_, angles)) = found {
@@ -231,9 +228,32 @@ fn rotate(
     Ok(x)
 }
 
+/// Angles of every row of input `of` at the positions `at`; made once for all layers.
+pub(super) fn angles_of<'r>(
+    run: &'r mut Run,
+    step: &Step,
+    table: usize,
+    of: usize,
+    at: Arg,
+) -> Result<&'r Angles, ExecError> {
+    let known = run.angles.iter().position(|(of, _)| *of == (table, at));
+    let place = match known {
+        Some(place) => place,
+        None => {
+            let angles = angles(run, step, table, of, at)?;
+            run.angles.push(((table, at), angles));
+            run.angles.len() - 1
+        }
+    };
+    let found = run.angles.get(place).map(|(_, angles)| angles);
+    found.ok_or_else(|| misfit(step, "no such table"))
+}
+
 /// Angles of every row of a rotary embedding's input.
-fn angles(run: &Run, step: &Step, table: usize) -> Result<Angles, ExecError> {
-    let (x, positions) = (run.operand(step, 0)?, run.operand(step, 1)?);
+fn angles(run: &Run, step: &Step, table: usize, of: usize, at: Arg) -> Result<Angles, ExecError> {
+    let x = run.operand(step, of)?;
+    let positions = run.get(at);
+    let positions = positions.ok_or_else(|| misfit(step, "positions have no value"))?;
     let ids = positions.integers();
     let ids = ids.ok_or_else(|| misfit(step, "positions must be integers"))?;
     if ids.len() != x.rows() && ids.len() != sequence_len(x) {

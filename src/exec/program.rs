@@ -1,12 +1,14 @@
 //! From a graph to steps: weights located, buffers' last uses known.
 
 mod fuse;
+mod grad;
 
 use std::cell::OnceCell;
 use std::collections::{HashMap, HashSet};
 
 use fuse::fuse_glu;
 
+use super::grad::{ExpertGrad, PreparedGrad};
 use super::kernels::rope::RopeTable;
 use super::matrix::PreparedMatrix;
 use super::ops::Prepared;
@@ -34,6 +36,8 @@ pub(super) struct Program {
     pub(super) slots: usize,
     /// Constants that ops take as operands.
     pub(super) constants: Vec<Tensor>,
+    /// Names and element types of the weights that they are.
+    pub(super) constant_names: Vec<(String, DType)>,
     /// Heads of keys in each slot of the KV cache, and their width.
     pub(super) caches: Vec<(usize, usize)>,
     /// Frequencies of rotary embeddings.
@@ -82,12 +86,15 @@ pub(super) enum Kind {
     /// activation(first) · second
     Glu(Activation),
     Foreign(Box<Foreign>),
+    Grad(Box<PreparedGrad>),
 }
 
 /// A linear with its bias.
 pub(super) struct PreparedLinear {
     pub(super) matrix: PreparedMatrix,
     pub(super) bias: Option<Vec<f32>>,
+    /// The bias's weight and its element type.
+    pub(super) bias_of: Option<(String, DType)>,
     pub(super) layout: Layout,
     pub(super) scale: f32,
 }
@@ -122,6 +129,7 @@ pub(super) fn compile(
         reader,
         options,
         constants: Vec::new(),
+        constant_names: Vec::new(),
         constant_of: HashMap::new(),
         caches: Vec::new(),
         ropes: Vec::new(),
@@ -159,6 +167,7 @@ pub(super) fn compile(
         tail,
         slots: graph.values.len(),
         constants: compiler.constants,
+        constant_names: compiler.constant_names,
         caches: compiler.caches,
         rope_tables: compiler.ropes.iter().map(Rope::table).collect(),
     })
@@ -170,6 +179,7 @@ struct Compiler<'a> {
     reader: &'a Reader<'a>,
     options: &'a Options,
     constants: Vec<Tensor>,
+    constant_names: Vec<(String, DType)>,
     constant_of: HashMap<WeightId, usize>,
     caches: Vec<(usize, usize)>,
     ropes: Vec<Rope>,
@@ -245,6 +255,7 @@ impl Compiler<'_> {
             OpKind::Embedding(e) => (Kind::Embedding(self.matrix(&e.matrix)?), "embedding"),
             OpKind::Moe(moe) => (Kind::Moe(self.moe(moe)?), "moe"),
             OpKind::Native(native) => (Kind::Native(self.native(native)), native.name()),
+            OpKind::Grad(grad) => (Kind::Grad(Box::new(self.grad(grad)?)), grad::label(grad)),
             OpKind::Onnx(_) => {
                 return Err(ExecError::Unsupported {
                     op: "onnx".to_string(),
@@ -277,6 +288,10 @@ impl Compiler<'_> {
         Ok(Kind::Linear(Box::new(PreparedLinear {
             matrix: self.matrix(&linear.matrix)?,
             bias,
+            bias_of: linear.bias.and_then(|id| {
+                let weight = self.module.weight(id)?;
+                Some((weight.name.clone(), weight.dtype))
+            }),
             layout: linear.layout,
             scale: linear.scale,
         })))
@@ -301,7 +316,7 @@ impl Compiler<'_> {
                 arg: output,
             };
             fuse_glu(&mut steps, std::slice::from_ref(&port));
-            mark_last_uses_within(&mut steps, &[port], input);
+            mark_last_uses_within(&mut steps, &[port], &[input]);
             experts.push(Expert {
                 input,
                 output,
@@ -384,6 +399,9 @@ impl Compiler<'_> {
             Tensor::f32(&shape, self.floats(id)?)
         };
         self.constants.push(tensor);
+        let named = self.module.weight(id).map(|w| (w.name.clone(), w.dtype));
+        self.constant_names
+            .push(named.unwrap_or((String::new(), DType::F32)));
         self.constant_of.insert(id, self.constants.len() - 1);
         Ok(self.constants.len() - 1)
     }
@@ -409,14 +427,14 @@ fn mark_last_uses(steps: &mut [Step], outputs: &[Port]) {
 }
 
 /// As [`mark_last_uses`], but frees only what the region itself made.
-fn mark_last_uses_within(steps: &mut [Step], outputs: &[Port], input: usize) {
+fn mark_last_uses_within(steps: &mut [Step], outputs: &[Port], inputs: &[usize]) {
     mark_last_uses(steps, outputs);
     let mut made: HashSet<usize> = steps
         .iter()
         .flat_map(|s| s.outputs.clone())
         .flatten()
         .collect();
-    made.insert(input);
+    made.extend(inputs);
     for step in steps {
         step.last_uses.retain(|slot| made.contains(slot));
     }
@@ -448,6 +466,11 @@ impl Step {
     pub(super) fn reads(&self) -> impl Iterator<Item = usize> + '_ {
         let nested = match &self.kind {
             Kind::Moe(moe) => moe.experts.iter().flat_map(Expert::reads_outside).collect(),
+            Kind::Grad(op) => op
+                .experts
+                .iter()
+                .flat_map(ExpertGrad::reads_outside)
+                .collect(),
             _ => Vec::new(),
         };
         slots(self.inputs.iter().copied()).chain(nested)
@@ -459,7 +482,7 @@ impl Step {
             Kind::Linear(linear) => linear.layout == Layout::Rows,
             Kind::Embedding(_) | Kind::Moe(_) | Kind::Glu(_) => true,
             Kind::Native(native) => native.is_row_wise(),
-            Kind::Foreign(_) => false,
+            Kind::Foreign(_) | Kind::Grad(_) => false,
         }
     }
 }

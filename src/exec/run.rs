@@ -11,7 +11,7 @@ use super::program::{Arg, Kind, PreparedMoe, Step};
 use super::segments::Tap;
 use super::state::State;
 use super::tensor::{Buffers, Data, Tensor};
-use super::{Engine, ExecError, Precision, linear, ops};
+use super::{Engine, ExecError, Precision, grad, linear, ops};
 use crate::ir::Layout;
 
 /// One run of an engine.
@@ -127,6 +127,7 @@ impl<'a> Run<'a> {
                 self.finish(step, Tensor::f32(&shape, out))
             }
             Kind::Moe(moe) => self.moe(step, moe),
+            Kind::Grad(op) => grad::run(self, step, op),
             Kind::Native(native) => {
                 let value = ops::native(self, step, native)?;
                 self.finish(step, value)

@@ -17,7 +17,7 @@ use super::run::Run;
 use super::tensor::Tensor;
 use super::{Engine, ExecError};
 use crate::ir::site::layer_of;
-use crate::ir::{Layout, OpId};
+use crate::ir::{Layout, OpId, ValueId};
 
 /// Sees what goes into linears.
 pub trait Tap {
@@ -168,6 +168,13 @@ impl Engine {
     fn seen_only<'a>(&'a self, segment: &'a Segment) -> impl Iterator<Item = &'a Step> {
         let steps = &self.program.steps;
         segment.seen_only.iter().filter_map(|&at| steps.get(at))
+    }
+}
+
+impl Segment {
+    /// The values that it leaves for later segments.
+    pub fn leaves(&self) -> impl Iterator<Item = ValueId> + '_ {
+        self.leave.iter().map(|&slot| ValueId::new(slot))
     }
 }
 

@@ -6,6 +6,7 @@
 //! a module and checks it before and after.
 
 mod attr;
+mod grad;
 mod graph;
 mod ids;
 mod op;
@@ -19,6 +20,7 @@ pub mod verify;
 mod weight;
 
 pub use attr::{Attr, Attrs, Float};
+pub use grad::{Grad, GradKind, Part, Training};
 pub use graph::{Graph, Module, OpRef, Region, Value};
 pub use ids::{OpId, ValueId, WeightId};
 pub use op::{

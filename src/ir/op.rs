@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Attrs, Matrix, Region, ValueId, WeightId};
+use super::{Attrs, Grad, Matrix, Region, ValueId, WeightId};
 
 /// One operation of a graph.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,6 +41,8 @@ pub enum OpKind {
     Moe(Moe),
     /// The rest of the transformer set.
     Native(Native),
+    /// `loss.<name>`, `grad.<name>`: what training needs.
+    Grad(Box<Grad>),
     /// `onnx.<Name>`: any ONNX node.
     Onnx(OnnxOp),
 }
@@ -363,6 +365,7 @@ impl OpKind {
     pub fn regions(&self) -> Vec<&Region> {
         match self {
             OpKind::Moe(moe) => moe.experts.iter().collect(),
+            OpKind::Grad(grad) => grad.experts.iter().collect(),
             OpKind::Onnx(op) => op.attrs.regions(),
             _ => Vec::new(),
         }
@@ -372,6 +375,7 @@ impl OpKind {
     pub fn regions_mut(&mut self) -> Vec<&mut Region> {
         match self {
             OpKind::Moe(moe) => moe.experts.iter_mut().collect(),
+            OpKind::Grad(grad) => grad.experts.iter_mut().collect(),
             OpKind::Onnx(op) => op.attrs.regions_mut(),
             _ => Vec::new(),
         }
@@ -391,6 +395,10 @@ impl Op {
         }
         match &self.kind {
             OpKind::Linear(linear) => found.extend(linear.bias),
+            OpKind::Grad(grad) => {
+                let terms = grad.matrix.iter().flat_map(|matrix| &matrix.terms);
+                found.extend(terms.flat_map(super::Term::weights));
+            }
             OpKind::Onnx(onnx) => found.extend(onnx.attrs.weights()),
             _ => {}
         }

@@ -12,6 +12,7 @@
 //! 6. A mixture of experts has at least `top_k` experts, each with one input and one output.
 //! 7. The activation of a linear has the width that its matrix takes, where that follows from the
 //!    types of the graph's inputs.
+//! 8. Ops of training have the inputs, results and terms that they need.
 //!
 //! All violations are reported, not the first alone. A module that passes does not make a back end
 //! panic.
@@ -22,6 +23,7 @@ use std::fmt;
 use super::{Graph, Linear, Module, Moe, Op, OpId, OpKind, Operand, Region, Storage, ValueId};
 use crate::weights::DType;
 
+mod grad;
 mod terms;
 mod widths;
 
@@ -271,6 +273,7 @@ impl<'v, 'a> GraphCheck<'v, 'a> {
                 }
             }
             OpKind::Moe(moe) => self.moe(moe, inputs, place),
+            OpKind::Grad(grad) => return self.v.grad(op, grad, place),
         }
         if !one_result {
             self.v.report(place, "has one result, no more and no fewer");
@@ -321,7 +324,12 @@ fn op_place(graph: &Graph, id: OpId) -> String {
     let Some(op) = graph.op(id) else {
         return graph_place(graph);
     };
+    let grad;
     let word = match &op.kind {
+        OpKind::Grad(op) => {
+            grad = op.name();
+            &grad
+        }
         OpKind::Linear(_) => "linear",
         OpKind::Embedding(_) => "embedding",
         OpKind::Moe(_) => "moe",

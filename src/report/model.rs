@@ -72,6 +72,9 @@ pub struct ModelReport {
     pub untouched: Vec<Untouched>,
     /// Everything that passes said.
     pub remarks: Vec<Remark>,
+    /// What training of the output has seen. Errors of the sites are those before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub training: Option<crate::train::History>,
     #[serde(skip)]
     by_user: HashMap<OpRef, usize>,
 }
@@ -142,6 +145,7 @@ impl ModelReport {
             sites: reports,
             untouched,
             remarks: outcome.remarks.clone(),
+            training: None,
             by_user,
         }
     }

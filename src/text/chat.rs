@@ -100,6 +100,18 @@ impl ChatTemplate {
     /// # Errors
     /// The template refuses the conversation, as some do a system message, or doesn't end in time.
     pub fn render(&self, messages: &[Message], now: SystemTime) -> Result<String> {
+        self.spell(messages, now, true)
+    }
+
+    /// The text of a conversation that ends with its last message.
+    ///
+    /// # Errors
+    /// As [`Self::render`].
+    pub fn render_ended(&self, messages: &[Message], now: SystemTime) -> Result<String> {
+        self.spell(messages, now, false)
+    }
+
+    fn spell(&self, messages: &[Message], now: SystemTime, asks: bool) -> Result<String> {
         let messages: Vec<Value> = messages
             .iter()
             .map(|m| Value::from_pairs([("role", m.role), ("content", m.content.as_str())]))
@@ -111,7 +123,7 @@ impl ChatTemplate {
         // `transformers` passes on that there are no tools and documents; templates ask `is not none`.
         let given = [
             ("messages", Value::from(messages)),
-            ("add_generation_prompt", Value::from(true)),
+            ("add_generation_prompt", Value::from(asks)),
             ("tools", Value::from(())),
             ("documents", Value::from(())),
         ];

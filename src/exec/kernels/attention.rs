@@ -141,7 +141,7 @@ impl Sequence<'_> {
 
 impl AttentionShape {
     /// The keys that a query at `position` sees of `keys`, masks aside.
-    fn visible(&self, position: usize, keys: usize) -> Range<usize> {
+    pub(crate) fn visible(&self, position: usize, keys: usize) -> Range<usize> {
         let end = if self.causal {
             keys.min(position + 1)
         } else {

@@ -240,6 +240,26 @@ impl<'a> Factor<'a> {
     }
 }
 
+/// All entries of both factors, block after block, row-major.
+pub fn decode(w: &LowRankView<'_>) -> [Vec<f32>; 2] {
+    let side = |side, factor: &FactorData<'_>| {
+        let (mut data, mut scales) = (factor.data, factor.scales.unwrap_or_default());
+        let mut out = Vec::new();
+        for block in w.blocks {
+            let (rows, cols) = Side::shape(side, block);
+            let part = Factor::cut(side, block, factor.format, &mut data, &mut scales);
+            let start = out.len();
+            out.resize(start + rows * cols, 0.0);
+            let values = out[start..].chunks_mut(cols.max(1));
+            values
+                .enumerate()
+                .for_each(|(row, out)| part.decode_row(row, out));
+        }
+        out
+    };
+    [side(Side::U, &w.u), side(Side::V, &w.v)]
+}
+
 /// The blocks with their factors, those of rank 0 left out.
 fn parts<'a>(w: &LowRankView<'a>) -> Vec<Part<'a>> {
     let (mut u, mut v) = (w.u.data, w.v.data);

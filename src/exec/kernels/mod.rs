@@ -7,6 +7,7 @@ pub mod activation;
 pub mod attention;
 pub mod elementwise;
 pub mod float;
+pub mod grad;
 pub mod gram;
 pub mod hadamard;
 pub mod low_rank;

@@ -161,6 +161,17 @@ fn yarn(theta: f64, dim: usize, factor: f64, (low, high): (f64, f64)) -> Vec<f32
     powers(theta, dim).enumerate().map(blend).collect()
 }
 
+impl Angles {
+    /// The angles that turn back; lengths stay as they were multiplied.
+    pub fn inverse(&self) -> Self {
+        Self {
+            cos: self.cos.clone(),
+            sin: self.sin.iter().map(|s| -s).collect(),
+            pairs: self.pairs,
+        }
+    }
+}
+
 /// Rotates the first dimensions of each head of `out`, `[tokens, heads · head_dim]`.
 ///
 /// A pair is dimensions `i` and `i + rotary_dim / 2`, or `2i` and `2i + 1` if `interleaved`.

@@ -130,6 +130,11 @@ impl CsrView<'_> {
         column.unwrap_or(usize::MAX)
     }
 
+    /// The columns of the entries of a row.
+    pub(crate) fn places(&self, row: usize) -> impl Iterator<Item = usize> + '_ {
+        self.entries(row).map(|entry| self.column(entry))
+    }
+
     /// The entries of a row.
     #[inline(always)]
     fn entries(&self, row: usize) -> Range<usize> {

@@ -277,6 +277,12 @@ impl Lowerer<'_> {
                 }
                 return Ok(items);
             }
+            OpKind::Grad(grad) => {
+                return Err(ExportError::NoForm {
+                    op: grad.name(),
+                    what: "ops of training have no ONNX form; export the model before losses were put on it".into(),
+                });
+            }
             OpKind::Onnx(_) => Operand::None,
         };
         site.nodes

@@ -42,7 +42,7 @@ fn result(op: &Op, mut shape: Vec<Dim>) -> Option<Vec<Dim>> {
             shape.remove(1);
         }
         OpKind::Native(_) | OpKind::Moe(_) => {}
-        OpKind::Onnx(_) => return None,
+        OpKind::Grad(_) | OpKind::Onnx(_) => return None,
     }
     Some(shape)
 }

@@ -131,6 +131,14 @@ impl<'a> Inference<'a> {
                     ..x.unwrap_or_default()
                 }]
             }
+            OpKind::Grad(grad) => {
+                let inputs = op.inputs.iter().map(|&input| self.operand(input));
+                let inputs: Vec<Option<Fact>> = inputs.collect();
+                for region in &grad.experts {
+                    self.unknown(graph, &[region], depth);
+                }
+                super::grad::results(grad, &inputs)
+            }
             _ => self.native(op).into_iter().collect(),
         }
     }

@@ -16,6 +16,7 @@ use super::{Attr, Dim, Graph, Module, OnnxOp, Op, OpKind, Operand, Type, ValueId
 use crate::weights::DType;
 
 mod fact;
+mod grad;
 mod infer;
 mod native;
 mod rules;

@@ -28,7 +28,7 @@ impl Inference<'_> {
                 Some(Fact::new(spelled_dtype(op), shape))
             }
             OpKind::Native(native) => self.transformer(op, native, x),
-            OpKind::Moe(_) | OpKind::Onnx(_) => None,
+            OpKind::Moe(_) | OpKind::Grad(_) | OpKind::Onnx(_) => None,
         }
     }
 

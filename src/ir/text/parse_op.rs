@@ -3,7 +3,8 @@
 use super::cursor::Cursor;
 use super::parse::{Parser, Result};
 use crate::ir::{
-    Attrs, Embedding, Layout, Linear, Moe, Native, OnnxOp, Op, OpId, OpKind, Operand, Role,
+    Attrs, Embedding, Grad, GradKind, Layout, Linear, Moe, Native, OnnxOp, Op, OpId, OpKind,
+    Operand, Role, Training,
 };
 
 impl Parser {
@@ -32,6 +33,9 @@ impl Parser {
             "moe" => self.moe(c)?,
             "" => return Err(c.error("expected an op")),
             _ if word.starts_with("onnx.") => self.onnx(c, &word)?,
+            _ if word.starts_with("grad.") || word.starts_with("loss.") => {
+                self.grad(c, &word, at)?
+            }
             _ => self.native(c, &word, at)?,
         };
         let mut name = String::new();
@@ -195,16 +199,67 @@ impl Parser {
         at: usize,
     ) -> Result<(OpKind, Vec<Operand>)> {
         let inputs = self.operands(c)?;
-        let mut fields = serde_json::Map::new();
-        if c.peek() == Some(b'{') {
-            fields = json_dict(c, 0)?;
-        }
-        let tag = serde_json::Value::String(word.to_string());
-        fields.insert("op".to_string(), tag);
-        let native: Native = serde_json::from_value(serde_json::Value::Object(fields))
-            .map_err(|e| c.error_at(at, format!("{word}: {e}")))?;
+        let native: Native =
+            tagged(word, fields(c)?).map_err(|e| c.error_at(at, format!("{word}: {e}")))?;
         Ok((OpKind::Native(native), inputs))
     }
+
+    fn grad(
+        &mut self,
+        c: &mut Cursor<'_>,
+        word: &str,
+        at: usize,
+    ) -> Result<(OpKind, Vec<Operand>)> {
+        let inputs = self.operands(c)?;
+        let fields = fields(c)?;
+        let native = word.strip_prefix("grad.").unwrap_or("");
+        let kind = match tagged::<Training>(word, fields.clone()) {
+            Ok(training) => GradKind::Op(training),
+            Err(error) => match tagged::<Native>(native, fields) {
+                Ok(native) => GradKind::Of(native),
+                Err(other) => {
+                    let known = !other.to_string().contains("unknown variant");
+                    let error = if known { other } else { error };
+                    return Err(c.error_at(at, format!("{word}: {error}")));
+                }
+            },
+        };
+        let has_matrix = matches!(&kind, GradKind::Op(training) if training.has_matrix());
+        let matrix = has_matrix.then(|| self.matrix(c)).transpose()?;
+        let mut experts = Vec::new();
+        if matches!(kind, GradKind::Op(Training::Moe { .. })) {
+            c.expect("experts")?;
+            c.list("[", "]", |c| {
+                c.expect("region")?;
+                experts.push(self.region(c)?);
+                Ok(())
+            })?;
+        }
+        let grad = Grad {
+            kind,
+            matrix,
+            experts,
+        };
+        Ok((OpKind::Grad(Box::new(grad)), inputs))
+    }
+}
+
+/// The fields of a native op, if any stand here.
+fn fields(c: &mut Cursor<'_>) -> Result<serde_json::Map<String, serde_json::Value>> {
+    match c.peek() {
+        Some(b'{') => json_dict(c, 0),
+        _ => Ok(serde_json::Map::new()),
+    }
+}
+
+/// An op from its name and its fields.
+fn tagged<T: serde::de::DeserializeOwned>(
+    word: &str,
+    mut fields: serde_json::Map<String, serde_json::Value>,
+) -> serde_json::Result<T> {
+    let tag = serde_json::Value::String(word.to_string());
+    fields.insert("op".to_string(), tag);
+    serde_json::from_value(serde_json::Value::Object(fields))
 }
 
 /// A result's name, kept as text until the op itself has been read.

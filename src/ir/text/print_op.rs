@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use super::print::{Printer, bare_or_quoted, quoted};
 use crate::ir::{
-    FactorRef, Graph, Layout, LowRankTerm, Matrix, OnnxOp, Op, OpId, OpKind, OpRef, Role, Rotation,
-    Term,
+    FactorRef, Grad, GradKind, Graph, Layout, LowRankTerm, Matrix, OnnxOp, Op, OpId, OpKind, OpRef,
+    Role, Rotation, Term,
 };
 use crate::numeric::FactorFormat;
 
@@ -71,16 +71,9 @@ impl Printer<'_> {
             OpKind::Native(native) => {
                 let _ = write!(self.out, "{} ", native.name());
                 self.operands(graph, op);
-                let mut fields = match serde_json::to_value(native) {
-                    Ok(serde_json::Value::Object(map)) => map,
-                    _ => serde_json::Map::new(),
-                };
-                fields.shift_remove("op");
-                if !fields.is_empty() {
-                    self.out.push(' ');
-                    json_dict(&mut self.out, &fields);
-                }
+                self.fields(serde_json::to_value(native));
             }
+            OpKind::Grad(grad) => self.grad(graph, op, grad),
             OpKind::Linear(linear) => {
                 self.out.push_str("linear ");
                 self.operands(graph, op);
@@ -128,6 +121,38 @@ impl Printer<'_> {
                 }
                 self.out.push(']');
             }
+        }
+    }
+
+    fn grad(&mut self, graph: &Graph, op: &Op, grad: &Grad) {
+        let _ = write!(self.out, "{} ", grad.name());
+        self.operands(graph, op);
+        self.fields(match &grad.kind {
+            GradKind::Of(native) => serde_json::to_value(native),
+            GradKind::Op(training) => serde_json::to_value(training),
+        });
+        if let Some(matrix) = &grad.matrix {
+            self.matrix(matrix);
+        }
+        if !grad.experts.is_empty() {
+            self.out.push_str(" experts [");
+            for (i, region) in grad.experts.iter().enumerate() {
+                self.comma(i);
+                self.region(self.graph, region);
+            }
+            self.out.push(']');
+        }
+    }
+
+    /// ` {name=value}` of a native op's fields.
+    fn fields(&mut self, value: serde_json::Result<serde_json::Value>) {
+        let Ok(serde_json::Value::Object(mut fields)) = value else {
+            return;
+        };
+        fields.shift_remove("op");
+        if !fields.is_empty() {
+            self.out.push(' ');
+            json_dict(&mut self.out, &fields);
         }
     }
 

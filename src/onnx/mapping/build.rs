@@ -450,6 +450,7 @@ fn kind_name(kind: &OpKind) -> &'static str {
         OpKind::Embedding(_) => "embedding",
         OpKind::Moe(_) => "moe",
         OpKind::Native(native) => native.name(),
+        OpKind::Grad(_) => "grad",
         OpKind::Onnx(_) => "onnx",
     }
 }

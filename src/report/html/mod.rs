@@ -52,6 +52,7 @@ pub fn render(page: &Page<'_>) -> Result<String, HtmlError> {
     let parts = [
         ("overview", "Overview", sections::overview::render(page)),
         ("quality", "Quality", sections::quality::render(page)?),
+        ("training", "Training", sections::training::render(page)?),
         ("bytes", "Bytes", sections::bytes::render(page, &groups)?),
         (
             "layers",
@@ -70,6 +71,7 @@ pub fn render(page: &Page<'_>) -> Result<String, HtmlError> {
     ];
     let links = parts
         .iter()
+        .filter(|(_, _, html)| !html.is_empty())
         .map(|(id, title, _)| format!("<a href=\"#{id}\">{title}</a>"));
     let links: Vec<String> = links.collect();
     let body: String = parts.iter().map(|(_, _, html)| html.as_str()).collect();

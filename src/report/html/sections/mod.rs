@@ -9,3 +9,4 @@ pub mod quality;
 pub mod remarks;
 pub mod spectra;
 pub mod terms;
+pub mod training;

@@ -1,0 +1,364 @@
+//! `train`: a rewritten model learns what the original does, or a task.
+
+pub mod args;
+mod data;
+mod output;
+mod watch;
+
+use super::{Exit, Failure, errors, load, opt, print, signal};
+use crate::exec::{Engine, Options};
+use crate::ir::Module;
+use crate::opt::OptError;
+use crate::report::human;
+use crate::report::progress::Progress;
+use crate::store::Reader;
+use crate::train::checkpoint::Store;
+use crate::train::end_to_end::{self, Teacher};
+use crate::train::optimizer::Schedule;
+use crate::train::parameters::{Choice, Trainable, apply, choose};
+use crate::train::{History, Settings, TrainError, blocks};
+use crate::weights::{Digest, FileCache};
+use args::{Mode, TrainArgs, Unit};
+use data::{Data, Model};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Instant;
+
+/// Trains a model.
+pub fn run(args: &TrainArgs) -> Result<Exit, Failure> {
+    if args.mode != Mode::EndToEnd && args.teacher.is_none() {
+        let what = "layers learn from the original's: name it with --teacher";
+        return Err(Failure::new(Exit::Usage, what));
+    }
+    if args.output.exists() && !args.force && !args.resume {
+        let what = format!("{}: is there already", args.output.display());
+        return Err(
+            Failure::new(Exit::Failure, what).help("-f replaces it, -o chooses another place")
+        );
+    }
+    let progress = opt::progress(&args.talk);
+    progress.stage("Loading", &args.model.display().to_string());
+    let loaded = load::source(&load::Source::of(&args.model)?)?;
+    let files = FileCache::new();
+    let module = load::executable(&args.model)?.module;
+    let engine = engine(&args.model, &module, args, &files)?;
+    end_to_end::check(&engine).map_err(failure)?;
+    let known = engine
+        .language_model()
+        .map_err(|error| Failure::new(Exit::Input, format!("{}: {error}", args.model.display())))?;
+    let known = Model {
+        vocabulary: known.vocabulary,
+        positions: known.max_positions,
+    };
+    drop(engine);
+    let data = data::read(args, known, &progress)?;
+    let settings = settings(args, &data);
+    let chosen = choose(&module, &Reader::new(&files), &settings.choice).map_err(failure)?;
+    let mut history = History {
+        settings: words(args, &settings),
+        trained: counted(&module, &chosen),
+        ..History::default()
+    };
+    told(&progress, &history, &data);
+    let print_ = fingerprint(args, &settings, &module, &data)?;
+    let partial = output::open(args, &print_)?;
+    let store = Store::new(&partial.path, print_.clone());
+    let original = match &args.teacher {
+        Some(path) => Some(Original::new(path, args, known.vocabulary)?),
+        None => None,
+    };
+    let run = Run {
+        args,
+        progress: &progress,
+        files: &files,
+        chosen: &chosen,
+        settings: &settings,
+        data: &data,
+        store: &store,
+    };
+    let mut trained = module;
+    if let (Some(original), true) = (&original, args.mode != Mode::EndToEnd) {
+        let done = run.blocks(&trained, original)?;
+        apply(&mut trained, &done.bytes);
+        history.blocks = done.blocks;
+    }
+    if args.mode != Mode::Blocks {
+        let done = run.end_to_end(&trained, original)?;
+        apply(&mut trained, &done.bytes);
+        (history.end_to_end, history.kept) = (done.records, done.kept);
+    }
+    let written = output::Output {
+        args,
+        partial,
+        print: &print_,
+        store: &store,
+        history: &history,
+    };
+    written.write(trained, &loaded, &files)?;
+    progress.stage("Wrote", &args.output.display().to_string());
+    if args.json {
+        let text = serde_json::to_string_pretty(&history).unwrap_or_default() + "\n";
+        print(text.as_bytes())?;
+    }
+    Ok(Exit::Ok)
+}
+
+/// The original, ready to run.
+struct Original {
+    module: Module,
+    engine: Engine,
+}
+
+impl Original {
+    fn new(path: &Path, args: &TrainArgs, vocabulary: usize) -> Result<Self, Failure> {
+        let module = load::executable(path)?.module;
+        let engine = engine(path, &module, args, &FileCache::new())?;
+        end_to_end::check(&engine).map_err(failure)?;
+        let known = engine.language_model();
+        let known = known
+            .map_err(|error| Failure::new(Exit::Input, format!("{}: {error}", path.display())))?;
+        if known.vocabulary != vocabulary {
+            let what = format!(
+                "{} has a vocabulary of {}, the model one of {vocabulary}",
+                path.display(),
+                known.vocabulary
+            );
+            return Err(Failure::new(Exit::Input, what)
+                .help("--teacher names the model that it was made from"));
+        }
+        Ok(Self { module, engine })
+    }
+}
+
+fn options(args: &TrainArgs) -> Options {
+    let usual = Options::default();
+    Options {
+        threads: args.threads.map_or(usual.threads, usize::from),
+        ..usual
+    }
+}
+
+fn engine(
+    path: &Path,
+    module: &Module,
+    args: &TrainArgs,
+    files: &FileCache,
+) -> Result<Engine, Failure> {
+    let engine = Engine::new(module, files, &options(args));
+    let mut engine = engine
+        .map_err(|error| Failure::new(Exit::Input, format!("{}: {error}", path.display())))?;
+    engine.set_interrupt(signal::flag());
+    Ok(engine)
+}
+
+/// What both ways of training need.
+struct Run<'a> {
+    args: &'a TrainArgs,
+    progress: &'a Progress,
+    files: &'a FileCache,
+    chosen: &'a [Trainable],
+    settings: &'a Settings,
+    data: &'a Data,
+    store: &'a Store,
+}
+
+impl Run<'_> {
+    fn blocks(&self, module: &Module, original: &Original) -> Result<blocks::Trained, Failure> {
+        let begun = Instant::now();
+        let options = options(self.args);
+        let job = blocks::Job {
+            module,
+            files: self.files,
+            trainables: self.chosen,
+            teacher: &original.engine,
+            original: &original.module,
+            examples: &self.data.train,
+            validation: &self.data.validation,
+            settings: self.settings,
+            options: &options,
+            store: self.store,
+            held: self.args.hold,
+        };
+        let done = blocks::train(&job, &mut watch::Lines::new(self.progress)).map_err(failure)?;
+        let spilled = match done.spilled {
+            0 => String::new(),
+            bytes => format!(", {} spilled", human::size(bytes)),
+        };
+        let count = human::plural(done.blocks.len(), "block");
+        let text = format!("{count} in {}{spilled}", human::duration(begun.elapsed()));
+        self.progress.stage("Trained", &text);
+        Ok(done)
+    }
+
+    fn end_to_end(
+        &self,
+        module: &Module,
+        original: Option<Original>,
+    ) -> Result<end_to_end::Trained, Failure> {
+        let begun = Instant::now();
+        let options = options(self.args);
+        let teacher = original.map(|o| Teacher::new(o.engine, self.settings.top));
+        let job = end_to_end::Job {
+            module,
+            files: self.files,
+            trainables: self.chosen,
+            teacher: teacher.as_ref(),
+            examples: &self.data.train,
+            validation: &self.data.validation,
+            settings: self.settings,
+            options: &options,
+            store: self.store,
+        };
+        let done =
+            end_to_end::train(&job, &mut watch::Lines::new(self.progress)).map_err(failure)?;
+        let judged = |step: u64| {
+            let mut records = done.records.iter();
+            records.find(|r| r.step == step).and_then(|r| r.judged)
+        };
+        let (first, kept) = (
+            judged(0).unwrap_or_default(),
+            judged(done.kept).unwrap_or_default(),
+        );
+        let text = format!(
+            "end to end in {}: kept step {}{}; untrained{}",
+            human::duration(begun.elapsed()),
+            done.kept,
+            watch::said(&kept),
+            watch::said(&first)
+        );
+        self.progress.stage("Trained", &text);
+        Ok(done)
+    }
+}
+
+fn settings(args: &TrainArgs, data: &Data) -> Settings {
+    let per_step = (args.batch * args.accumulate) as u64;
+    let rounds = args.epochs.map(|epochs| (epochs * data.train.len()) as u64);
+    let steps = rounds.map_or(args.steps, |examples| {
+        examples.div_ceil(per_step.max(1)).max(1)
+    });
+    let taught = args.teacher.is_some();
+    Settings {
+        choice: Choice {
+            kinds: args.params.iter().copied().collect(),
+            only: args.only.clone(),
+        },
+        cross_entropy: args.ce.unwrap_or(if taught { 0.0 } else { 1.0 }),
+        kl: args.kl.unwrap_or(if taught { 1.0 } else { 0.0 }),
+        top: args.teacher_top,
+        steps,
+        block_steps: args.block_steps,
+        schedule: Schedule {
+            rate: args.lr,
+            relative: args.lr_unit == Unit::Rms,
+            warm_up: args.warmup,
+            decay: args.decay,
+            clip: (args.clip > 0.0).then_some(args.clip),
+            ..Schedule::default()
+        },
+        batch: args.batch,
+        accumulate: args.accumulate,
+        judge_every: args.judge_every,
+        patience: args.patience,
+        checkpoint_every: args.checkpoint_every,
+        recompute: args.recompute,
+        seed: args.seed,
+    }
+}
+
+/// The run in the words of a pipeline, for manifests and reports.
+fn words(args: &TrainArgs, settings: &Settings) -> String {
+    let kinds: Vec<&str> = settings.choice.kinds.iter().map(|k| k.name()).collect();
+    let mode = match args.mode {
+        Mode::Blocks => format!("mode=blocks block_steps={}", settings.block_steps),
+        Mode::EndToEnd => format!("mode=end-to-end steps={}", settings.steps),
+        Mode::Both => format!(
+            "mode=both block_steps={} steps={}",
+            settings.block_steps, settings.steps
+        ),
+    };
+    let (kinds, schedule) = (kinds.join("+"), &settings.schedule);
+    format!(
+        "train{{{mode} params={kinds} kl={} ce={} lr={} batch={} seed={}}}",
+        settings.kl,
+        settings.cross_entropy,
+        schedule.rate,
+        settings.batch * settings.accumulate,
+        settings.seed
+    )
+}
+
+/// Tensors and values of each kind.
+fn counted(module: &Module, chosen: &[Trainable]) -> Vec<(String, u64, u64)> {
+    let mut kinds: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+    for trainable in chosen {
+        let weight = module.weight(trainable.parameter.weight);
+        let values = weight.and_then(|w| w.elements()).unwrap_or(0);
+        let entry = kinds.entry(trainable.kind.name()).or_default();
+        (entry.0, entry.1) = (entry.0 + 1, entry.1 + values);
+    }
+    let kinds = kinds.into_iter();
+    kinds
+        .map(|(kind, (tensors, values))| (kind.to_string(), tensors, values))
+        .collect()
+}
+
+fn told(progress: &Progress, history: &History, data: &Data) {
+    let kinds = history.trained.iter();
+    let kinds: Vec<String> = kinds
+        .map(|(kind, tensors, _)| format!("{tensors} of {kind}"))
+        .collect();
+    progress.stage("Moving", &format!("tensors: {}", kinds.join(", ")));
+    let text = format!(
+        "{} to train on, {} held out",
+        human::plural(data.train.len(), "example"),
+        data.validation.len()
+    );
+    progress.stage("Data", &text);
+}
+
+/// Everything that the result depends on, hashed: what `--resume` goes by.
+fn fingerprint(
+    args: &TrainArgs,
+    settings: &Settings,
+    module: &Module,
+    data: &Data,
+) -> Result<String, Failure> {
+    let stamp = |path: &Path| -> Result<Vec<(String, u64)>, Failure> {
+        let files = load::source(&load::Source::of(path)?)?.files;
+        let sized = files.iter().map(|file| {
+            let bytes = std::fs::metadata(file).map_or(0, |m| m.len());
+            (file.display().to_string(), bytes)
+        });
+        Ok(sized.collect())
+    };
+    let teacher = args.teacher.as_deref().map(stamp).transpose()?;
+    let text = Digest::of(crate::ir::text::print(module).as_bytes()).to_hex();
+    let mode = format!("{:?}", args.mode);
+    let whole = (
+        env!("CARGO_PKG_VERSION"),
+        (mode, settings),
+        (text, stamp(&args.model)?, teacher),
+        &data.hash,
+    );
+    let json = serde_json::to_vec(&whole).unwrap_or_default();
+    Ok(Digest::of(&json).to_hex())
+}
+
+/// Errors of training as failures of the command.
+pub fn failure(error: TrainError) -> Failure {
+    if error.is_interrupt() {
+        return Failure::new(Exit::Interrupted, "interrupted")
+            .help("the same command with --resume goes on from there");
+    }
+    let text = error.to_string();
+    match error {
+        TrainError::Settings(_) => Failure::new(Exit::Usage, text),
+        TrainError::Io { path, source } => Failure::write(&path, &source),
+        TrainError::Weights(error) => errors::job(&OptError::Weights(error)),
+        TrainError::NotFinite { .. } => Failure::new(Exit::Failure, text)
+            .help("the last checkpoint is in the output's .partial folder"),
+        TrainError::Checkpoint { .. } => Failure::new(Exit::Usage, text),
+        _ => Failure::new(Exit::Input, text),
+    }
+}

@@ -1,0 +1,65 @@
+//! What a training run has seen: losses of steps, judgements of the validation examples.
+
+use serde::{Deserialize, Serialize};
+
+/// One step, or one judgement.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// Steps done; 0 is the untrained model.
+    pub step: u64,
+    /// The objective over the step's examples; in a block, the relative error of its results.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<f64>,
+    /// Learning rate of the step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learning_rate: Option<f64>,
+    /// Norm of the gradient before it was clipped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gradient_norm: Option<f64>,
+    /// Tokens that counted.
+    #[serde(default)]
+    pub tokens: u64,
+    /// What the validation examples say, where they were asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub judged: Option<Judged>,
+}
+
+/// Means over the tokens of the validation examples.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Judged {
+    /// Cross entropy of the next token, nats; of a block, nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cross_entropy: Option<f64>,
+    /// KL divergence from the teacher, nats.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kl: Option<f64>,
+    /// Relative squared error of a block's results.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<f64>,
+}
+
+impl Judged {
+    /// What training goes by: the block's error, else KL, else cross entropy.
+    pub fn measure(&self) -> f64 {
+        let first = self.error.or(self.kl).or(self.cross_entropy);
+        first.unwrap_or(f64::INFINITY)
+    }
+}
+
+/// A training run, as reports hold it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct History {
+    /// The run in the words of the command.
+    pub settings: String,
+    /// Trained tensors and their values, by kind: name of the kind, tensors, values.
+    pub trained: Vec<(String, u64, u64)>,
+    /// Each block's records; the block's name first.
+    #[serde(default)]
+    pub blocks: Vec<(String, Vec<Record>)>,
+    /// Records end to end.
+    #[serde(default)]
+    pub end_to_end: Vec<Record>,
+    /// The step whose state was kept end to end.
+    #[serde(default)]
+    pub kept: u64,
+}
