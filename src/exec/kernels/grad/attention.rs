@@ -87,7 +87,7 @@ pub fn attention(
     for (i, part) in parts.chunks(each).enumerate() {
         let (sequence, head) = (i / shape.kv_heads, i % shape.kv_heads);
         let wide = group * shape.head_dim;
-        let mut put = |out: &mut [f32], from: &[f32], rows: usize, stride: usize, part: usize| {
+        let put = |out: &mut [f32], from: &[f32], rows: usize, stride: usize, part: usize| {
             for (row, values) in from.chunks(part.max(1)).enumerate().take(rows) {
                 let at = (sequence * rows + row) * stride + head * part;
                 out[at..at + part].copy_from_slice(values);
