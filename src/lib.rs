@@ -14,6 +14,7 @@ pub mod opt;
 pub mod pass;
 #[path = "../passes/mod.rs"]
 pub mod passes;
+pub mod plan;
 pub mod report;
 pub mod store;
 pub mod text;

@@ -63,6 +63,16 @@ impl RopeTable {
         }
     }
 
+    /// The frequencies of a base that does not grow, `[rotary_dim / 2]`, as radians per position.
+    pub fn inverse_frequencies(&self) -> &[f32] {
+        &self.inverse_frequencies
+    }
+
+    /// The factor on cosines and sines.
+    pub fn attention_factor(&self) -> f32 {
+        self.attention_factor
+    }
+
     /// Cosines and sines of tokens at `positions`.
     ///
     /// Dynamic scaling goes by the largest of them, as if it were the end of the sequence.

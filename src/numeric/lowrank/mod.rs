@@ -13,7 +13,7 @@ pub mod hierarchy;
 pub mod multilevel;
 pub mod svd;
 
-pub use factor::{Factor, FactorFormat, Side};
+pub use factor::{Factor, FactorFormat, Side, coded_group};
 pub use svd::{Method, Options, Rank, Svd};
 
 use super::matrix::ShapeError;

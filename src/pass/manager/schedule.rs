@@ -109,6 +109,13 @@ impl Schedule {
         self.program.check_matches(&selected)
     }
 
+    /// The name of a step's pass, and its options as they were written.
+    pub fn call(&self, step: usize) -> Option<(&'static str, serde_json::Map<String, Value>)> {
+        let name = self.steps.get(step)?.name;
+        let step = self.program.steps().get(step)?;
+        Some((name, step.call.options_json()))
+    }
+
     /// Steps that run on a site, over all stages, in order.
     pub fn steps_for(&self, site: &Site) -> Vec<usize> {
         let mut scheduled = vec![false; self.steps.len()];

@@ -1,0 +1,427 @@
+//! Macros as launches, but for linears and attention.
+
+use super::emit::{Emit, Result};
+use super::linear::Job;
+use super::macros::{Elementwise, Macro, Norm, Part, Slot};
+use super::program::Growing;
+use super::terms::{self, format};
+use crate::ir::Activation;
+use crate::plan::kernels::Launch;
+use crate::plan::pack::recipe::{PartTerms, Recipe, Stack};
+use crate::plan::{Estimate, Place, Plan, PlanError, Program, Value, arena, cost};
+
+/// Rows of a launch with one block per token.
+pub(super) fn per_token(tokens: u64, block: u32) -> Launch {
+    Launch {
+        grid: [u32::try_from(tokens).unwrap_or(u32::MAX), 1, 1],
+        block,
+        shared_bytes: 0,
+    }
+}
+
+pub(super) fn int(n: u64) -> Value {
+    Value::Int(i64::try_from(n).unwrap_or(i64::MAX))
+}
+
+pub(super) fn float(x: f64) -> Value {
+    Value::Float(x as f32)
+}
+
+impl Emit<'_> {
+    /// One program.
+    pub(super) fn program(&mut self, macros: &[Macro], mut p: Growing) -> Result<Program> {
+        for step in macros {
+            self.step(&mut p, step)?;
+        }
+        let rows = if p.prefill { 1 } else { p.tokens };
+        let index = self.variant("sample", &[]);
+        let bytes = self.vocabulary * 4 * rows;
+        let estimate = self.estimate(Place::Device, bytes, self.vocabulary * rows, false);
+        let given = vec![
+            ("logits", Value::buffer("logits")),
+            ("token", Value::buffer("sampled")),
+            ("params", Value::buffer("sampling")),
+            ("top_k", Value::buffer("sampling_top_k")),
+            ("rows", int(self.vocabulary)),
+            ("ldl", int(self.width(self.logits))),
+        ];
+        p.push("sample", ("sample", index), per_token(rows, 1024), given, estimate);
+        let mut scalars: Vec<String> = match p.prefill {
+            true => ["prompt", "prompt_positions", "scalars"].map(String::from).to_vec(),
+            false => ["tokens", "positions"].map(String::from).to_vec(),
+        };
+        scalars.extend(["sampling".to_string(), "sampling_top_k".to_string()]);
+        Ok(p.finish(&self.variants, &scalars))
+    }
+
+    fn step(&mut self, p: &mut Growing, step: &Macro) -> Result<()> {
+        match step {
+            Macro::Embed {
+                name,
+                table,
+                positions,
+                y,
+                add,
+                scale,
+            } => self.embed(p, name, table, (*positions, *add), *y, *scale),
+            Macro::Norm {
+                name,
+                norm,
+                x,
+                residual,
+                y,
+            } => {
+                let (x, y) = (self.slot(p, *x), self.slot(p, *y));
+                let width = self.width_of(norm);
+                let residual = residual.map(|r| self.slot(p, r));
+                self.norm(p, name, norm, (x, width), residual, (y, "y"), 0)
+            }
+            Macro::Linear { name, x, .. } => {
+                let job = Job::of(step);
+                let Some(mut job) = job else { return Ok(()) };
+                if job.last && p.prefill {
+                    job.x = self.last_row(p, *x);
+                    job.tokens = 1;
+                    job.y = Value::buffer("logits");
+                } else {
+                    job.x = self.slot(p, *x);
+                    job.tokens = p.tokens;
+                    job.y = self.slot(p, job.y_slot);
+                }
+                job.ldx = self.width(*x);
+                job.ldy = self.width(job.y_slot);
+                job.residual = job.residual_slot.map(|r| (self.slot(p, r), self.width(r)));
+                self.linear(p, name, &job)
+            }
+            Macro::Attend {
+                name,
+                attention,
+                qkv,
+                y,
+            } => self.attend(p, name, attention, *qkv, *y),
+            Macro::Experts { .. } => self.experts(p, step),
+            Macro::Elementwise { name, op, a, b, y } => {
+                let width = self.width(*y);
+                let a = (self.slot(p, *a), self.width(*a));
+                let b = b.map(|b| (self.slot(p, b), self.width(b)));
+                let y = self.slot(p, *y);
+                self.elementwise(p, name, *op, a, b, (y, width), width);
+                Ok(())
+            }
+        }
+    }
+
+    /// The buffer of a slot.
+    pub(super) fn slot(&self, p: &mut Growing, slot: Slot) -> Value {
+        match slot == self.logits {
+            true => Value::buffer("logits"),
+            false => p.slot(slot, &self.slots),
+        }
+    }
+
+    /// The device scalars that say how many tokens there are, in a prompt.
+    pub(super) fn scalars(&self, p: &Growing) -> Value {
+        match p.prefill {
+            true => Value::buffer("scalars"),
+            false => Value::Null,
+        }
+    }
+
+    pub(super) fn estimate(&self, place: Place, bytes: u64, flops: u64, tensor: bool) -> Estimate {
+        cost::estimate(&self.options.target, place, bytes, flops, tensor)
+    }
+
+    /// The width of what a norm is of.
+    pub(super) fn width_of(&self, norm: &Norm) -> u64 {
+        let gain = self.module.weight(norm.gain);
+        gain.and_then(|w| w.elements()).unwrap_or(0)
+    }
+
+    /// Copies the last token's row to a buffer of its own.
+    fn last_row(&mut self, p: &mut Growing, x: Slot) -> Value {
+        if let Some(value) = p.last.get(&x) {
+            return value.clone();
+        }
+        let width = self.width(x);
+        let from = self.slot(p, x);
+        let to = p.buffer("last", "f32", &[1, width]);
+        self.elementwise(p, "last", Elementwise::Last, (from, width), None, (to.clone(), width), width);
+        p.last.insert(x, to.clone());
+        to
+    }
+
+    #[allow(clippy::too_many_arguments)] // one for each of the kernel's
+    pub(super) fn elementwise(
+        &mut self,
+        p: &mut Growing,
+        name: &str,
+        op: Elementwise,
+        (a, lda): (Value, u64),
+        b: Option<(Value, u64)>,
+        (y, ldy): (Value, u64),
+        width: u64,
+    ) {
+        let index = self.variant("elementwise", &[("OP", op.code()), ("ACTIVATION", op.activation())]);
+        let rows = if op == Elementwise::Last { 1 } else { p.tokens };
+        let operands = 2 + u64::from(b.is_some());
+        let estimate = self.estimate(Place::Device, rows * width * 4 * operands, rows * width, false);
+        let (b, ldb) = b.unwrap_or((Value::Null, 0));
+        let given = vec![
+            ("a", a),
+            ("b", b),
+            ("y", y),
+            ("scalars", self.scalars(p)),
+            ("width", int(width)),
+            ("lda", int(lda)),
+            ("ldb", int(ldb)),
+            ("ldy", int(ldy)),
+            ("factor", float(op.factor())),
+        ];
+        p.push(name, ("elementwise", index), per_token(rows, 256), given, estimate);
+    }
+
+    /// A norm of its own; `out` 0 is f32, 1 is f16.
+    #[allow(clippy::too_many_arguments)] // one for each of the kernel's
+    pub(super) fn norm(
+        &mut self,
+        p: &mut Growing,
+        name: &str,
+        norm: &Norm,
+        (x, ldx): (Value, u64),
+        residual: Option<Value>,
+        (y, arg): (Value, &'static str),
+        out: i64,
+    ) -> Result<()> {
+        let width = self.width_of(norm);
+        let weight = self.norm_weight(norm, width)?;
+        let defines = [
+            ("KIND", i64::from(norm.layer)),
+            ("RESIDUAL", i64::from(residual.is_some())),
+            ("OUT", out),
+        ];
+        let index = self.variant("normalize", &defines);
+        let padded = width.next_multiple_of(16);
+        let estimate = self.estimate(Place::Device, p.tokens * width * 8, p.tokens * width * 4, false);
+        let given = vec![
+            ("x", x),
+            ("gain", self.section(&weight, "gain")),
+            ("beta", self.section(&weight, "beta")),
+            ("residual", residual.unwrap_or(Value::Null)),
+            (arg, y),
+            ("scalars", self.scalars(p)),
+            ("width", int(width)),
+            ("ldx", int(ldx.next_multiple_of(16))),
+            ("ldy", int(padded)),
+            ("eps", float(norm.eps)),
+        ];
+        p.push(name, ("normalize", index), per_token(p.tokens, 256), given, estimate);
+        Ok(())
+    }
+
+    fn embed(
+        &mut self,
+        p: &mut Growing,
+        name: &str,
+        table: &Part,
+        (positions, add): (bool, bool),
+        y: Slot,
+        scale: f64,
+    ) -> Result<()> {
+        let found = terms::terms(self.module, self.graph, table.op)?;
+        let (matrix, _) = terms::matrix(self.graph, table.op)?;
+        let (rows, cols) = (matrix.out_features, matrix.in_features);
+        let simple = found.is_plain() && found.low_rank.is_empty() && found.sparse.is_empty();
+        let base = found.bases.first().copied().filter(|b| {
+            simple && b.format != format::TRELLIS && !b.columns
+        });
+        let (weight, base) = match base {
+            Some(base) => {
+                let stack = Stack {
+                    experts: vec![vec![PartTerms {
+                        part: self.canonical(table),
+                        base: Some(base.term),
+                        low_rank: Vec::new(),
+                        sparse: Vec::new(),
+                        bias: None,
+                    }]],
+                    interleaved: false,
+                    cols,
+                    base: Some(base),
+                    factors: None,
+                    sparse: false,
+                    bias: false,
+                };
+                let parts = vec![table.name.clone()];
+                let weight = self.weight(name, "tile16x64", (table.padded(), cols), parts, Recipe::Matrix(stack))?;
+                (weight, base)
+            }
+            None => {
+                self.note(
+                    name,
+                    "its rows are kept multiplied out in f16: a lookup reads one term, in groups along `in`",
+                );
+                let base = terms::Base {
+                    term: 0,
+                    format: format::F16,
+                    bits: 0,
+                    group: 0,
+                    zeros: false,
+                    columns: false,
+                    rotation: None,
+                };
+                let recipe = Recipe::Dense(self.canonical(table));
+                let parts = vec![table.name.clone()];
+                let weight = self.weight(&format!("{name}.rows"), "tile16x64", (table.padded(), cols), parts, recipe)?;
+                (weight, base)
+            }
+        };
+        let defines = [
+            ("FORMAT", base.format),
+            ("BITS", base.bits),
+            ("GROUP", base.group),
+            ("ZEROS", i64::from(base.zeros)),
+        ];
+        let index = self.variant("embed", &defines);
+        let ids = match (p.prefill, positions) {
+            (false, false) => "tokens",
+            (false, true) => "positions",
+            (true, false) => "prompt",
+            (true, true) => "prompt_positions",
+        };
+        let width = self.width(y);
+        let bytes = self.weight_bytes(&weight) / rows.max(1) * 2 + width * 4;
+        let estimate = self.estimate(Place::Device, p.tokens * bytes, p.tokens * width, false);
+        let given = vec![
+            ("ids", Value::buffer(ids)),
+            ("scalars", self.scalars(p)),
+            ("q", self.section(&weight, "q")),
+            ("scales", self.section(&weight, "scales")),
+            ("zeros", self.section(&weight, "zeros")),
+            ("y", self.slot(p, y)),
+            ("rows", int(rows)),
+            ("width", int(cols)),
+            ("ldy", int(width)),
+            ("add", Value::Int(i64::from(add))),
+            ("scale", float(scale)),
+        ];
+        p.push(name, ("embed", index), per_token(p.tokens, 256), given, estimate);
+        Ok(())
+    }
+
+    /// Router's choice, gate and up of the chosen experts, and the sum of their results.
+    fn experts(&mut self, p: &mut Growing, step: &Macro) -> Result<()> {
+        let Macro::Experts {
+            name,
+            x,
+            norm,
+            logits,
+            top_k,
+            normalize,
+            experts,
+            activation,
+            residual,
+            y,
+        } = step
+        else {
+            return Ok(());
+        };
+        if !p.is_small() {
+            let problem = "more than 8 tokens at a time have no kernel";
+            return Err(PlanError::unsupported("moe", name, problem));
+        }
+        let slots = p.tokens * top_k;
+        let ids = p.buffer(&format!("{name}.ids"), "i32", &[p.tokens, *top_k]);
+        let weights = p.buffer(&format!("{name}.weights"), "f32", &[p.tokens, *top_k]);
+        let index = self.variant("moe_route", &[("NORMALIZE", i64::from(*normalize))]);
+        let count = experts.len() as u64;
+        let estimate = self.estimate(Place::Device, p.tokens * count * 4, p.tokens * count * 4, false);
+        let given = vec![
+            ("logits", self.slot(p, *logits)),
+            ("ids", ids.clone()),
+            ("weights", weights.clone()),
+            ("scalars", self.scalars(p)),
+            ("experts", int(count)),
+            ("top_k", int(*top_k)),
+            ("ldl", int(self.width(*logits))),
+        ];
+        p.push(&format!("{name}.route"), ("moe_route", index), per_token(p.tokens, 32), given, estimate);
+        let inner = experts.first().map_or(0, |e| e[0].padded());
+        let hidden = p.buffer(&format!("{name}.inner"), "f32", &[slots, inner]);
+        let mut job = Job::experts(
+            experts.iter().map(|[gate, up, _]| vec![gate.clone(), up.clone()]).collect(),
+            Some(*activation),
+        );
+        job.x = self.slot(p, *x);
+        job.ldx = self.width(*x);
+        job.norm = norm.clone();
+        job.tokens = p.tokens;
+        job.routed = Some((1, ids.clone(), weights.clone(), *top_k));
+        (job.y, job.ldy) = (hidden.clone(), inner);
+        self.linear(p, &format!("{name}.gate_up"), &job)?;
+        let mut job = Job::experts(experts.iter().map(|[_, _, down]| vec![down.clone()]).collect(), None::<Activation>);
+        (job.x, job.ldx) = (hidden, inner);
+        job.tokens = p.tokens;
+        job.routed = Some((2, ids, weights, *top_k));
+        (job.y, job.ldy) = (self.slot(p, *y), self.width(*y));
+        job.residual = residual.map(|r| (self.slot(p, r), self.width(r)));
+        self.linear(p, &format!("{name}.down"), &job)
+    }
+
+    /// The same rows of the same matrix under one name: a tied head and the table are one.
+    pub(super) fn canonical(&self, part: &Part) -> Part {
+        let Ok((matrix, _)) = terms::matrix(self.graph, part.op) else {
+            return part.clone();
+        };
+        let ids = self.graph.walk();
+        let same = ids.iter().find(|&&id| {
+            let other = self.graph.op(id).and_then(|op| op.kind.matrix());
+            other == Some(matrix)
+        });
+        let Some(&id) = same else { return part.clone() };
+        let name = self.graph.op(id).map_or_else(String::new, |op| op.name.clone());
+        Part {
+            op: id,
+            name,
+            rows: part.rows.clone(),
+        }
+    }
+}
+
+/// Steps whose weights are on the host run there, and buffers that they use are seen by both.
+pub(super) fn host_buffers(plan: &mut Plan) {
+    let place = |plan: &Plan, step: &crate::plan::Step| {
+        let host = step.args.iter().any(|(_, v)| match v {
+            Value::Section { weight, .. } => {
+                plan.weight(weight).is_some_and(|w| w.place == Place::Host)
+            }
+            _ => false,
+        });
+        if host { Place::Host } else { Place::Device }
+    };
+    let mut shared: Vec<String> = Vec::new();
+    for program in 0..plan.programs.len() {
+        for step in 0..plan.programs[program].steps.len() {
+            let found = place(plan, &plan.programs[program].steps[step]);
+            let target = plan.target.clone();
+            let one = &mut plan.programs[program].steps[step];
+            one.place = found;
+            if found == Place::Host {
+                let (bytes, flops) = (one.estimate.bytes, one.estimate.flops);
+                one.estimate = cost::estimate(&target, Place::Host, bytes, flops, false);
+                let uses = arena::uses(one, &plan.kernels);
+                shared.extend(uses.into_iter().map(|u| u.name));
+            }
+        }
+    }
+    let mark = |buffers: &mut Vec<crate::plan::Buffer>| {
+        for buffer in buffers.iter_mut().filter(|b| shared.contains(&b.name)) {
+            buffer.place = Place::Host;
+        }
+    };
+    mark(&mut plan.persistent);
+    plan.programs.iter_mut().for_each(|p| mark(&mut p.buffers));
+    for program in &mut plan.programs {
+        let scalars = program.captures.first().map(|c| c.scalars.clone());
+        program.captures = super::program::captures(&program.steps, &scalars.unwrap_or_default());
+    }
+}

@@ -1,0 +1,369 @@
+//! Linears as launches: one where terms allow it, several where they do not.
+
+mod input;
+mod passes;
+
+use super::build::{float, int};
+use super::emit::{Emit, Result};
+use super::macros::{Elementwise, Macro, Norm, Outputs, Part, Slot, activation_code};
+use super::program::Growing;
+use super::terms::{self, Terms, format};
+use crate::ir::{Activation, OpKind, Role, WeightId};
+use crate::plan::kernels;
+use crate::plan::pack::recipe::{PartTerms, Recipe, Stack};
+use crate::plan::pack::sizes;
+use crate::plan::{Place, PlanError, Value};
+
+/// Linears of one input, with places for what goes in and comes out.
+#[derive(Clone, Debug)]
+pub(super) struct Job {
+    /// Parts of each expert; one list without experts.
+    pub(super) experts: Vec<Vec<Part>>,
+    /// `activation(first) · second`, tile by tile.
+    pub(super) gate: Option<Activation>,
+    pub(super) activation: Option<Activation>,
+    pub(super) softcap: Option<f64>,
+    pub(super) norm: Option<Norm>,
+    pub(super) x: Value,
+    pub(super) ldx: u64,
+    pub(super) y: Value,
+    pub(super) ldy: u64,
+    pub(super) y_slot: Slot,
+    pub(super) y_offset: u64,
+    pub(super) residual: Option<(Value, u64)>,
+    pub(super) residual_slot: Option<Slot>,
+    pub(super) tokens: u64,
+    pub(super) last: bool,
+    /// `EXPERTS`, the chosen experts, their weights, and how many each token has.
+    pub(super) routed: Option<(i64, Value, Value, u64)>,
+}
+
+/// What one launch does of a job.
+struct Launched<'a> {
+    stack: Stack,
+    /// Terms of the launch's first part.
+    scale: f32,
+    job: &'a Job,
+    /// The input is rotated, and `x` is it.
+    rotated: Option<Value>,
+}
+
+impl Job {
+    /// Of a linear macro; places are still to be filled in.
+    pub(super) fn of(step: &Macro) -> Option<Self> {
+        let Macro::Linear {
+            norm,
+            outputs,
+            epilogue,
+            y,
+            y_offset,
+            last,
+            ..
+        } = step
+        else {
+            return None;
+        };
+        let (parts, gate) = match outputs {
+            Outputs::Rows(parts) => (parts.clone(), None),
+            Outputs::Gated {
+                gate,
+                up,
+                activation,
+            } => (vec![gate.clone(), up.clone()], Some(*activation)),
+        };
+        let mut job = Self::experts(vec![parts], gate);
+        job.activation = epilogue.activation;
+        job.softcap = epilogue.softcap;
+        job.norm = norm.clone();
+        job.y_slot = *y;
+        job.y_offset = *y_offset;
+        job.residual_slot = epilogue.residual;
+        job.last = *last;
+        Some(job)
+    }
+
+    /// Of experts, or of one list of parts.
+    pub(super) fn experts(experts: Vec<Vec<Part>>, gate: Option<Activation>) -> Self {
+        Self {
+            experts,
+            gate,
+            activation: None,
+            softcap: None,
+            norm: None,
+            x: Value::Null,
+            ldx: 0,
+            y: Value::Null,
+            ldy: 0,
+            y_slot: Slot(usize::MAX),
+            y_offset: 0,
+            residual: None,
+            residual_slot: None,
+            tokens: 1,
+            last: false,
+            routed: None,
+        }
+    }
+
+    /// The same for one part, into other columns.
+    fn of_part(&self, part: &Part, y_offset: u64) -> Self {
+        Self {
+            experts: vec![vec![part.clone()]],
+            gate: None,
+            y_offset,
+            ..self.clone()
+        }
+    }
+}
+
+impl Emit<'_> {
+    /// Emits a job, in one launch if it can be one.
+    pub(super) fn linear(&mut self, p: &mut Growing, name: &str, job: &Job) -> Result<()> {
+        let mut all: Vec<Vec<(Part, Terms)>> = Vec::with_capacity(job.experts.len());
+        for parts in &job.experts {
+            let of = |part: &Part| Ok((part.clone(), terms::terms(self.module, self.graph, part.op)?));
+            all.push(parts.iter().map(of).collect::<Result<_>>()?);
+        }
+        let Some((first, terms)) = all.iter().flatten().next().cloned() else {
+            return Ok(());
+        };
+        let others = all.iter().flatten();
+        let differs = others.clone().find_map(|(_, t)| t.differs_from(&terms));
+        let alone = all.len() == 1 && all[0].len() == 1;
+        if alone && !terms.is_plain() {
+            return self.passes(p, name, job, &first, &terms);
+        }
+        let Some(why) = differs.filter(|_| !alone) else {
+            return self.whole(p, name, job, &all, &terms);
+        };
+        if job.routed.is_some() {
+            let problem = format!("its experts can't be one launch: {why}; use one integer pass for all of them");
+            return Err(PlanError::unsupported("moe", name, problem));
+        }
+        let parts = all.into_iter().flatten();
+        self.note(name, format!("{} launches instead of one: {why}", parts.clone().count()));
+        match job.gate {
+            None => {
+                let mut at = job.y_offset;
+                for (part, _) in parts {
+                    let one = job.of_part(&part, at);
+                    at += part.padded();
+                    self.linear(p, &part.name, &one)?;
+                }
+                Ok(())
+            }
+            Some(activation) => {
+                let mut halves = Vec::new();
+                for (part, _) in parts {
+                    let mut one = job.of_part(&part, 0);
+                    one.y = p.buffer(&format!("{}.y", part.name), "f32", &[job.tokens, part.padded()]);
+                    one.ldy = part.padded();
+                    self.linear(p, &part.name, &one)?;
+                    halves.push((one.y, one.ldy));
+                }
+                if let [a, b] = halves.as_slice() {
+                    let y = (job.y.clone(), job.ldy);
+                    let op = Elementwise::Gate(activation);
+                    self.elementwise(p, name, op, a.clone(), Some(b.clone()), y, job.ldy);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// All terms of all parts in one launch.
+    fn whole(
+        &mut self,
+        p: &mut Growing,
+        name: &str,
+        job: &Job,
+        all: &[Vec<(Part, Terms)>],
+        terms: &Terms,
+    ) -> Result<()> {
+        let mut base = terms.bases.first().copied();
+        if let Some(base) = &mut base {
+            base.term = 0;
+        }
+        let part = |(part, terms): &(Part, Terms)| PartTerms {
+            part: match self.role(part) {
+                Some(Role::Head) => self.canonical(part),
+                _ => part.clone(),
+            },
+            base: terms.bases.first().map(|b| b.term),
+            low_rank: terms.low_rank.clone(),
+            sparse: terms.sparse.clone(),
+            bias: self.bias(part),
+        };
+        let experts: Vec<Vec<PartTerms>> = all.iter().map(|e| e.iter().map(part).collect()).collect();
+        let stack = Stack {
+            interleaved: job.gate.is_some(),
+            cols: self.columns(&experts)?,
+            base: base.map(|b| terms::Base { term: 0, ..b }),
+            factors: all.iter().flatten().find_map(|(_, t)| t.factors),
+            sparse: all.iter().flatten().any(|(_, t)| !t.sparse.is_empty()),
+            bias: experts.iter().flatten().any(|p| p.bias.is_some()),
+            experts,
+        };
+        let launched = Launched {
+            stack,
+            scale: terms.scale,
+            job,
+            rotated: None,
+        };
+        self.launch(p, name, &launched)
+    }
+
+    fn role(&self, part: &Part) -> Option<Role> {
+        match self.graph.op(part.op).map(|op| &op.kind) {
+            Some(OpKind::Linear(linear)) => Some(linear.role),
+            _ => None,
+        }
+    }
+
+    fn bias(&self, part: &Part) -> Option<WeightId> {
+        match self.graph.op(part.op).map(|op| &op.kind) {
+            Some(OpKind::Linear(linear)) => linear.bias,
+            _ => None,
+        }
+    }
+
+    fn columns(&self, experts: &[Vec<PartTerms>]) -> Result<u64> {
+        let Some(first) = experts.iter().flatten().next() else {
+            return Ok(0);
+        };
+        let (matrix, _) = terms::matrix(self.graph, first.part.op)?;
+        Ok(matrix.in_features)
+    }
+
+    /// One launch.
+    fn launch(&mut self, p: &mut Growing, name: &str, l: &Launched<'_>) -> Result<()> {
+        let (stack, job) = (&l.stack, l.job);
+        let tiles = stack.rows() / 16;
+        let rank = match stack.factors {
+            Some(_) => sizes::rank(self.graph, stack)?,
+            None => 0,
+        };
+        let parts = stack.experts.iter().flatten().map(|p| p.part.name.clone()).collect();
+        let pack = match stack.base {
+            Some(base) if base.format == format::TRELLIS => "tile16x16",
+            Some(_) => "tile16x64",
+            None => "terms",
+        };
+        let rows = stack.rows() * stack.experts.len() as u64;
+        let recipe = Recipe::Matrix(stack.clone());
+        let weight = self.weight(name, pack, (rows, stack.cols), parts, recipe)?;
+        let base = stack.base;
+        let (v, u) = stack.factors.unwrap_or((0, 0));
+        let coded = base.is_some_and(|b| b.format == format::CODES || b.format == format::TRELLIS);
+        let mut defines = vec![
+            ("FORMAT", base.map_or(format::NONE, |b| b.format)),
+            ("BITS", base.map_or(0, |b| b.bits)),
+            ("GROUP", base.map_or(0, |b| b.group)),
+            ("ZEROS", i64::from(base.is_some_and(|b| b.zeros))),
+            ("XSCALE", i64::from(base.is_some_and(|b| b.columns))),
+            ("LOWRANK", i64::from(stack.factors.is_some())),
+            ("VFORMAT", v),
+            ("UFORMAT", u),
+            ("SPARSE", i64::from(stack.sparse)),
+            ("ACTIVATION", activation_code(job.gate.or(job.activation))),
+            ("GLU", i64::from(job.gate.is_some())),
+            ("BIAS", i64::from(stack.bias)),
+            ("RESIDUAL", i64::from(job.residual.is_some())),
+            ("SOFTCAP", i64::from(job.softcap.is_some())),
+        ];
+        let mut given: Vec<(&str, Value)> = Vec::new();
+        let sections = [
+            "q", "scales", "zeros", "xscale", "v", "v_scales", "v_tiles", "v_index", "u", "u_scales",
+            "u_tiles", "u_index", "s", "s_offsets", "bias",
+        ];
+        given.extend(sections.map(|s| (s, self.section(&weight, s))));
+        let y = match &job.y {
+            Value::Buffer { name, offset } => Value::at(name.clone(), offset + job.y_offset * 4),
+            other => other.clone(),
+        };
+        let (residual, ldr) = job.residual.clone().unwrap_or((Value::Null, 0));
+        given.extend([
+            ("residual", residual),
+            ("y", y),
+            ("rows", int(stack.rows())),
+            ("cols", int(stack.cols)),
+            ("tiles", int(tiles)),
+            ("ldy", int(job.ldy)),
+            ("ldr", int(ldr)),
+            ("rank", int(rank)),
+            ("scale", Value::Float(l.scale)),
+            ("softcap", float(job.softcap.unwrap_or(0.0))),
+        ]);
+        let (slots, share) = match &job.routed {
+            Some((_, _, _, top_k)) => {
+                let chosen = (job.tokens * top_k).min(stack.experts.len() as u64);
+                (job.tokens * top_k, chosen as f64 / stack.experts.len().max(1) as f64)
+            }
+            None => (job.tokens, 1.0),
+        };
+        let entries = stack.rows().saturating_mul(stack.cols);
+        let flops = 2 * slots * (entries + rank * (stack.rows() + stack.cols));
+        let bytes = (self.weight_bytes(&weight) as f64 * share) as u64;
+        let bytes = bytes + slots * 4 * (stack.cols + stack.rows());
+        let estimate = self.estimate(Place::Device, bytes, flops, true);
+        if job.tokens > 8 {
+            let x = match &l.rotated {
+                Some(x) => x.clone(),
+                None => self.halves(p, job)?,
+            };
+            let h = match rank {
+                0 => Value::Null,
+                _ => p.buffer(&format!("{name}.h"), "f32", &[job.tokens, rank]),
+            };
+            given.extend([("x", x), ("h", h), ("ldx", int(stack.cols.next_multiple_of(64))), ("scalars", self.scalars(p))]);
+            let index = self.variant("linear_prefill", &defines);
+            let launch = kernels::linear_prefill(job.tokens, tiles);
+            p.push(name, ("linear_prefill", index), launch, given, estimate);
+            return Ok(());
+        }
+        let (xin, norm) = match (&l.rotated, &job.norm) {
+            (Some(_), _) | (None, None) => (0, None),
+            (None, Some(norm)) => (if norm.layer { 2 } else { 1 }, Some(norm)),
+        };
+        if let Some(norm) = norm {
+            let width = self.width_of(norm);
+            let vectors = self.norm_weight(norm, width)?;
+            given.push(("gain", self.section(&vectors, "gain")));
+            given.push(("beta", self.section(&vectors, "beta")));
+            given.push(("eps", float(norm.eps)));
+        }
+        let ldx = if l.rotated.is_some() { stack.cols.next_multiple_of(16) } else { job.ldx };
+        let h = match rank {
+            0 => Value::Null,
+            _ => p.buffer(&format!("{name}.h"), "f32", &[slots, rank]),
+        };
+        given.extend([("x", l.rotated.clone().unwrap_or(job.x.clone())), ("h", h), ("ldx", int(ldx))]);
+        let exact = self.options.exact || !coded;
+        defines.extend([
+            ("M", i64::try_from(job.tokens).unwrap_or(8)),
+            ("ACT", i64::from(exact)),
+            ("XIN", xin),
+            ("EXPERTS", 0),
+        ]);
+        if let Some((kind, ids, weights, top_k)) = &job.routed {
+            defines.push(("EXPERTS", *kind));
+            given.push(("ids", ids.clone()));
+            given.push(("weights", weights.clone()));
+            given.push(("top_k", int(*top_k)));
+        }
+        let index = self.variant("fused_linear", &defines);
+        let variant = self.variants.get(index as usize).cloned();
+        let Some(variant) = variant else { return Ok(()) };
+        let work = kernels::fused_linear(&variant, &self.options.target, tiles, stack.cols, rank, slots);
+        if work.partial_floats > 0 {
+            let partial = p.buffer(&format!("{name}.partial"), "f32", &[work.partial_floats]);
+            given.push(("partial", partial));
+        }
+        if work.counters > 0 {
+            given.push(("counter", Value::at("counters", self.counters * 4)));
+            // Launches' counters do not share a line of the cache.
+            self.counters += u64::from(work.counters).next_multiple_of(64);
+        }
+        p.push(name, ("fused_linear", index), work.launch, given, estimate);
+        Ok(())
+    }
+}

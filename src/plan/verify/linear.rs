@@ -1,0 +1,117 @@
+//! Linear kernels: packs as the variant reads them, rows as it reads and writes them.
+
+use super::Faults;
+use super::extents::Checked;
+use crate::plan::pack::sizes::{CHUNK, groups, row_tile_bytes, u_step_bytes};
+
+/// The sections of the base term of `tiles` row tiles.
+pub(super) fn base(c: &Checked<'_>, tiles: u64, cols: u64, faults: &mut Faults) {
+    let (format, bits) = (c.variant.define("FORMAT"), c.variant.define("BITS"));
+    if format == 5 {
+        return;
+    }
+    c.needs("q", faults);
+    if format == 4 {
+        c.needs("scales", faults);
+        c.needs("zeros", faults);
+        c.holds("scales", tiles, faults);
+        c.holds("zeros", cols.div_ceil(16), faults);
+        // At least a bit per weight.
+        c.holds("q", tiles.saturating_mul(cols.div_ceil(16)).saturating_mul(32), faults);
+        return;
+    }
+    c.holds("q", tiles.saturating_mul(row_tile_bytes(format, bits, cols)), faults);
+    if format == 0 {
+        let groups = groups(cols, c.variant.define("GROUP"));
+        c.needs("scales", faults);
+        c.holds("scales", tiles.saturating_mul(groups).saturating_mul(16), faults);
+        if c.define("ZEROS") == 1 {
+            c.needs("zeros", faults);
+            let each = if bits == 8 { 16 } else { 8 };
+            c.holds("zeros", tiles.saturating_mul(groups).saturating_mul(each), faults);
+        }
+    }
+}
+
+pub(super) fn check(c: &Checked<'_>, faults: &mut Faults) {
+    let (rows, cols, tiles) = (c.int("rows"), c.int("cols"), c.int("tiles"));
+    if rows != tiles.saturating_mul(16) || rows == 0 || cols == 0 {
+        faults.add(c.at, format!("{rows} rows are not those of {tiles} tiles, or there are none"));
+        return;
+    }
+    let prefill = c.variant.kernel == "linear_prefill";
+    let tokens = match prefill {
+        true => u64::from(c.program.tokens),
+        false => c.define("M"),
+    };
+    let (experts, top_k) = (c.define("EXPERTS"), c.int("top_k"));
+    let (x_rows, y_rows) = match experts {
+        0 => (tokens, tokens),
+        1 => (tokens, tokens.saturating_mul(top_k)),
+        _ => (tokens.saturating_mul(top_k), tokens),
+    };
+    if experts > 0 {
+        for name in ["ids", "weights"] {
+            c.needs(name, faults);
+            c.holds(name, tokens.saturating_mul(top_k), faults);
+        }
+    }
+    let slots = if experts == 0 { tokens } else { tokens.saturating_mul(top_k) };
+    base(c, tiles, cols, faults);
+    for (define, name) in [("XSCALE", "xscale"), ("BIAS", "bias"), ("RESIDUAL", "residual")] {
+        if c.define(define) == 1 {
+            c.needs(name, faults);
+        }
+    }
+    c.holds("xscale", cols, faults);
+    c.holds("bias", rows, faults);
+    if c.define("LOWRANK") == 1 {
+        low_rank(c, tiles, slots, faults);
+    }
+    if c.define("SPARSE") == 1 {
+        c.needs("s_offsets", faults);
+        c.holds("s_offsets", tiles.saturating_mul(cols.div_ceil(CHUNK)).saturating_add(1), faults);
+    }
+    if matches!(c.variant.define("XIN"), 1 | 2) {
+        c.needs("gain", faults);
+        c.holds("gain", cols, faults);
+        c.holds("beta", cols, faults);
+    }
+    let gated = c.define("GLU") == 1;
+    if gated && !tiles.is_multiple_of(2) {
+        faults.add(c.at, format!("{tiles} row tiles can't be gates and what they gate"));
+    }
+    let width = if gated { rows / 2 } else { rows };
+    c.needs("x", faults);
+    c.needs("y", faults);
+    c.rows_of("x", x_rows, c.int("ldx"), cols, faults);
+    c.rows_of("y", y_rows, c.int("ldy"), width, faults);
+    c.rows_of("residual", y_rows, c.int("ldr"), width, faults);
+    let [x, y, _] = c.step.grid.map(u64::from);
+    if prefill && (x.saturating_mul(4) < tiles || y.saturating_mul(64) < tokens) {
+        faults.add(c.at, format!("{x} × {y} blocks do not cover {tiles} row tiles and {tokens} tokens"));
+    }
+}
+
+fn low_rank(c: &Checked<'_>, tiles: u64, slots: u64, faults: &mut Faults) {
+    let rank = c.int("rank");
+    for name in ["v", "v_tiles", "u", "u_tiles", "u_index", "h"] {
+        c.needs(name, faults);
+    }
+    if c.define("VFORMAT") <= 8 {
+        c.needs("v_scales", faults);
+    }
+    if c.define("UFORMAT") <= 8 {
+        c.needs("u_scales", faults);
+    }
+    c.holds("h", slots.saturating_mul(rank), faults);
+    c.holds("u_index", tiles.saturating_add(1), faults);
+    let steps = c.elements("u").unwrap_or(0) / u_step_bytes(c.variant.define("UFORMAT")).max(1);
+    let entries = c.elements("u_tiles").unwrap_or(0) / 4;
+    if entries > steps {
+        faults.add(c.at, format!("argument `u_tiles`: {entries} entries for {steps} steps of U"));
+    }
+    if !rank.is_multiple_of(16) {
+        faults.add(c.at, format!("a rank of {rank}, which is not padded to 16"));
+    }
+}
