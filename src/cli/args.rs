@@ -35,6 +35,7 @@ Examples:
   hlrc-opt model.onnx -p 'lowrank{rank=64},outlier{density=0.5%},int4{group=32}' -o small.onnx
   hlrc-opt llama/ -p 'layers[0-15](int8),default(@hl4_m)' -t 'down_proj=int4{group=128}' --dry-run
   hlrc-opt model.onnx -p int4 -S -o - | less
+  hlrc-opt llama/ -p int4 --emit plan --target sm_89 -o plan/
   hlrc-opt passes lowrank";
 
 /// The long help's end: examples, exit codes, environment.
@@ -187,7 +188,7 @@ pub struct OptArgs {
     #[arg(long, conflicts_with_all = ["force", "vram"], help_heading = OUTPUT)]
     pub resume: bool,
     /// Say what would be done: sizes, memory, time; reads headers only
-    #[arg(long, conflicts_with = "vram", help_heading = OUTPUT)]
+    #[arg(long, help_heading = OUTPUT)]
     pub dry_run: bool,
     /// Print the report as one JSON object on stdout
     #[arg(long, help_heading = OUTPUT)]
@@ -204,6 +205,9 @@ pub struct OptArgs {
     #[arg(long, value_name = "N", default_value = super::report::args::SPECTRA, requires = "html",
           value_parser = super::report::args::spectra, help_heading = OUTPUT)]
     pub spectra: usize,
+    /// What to write in place of a model.
+    #[command(flatten)]
+    pub plan: super::plan::args::PlanArgs,
 
     /// Memory to stay within, as 4GiB; refused at once where it can't be kept
     #[arg(long, value_name = "SIZE", value_parser = size, help_heading = LIMITS)]

@@ -20,6 +20,7 @@ mod new_pass;
 mod opt;
 mod outcome;
 mod passes;
+pub mod plan;
 pub mod prepare;
 pub mod quantize;
 pub mod report;

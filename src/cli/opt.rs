@@ -6,7 +6,7 @@ use super::prepare::{Prepared, prepare};
 use super::target::{Target, report_beside};
 use super::watch::Watch;
 use super::{
-    Exit, Failure, budget, dry_run, errors, eval, fit, outcome, print, report, reproducer,
+    Exit, Failure, budget, dry_run, errors, eval, fit, outcome, plan, print, report, reproducer,
     sequential, signal,
 };
 use crate::calib::Statistics;
@@ -31,6 +31,10 @@ const STREAMED: &str = "model.onnx";
 /// Runs a pipeline on a model and writes the result.
 pub fn run(args: &OptArgs) -> Result<Exit, Failure> {
     let mut prepared = prepare(args)?;
+    plan::check(args)?;
+    if args.plan.emit.is_some() && !args.print_pipeline {
+        return plan::run(args, &prepared);
+    }
     budget::check(args, &mut prepared)?;
     if args.print_pipeline {
         print(prepared.spelled_out().as_bytes())?;

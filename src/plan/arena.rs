@@ -96,7 +96,11 @@ pub(super) fn place(buffers: &mut [Buffer]) -> u64 {
             if at.saturating_add(bytes) <= buffers[other].offset {
                 break;
             }
-            at = at.max(buffers[other].offset.saturating_add(aligned(buffers[other].bytes)));
+            at = at.max(
+                buffers[other]
+                    .offset
+                    .saturating_add(aligned(buffers[other].bytes)),
+            );
         }
         buffers[index].offset = at;
         arena = arena.max(at.saturating_add(bytes));

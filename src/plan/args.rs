@@ -187,7 +187,9 @@ impl<'de> Visitor<'de> for ArgsVisitor {
         let mut args = Args::default();
         while let Some((name, value)) = map.next_entry::<String, Value>()? {
             if args.get(&name).is_some() {
-                return Err(A::Error::custom(format!("argument `{name}` is given twice")));
+                return Err(A::Error::custom(format!(
+                    "argument `{name}` is given twice"
+                )));
             }
             args.0.push((name, value));
         }

@@ -28,9 +28,15 @@ pub fn check(plan: &Plan, device_bytes: u64, reserve: u64) -> Result<(), PlanErr
 
 fn advice(plan: &Plan, device_bytes: u64, reserve: u64) -> Vec<String> {
     let mut found = Vec::new();
-    let fixed = plan.device_bytes().saturating_sub(plan.kv_bytes()).saturating_add(reserve);
+    let fixed = plan
+        .device_bytes()
+        .saturating_sub(plan.kv_bytes())
+        .saturating_add(reserve);
     let left = device_bytes.saturating_sub(fixed);
-    let each = plan.kv.bytes_per_token.saturating_mul(u64::from(plan.shape.batch));
+    let each = plan
+        .kv
+        .bytes_per_token
+        .saturating_mul(u64::from(plan.shape.batch));
     if left > 0 && each > 0 && plan.kv_bytes() > 0 {
         // Windows keep less; that only leaves more room.
         let context = left / each;
@@ -42,13 +48,30 @@ fn advice(plan: &Plan, device_bytes: u64, reserve: u64) -> Vec<String> {
             found.push("--kv q8".to_string());
         }
     }
-    let experts = |w: &&super::PackedWeight| w.place == Place::Device && w.name.contains(".experts.");
-    let moved: u64 = plan.weights.iter().filter(experts).map(super::PackedWeight::bytes).sum();
-    if moved > 0 && plan.device_bytes().saturating_sub(moved).saturating_add(reserve) <= device_bytes {
-        found.push(format!("--placement experts=host ({} go to main memory)", human::size(moved)));
+    let experts =
+        |w: &&super::PackedWeight| w.place == Place::Device && w.name.contains(".experts.");
+    let moved: u64 = plan
+        .weights
+        .iter()
+        .filter(experts)
+        .map(super::PackedWeight::bytes)
+        .sum();
+    if moved > 0
+        && plan
+            .device_bytes()
+            .saturating_sub(moved)
+            .saturating_add(reserve)
+            <= device_bytes
+    {
+        found.push(format!(
+            "--placement experts=host ({} go to main memory)",
+            human::size(moved)
+        ));
     }
     let room = device_bytes.saturating_sub(
-        plan.kv_bytes().saturating_add(plan.workspace_bytes()).saturating_add(reserve),
+        plan.kv_bytes()
+            .saturating_add(plan.workspace_bytes())
+            .saturating_add(reserve),
     );
     let weights = plan.weight_bytes(Place::Device);
     if room > 0 && weights > room {

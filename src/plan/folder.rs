@@ -129,7 +129,9 @@ pub fn open(path: &Path) -> Result<Opened> {
     let blob = match &plan.blob {
         None => None,
         Some(blob) => {
-            let inside = Path::new(&blob.file).file_name().is_some_and(|n| *n == *blob.file);
+            let inside = Path::new(&blob.file)
+                .file_name()
+                .is_some_and(|n| *n == *blob.file);
             if !inside {
                 return Err(PlanError::Format {
                     place: file.display().to_string(),

@@ -79,7 +79,9 @@ impl Maker<'_> {
         match self.options.get(key) {
             None => Ok(default),
             Some(Value::Number(n)) => Ok(n.as_f64().unwrap_or(default)),
-            Some(other) => self.refuse(format!("what {key}={other} makes is not known without weights; give a number")),
+            Some(other) => self.refuse(format!(
+                "what {key}={other} makes is not known without weights; give a number"
+            )),
         }
     }
 
@@ -104,7 +106,12 @@ impl Maker<'_> {
         }
     }
 
-    fn quant(&mut self, bits: u8, group: Group, asymmetric: bool) -> Result<Option<Term>, PlanError> {
+    fn quant(
+        &mut self,
+        bits: u8,
+        group: Group,
+        asymmetric: bool,
+    ) -> Result<Option<Term>, PlanError> {
         let group = match self.text("group") {
             None => group,
             Some(word) => match word.parse() {
@@ -112,7 +119,11 @@ impl Maker<'_> {
                 Err(_) => return self.refuse(format!("group={word} is no group")),
             },
         };
-        let asymmetric = self.options.get("asymmetric").and_then(Value::as_bool).unwrap_or(asymmetric);
+        let asymmetric = self
+            .options
+            .get("asymmetric")
+            .and_then(Value::as_bool)
+            .unwrap_or(asymmetric);
         let (rows, cols) = (self.site.rows, self.site.cols);
         let width = usize::try_from(cols).unwrap_or(usize::MAX);
         let per_row = group.per_row(width) as u64;
@@ -120,7 +131,11 @@ impl Maker<'_> {
             Group::Column => vec![cols],
             _ => vec![rows, per_row],
         };
-        let codes = self.absent("codes", DType::U8, vec![rows, packed_len(bits, width) as u64]);
+        let codes = self.absent(
+            "codes",
+            DType::U8,
+            vec![rows, packed_len(bits, width) as u64],
+        );
         let scales = self.absent("scales", DType::F16, scales);
         let zeros = match asymmetric {
             true => {
@@ -144,7 +159,9 @@ impl Maker<'_> {
 
     fn low_rank(&mut self) -> Result<Option<Term>, PlanError> {
         if self.options.contains_key("depth") || self.options.contains_key("energy") {
-            return self.refuse("ranks by energy or over a hierarchy are not known without weights; give rank=N");
+            return self.refuse(
+                "ranks by energy or over a hierarchy are not known without weights; give rank=N",
+            );
         }
         let least = self.site.rows.min(self.site.cols);
         let rank = self.number("rank", 64.0)?.min(least as f64) as usize;
@@ -168,7 +185,11 @@ impl Maker<'_> {
             let (rows64, cols64) = (rows as u64, cols as u64);
             match format.scheme() {
                 None => {
-                    let dtype = if format == FactorFormat::F32 { DType::F32 } else { DType::F16 };
+                    let dtype = if format == FactorFormat::F32 {
+                        DType::F32
+                    } else {
+                        DType::F16
+                    };
                     FactorRef {
                         format,
                         data: self.absent(name, dtype, vec![rows64, cols64]),
@@ -181,7 +202,11 @@ impl Maker<'_> {
                     FactorRef {
                         format,
                         data: self.absent(name, DType::U8, vec![rows64, bytes]),
-                        scales: Some(self.absent(&format!("{name}_scales"), DType::F16, vec![rows64, groups])),
+                        scales: Some(self.absent(
+                            &format!("{name}_scales"),
+                            DType::F16,
+                            vec![rows64, groups],
+                        )),
                     }
                 }
             }
@@ -216,11 +241,18 @@ impl Maker<'_> {
     }
 
     fn trellis(&mut self) -> Result<Option<Term>, PlanError> {
-        let (bits, states) = (self.number("bits", 3.0)?, self.number("states", 12.0)? as u8);
+        let (bits, states) = (
+            self.number("bits", 3.0)?,
+            self.number("states", 12.0)? as u8,
+        );
         let (rows, cols) = (self.site.rows, self.site.cols);
         let size = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
         let stripe = (bits * cols.div_ceil(16) as f64).round() as u64 * 32;
-        let rotated = self.options.get("rotate").and_then(Value::as_bool).unwrap_or(true);
+        let rotated = self
+            .options
+            .get("rotate")
+            .and_then(Value::as_bool)
+            .unwrap_or(true);
         Ok(Some(Term::Trellis(TrellisTerm {
             codes: self.absent("codes", DType::U8, vec![rows.div_ceil(16), stripe]),
             scales: self.absent("scales", DType::F16, vec![rows.div_ceil(16)]),
@@ -230,4 +262,3 @@ impl Maker<'_> {
         })))
     }
 }
-

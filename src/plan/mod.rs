@@ -13,21 +13,21 @@
 //! The plan knows nothing of the CUDA runtime, and a runtime knows nothing of models: a step names
 //! a kernel variant and its arguments, and each argument a buffer, a part of the blob or a number.
 
-mod args;
 mod arena;
+mod args;
 mod cost;
 mod error;
-
-
-
+pub mod fit;
+pub mod folder;
+pub mod imagine;
 pub mod interpret;
 pub mod kernels;
 pub mod lower;
 mod model;
 pub mod pack;
-
+pub mod summary;
 pub mod target;
-
+pub mod text;
 pub mod verify;
 
 pub use args::{Args, Value};

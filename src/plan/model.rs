@@ -266,7 +266,9 @@ impl Plan {
     /// Bytes of keys and values.
     pub fn kv_bytes(&self) -> u64 {
         let caches = self.persistent.iter().filter(|b| b.is_cache());
-        caches.map(|b| aligned(b.bytes)).fold(0, u64::saturating_add)
+        caches
+            .map(|b| aligned(b.bytes))
+            .fold(0, u64::saturating_add)
     }
 
     /// Bytes of persistent buffers beside keys and values, and of the larger of the arenas.

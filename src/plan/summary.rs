@@ -55,7 +55,10 @@ pub fn rooflines(plan: &Plan) -> Vec<Roofline> {
     let traffic = Traffic::of(decode);
     let target = &plan.target;
     let own = std::iter::once((&target.card, target.memory_bytes, target.bandwidth_gbps));
-    let others = target.cards.iter().map(|c| (&c.card, c.memory_bytes, c.bandwidth_gbps));
+    let others = target
+        .cards
+        .iter()
+        .map(|c| (&c.card, c.memory_bytes, c.bandwidth_gbps));
     let needed = plan.device_bytes().saturating_add(RESERVE);
     let one = |(card, memory_bytes, gbps): (&String, u64, f64)| {
         let seconds = traffic.device_bytes as f64 / (gbps * 1e9)
@@ -95,7 +98,10 @@ fn fused(plan: &Plan, step: &Step) -> Option<String> {
         2 => with.push("layer norm"),
         _ => {}
     }
-    if variant.define("FORMAT") == 0 && variant.define("ACT") == 0 && variant.kernel == "fused_linear" {
+    if variant.define("FORMAT") == 0
+        && variant.define("ACT") == 0
+        && variant.kernel == "fused_linear"
+    {
         with.push("8-bit rounding");
     }
     let flags = [
@@ -108,7 +114,12 @@ fn fused(plan: &Plan, step: &Step) -> Option<String> {
         ("QK_NORM", "head norms"),
         ("ROPE", "rotation"),
     ];
-    with.extend(flags.iter().filter(|(define, _)| is(define)).map(|(_, what)| *what));
+    with.extend(
+        flags
+            .iter()
+            .filter(|(define, _)| is(define))
+            .map(|(_, what)| *what),
+    );
     if variant.kernel == "attention_decode" {
         with.push("append");
     }
@@ -116,7 +127,9 @@ fn fused(plan: &Plan, step: &Step) -> Option<String> {
         super::Value::Section { weight, .. } => plan.weight(weight),
         _ => None,
     });
-    let parts = parts.filter(|_| variant.kernel == "fused_linear").map_or(0, |w| w.parts.len());
+    let parts = parts
+        .filter(|_| variant.kernel == "fused_linear")
+        .map_or(0, |w| w.parts.len());
     let mut text = String::new();
     if parts > 1 {
         text = format!("{parts} matrices");
@@ -170,9 +183,16 @@ pub fn render(plan: &Plan) -> String {
     if let Some(decode) = plan.program("decode") {
         let traffic = Traffic::of(decode);
         let batch = u64::from(shape.batch.max(1));
-        line(format!("bytes per token: {} ({})", traffic.device_bytes / batch, human::size(traffic.device_bytes / batch)));
+        line(format!(
+            "bytes per token: {} ({})",
+            traffic.device_bytes / batch,
+            human::size(traffic.device_bytes / batch)
+        ));
         if traffic.host_bytes > 0 {
-            line(format!("bytes per token on the host: {}", traffic.host_bytes / batch));
+            line(format!(
+                "bytes per token on the host: {}",
+                traffic.host_bytes / batch
+            ));
         }
         line("at best, by bandwidth alone:".to_string());
         for card in rooflines(plan) {
@@ -184,7 +204,10 @@ pub fn render(plan: &Plan) -> String {
             ));
         }
         line("fused:".to_string());
-        let first = decode.steps.iter().filter(|s| layer_of(&s.name).is_none_or(|l| l == 0));
+        let first = decode
+            .steps
+            .iter()
+            .filter(|s| layer_of(&s.name).is_none_or(|l| l == 0));
         for step in first {
             if let Some(text) = fused(plan, step) {
                 line(format!("  {}: {text}", step.name));
@@ -210,7 +233,12 @@ fn grouped(plan: &Plan) -> Vec<(String, String)> {
         }
     }
     let join = |(text, places): (String, Vec<&str>)| {
-        let shown = places.iter().take(3).copied().collect::<Vec<_>>().join(", ");
+        let shown = places
+            .iter()
+            .take(3)
+            .copied()
+            .collect::<Vec<_>>()
+            .join(", ");
         match places.len().checked_sub(3) {
             Some(more) if more > 0 => (text, format!("{shown} and {more} more")),
             _ => (text, shown),

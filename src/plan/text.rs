@@ -22,7 +22,9 @@ pub fn print(plan: &Plan) -> String {
         shape.batch, shape.context, shape.chunk, shape.vocabulary, shape.hidden
     );
     let kv = &plan.kv;
-    let page = kv.page.map_or("contiguous".to_string(), |p| format!("pages of {p}"));
+    let page = kv
+        .page
+        .map_or("contiguous".to_string(), |p| format!("pages of {p}"));
     let _ = writeln!(
         out,
         "kv {}, {page}, {} layers, {} bytes per token, {} in all",
@@ -32,18 +34,30 @@ pub fn print(plan: &Plan) -> String {
         let _ = writeln!(out, "kernel {index} {}", variant_text(variant));
     }
     for weight in &plan.weights {
-        let _ = write!(out, "weight @{} [{},{}] {}.v{}", weight.name, weight.rows, weight.cols, weight.pack, weight.pack_version);
+        let _ = write!(
+            out,
+            "weight @{} [{},{}] {}.v{}",
+            weight.name, weight.rows, weight.cols, weight.pack, weight.pack_version
+        );
         if weight.place != super::Place::Device {
             out.push_str(" host");
         }
         for section in &weight.sections {
-            let _ = write!(out, " {}:{}@{}+{}", section.name, section.dtype, section.offset, section.bytes);
+            let _ = write!(
+                out,
+                " {}:{}@{}+{}",
+                section.name, section.dtype, section.offset, section.bytes
+            );
         }
         let own = [weight.name.clone()];
         if !weight.parts.is_empty() && weight.parts != own {
             let shown: Vec<&str> = weight.parts.iter().take(4).map(String::as_str).collect();
             let more = weight.parts.len().saturating_sub(shown.len());
-            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            let more = if more > 0 {
+                format!(" and {more} more")
+            } else {
+                String::new()
+            };
             let _ = write!(out, " of {}{more}", shown.join(", "));
         }
         out.push('\n');
@@ -63,18 +77,35 @@ pub fn print(plan: &Plan) -> String {
 /// `fused_linear<BITS=4, GROUP=32, M=1>`; defines that are 0 are left out.
 pub fn variant_text(variant: &Variant) -> String {
     let each = variant.defines.iter().filter(|(_, v)| **v != 0);
-    let each: Vec<String> = each.map(|(name, value)| format!("{name}={value}")).collect();
+    let each: Vec<String> = each
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
     format!("{}.v{}<{}>", variant.kernel, variant.abi, each.join(" "))
 }
 
 fn buffer_text(out: &mut String, what: &str, buffer: &Buffer) {
     let dims: Vec<String> = buffer.dims.iter().map(u64::to_string).collect();
-    let _ = write!(out, "{what} {} {}[{}] @{}", buffer.name, buffer.dtype, dims.join(","), buffer.offset);
+    let _ = write!(
+        out,
+        "{what} {} {}[{}] @{}",
+        buffer.name,
+        buffer.dtype,
+        dims.join(","),
+        buffer.offset
+    );
     if let Some([first, last]) = buffer.live {
         let _ = write!(out, " live {first}..{last}");
     }
     if let Some(filled) = &buffer.filled {
-        let _ = write!(out, " filled by {}", if filled == "zero" { "zeros, once" } else { filled });
+        let _ = write!(
+            out,
+            " filled by {}",
+            if filled == "zero" {
+                "zeros, once"
+            } else {
+                filled
+            }
+        );
     }
     if buffer.place != super::Place::Device {
         out.push_str(" host");
@@ -96,7 +127,11 @@ fn program_text(out: &mut String, plan: &Plan, program: &Program) {
     }
     for capture in &program.captures {
         let [first, last] = capture.steps;
-        let _ = writeln!(out, "  graph steps {first}..{last} scalars {}", capture.scalars.join(" "));
+        let _ = writeln!(
+            out,
+            "  graph steps {first}..{last} scalars {}",
+            capture.scalars.join(" ")
+        );
     }
 }
 
@@ -105,7 +140,11 @@ fn step_text(out: &mut String, plan: &Plan, index: usize, step: &Step) {
     let kernel = kernel.map_or("?", |k| k.kernel.as_str());
     let [x, y, z] = step.grid;
     let after: Vec<String> = step.after.iter().map(u32::to_string).collect();
-    let place = if step.place == super::Place::Host { " host" } else { "" };
+    let place = if step.place == super::Place::Host {
+        " host"
+    } else {
+        ""
+    };
     let _ = writeln!(
         out,
         "  step {index} {}: {kernel}#{} grid {x}x{y}x{z} block {} shared {}{place} after [{}] ~{} bytes ~{} us",
@@ -118,9 +157,12 @@ fn step_text(out: &mut String, plan: &Plan, index: usize, step: &Step) {
         step.estimate.us
     );
     let zero = |value: &super::Value| {
-        matches!(value, super::Value::Null | super::Value::Int(0)) || *value == super::Value::Float(0.0)
+        matches!(value, super::Value::Null | super::Value::Int(0))
+            || *value == super::Value::Float(0.0)
     };
     let given = step.args.iter().filter(|(_, value)| !zero(value));
-    let given: Vec<String> = given.map(|(name, value)| format!("{name}={value}")).collect();
+    let given: Vec<String> = given
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
     let _ = writeln!(out, "    {}", given.join(" "));
 }

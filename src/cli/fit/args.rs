@@ -31,22 +31,22 @@ pub struct LoadArgs {
     #[arg(long, value_name = "SIZE", value_parser = super::size, help_heading = DEVICE)]
     pub vram: Option<u64>,
     /// Tokens of each sequence [default: 8192, or the model's most]
-    #[arg(long, value_name = "N", requires = "vram", value_parser = clap::value_parser!(u64).range(1..=1 << 32),
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 32),
           help_heading = DEVICE)]
     pub ctx: Option<u64>,
     /// How keys and values are kept [default: f16]
-    #[arg(long, value_enum, value_name = "FORMAT", requires = "vram", help_heading = DEVICE)]
+    #[arg(long, value_enum, value_name = "FORMAT", help_heading = DEVICE)]
     pub kv: Option<Kv>,
     /// Sequences at a time [default: 1]
-    #[arg(long, value_name = "N", requires = "vram", value_parser = clap::value_parser!(u64).range(1..=1 << 20),
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 20),
           help_heading = DEVICE)]
     pub batch: Option<u64>,
     /// Tokens of a sequence that go through the model at once [default: 512]
-    #[arg(long, value_name = "N", requires = "vram", value_parser = clap::value_parser!(u64).range(1..=1 << 32),
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 32),
           help_heading = DEVICE)]
     pub chunk: Option<u64>,
     /// What driver and context keep for themselves [default: 1GiB; 1007 MiB measured on an H100 with CUDA 13]
-    #[arg(long, value_name = "SIZE", requires = "vram", value_parser = super::size_or_none, help_heading = DEVICE)]
+    #[arg(long, value_name = "SIZE", value_parser = super::size_or_none, help_heading = DEVICE)]
     pub reserve: Option<u64>,
 }
 
@@ -64,6 +64,23 @@ pub enum Kv {
     /// 4-bit codes, 32 sharing a scale: 4.5 bits
     #[value(alias = "q4_0")]
     Q4,
+}
+
+impl LoadArgs {
+    /// The first option that is given and says nothing without a device's memory.
+    pub fn given(&self) -> Option<&'static str> {
+        let given = [
+            ("--ctx", self.ctx.is_some()),
+            ("--kv", self.kv.is_some()),
+            ("--batch", self.batch.is_some()),
+            ("--chunk", self.chunk.is_some()),
+            ("--reserve", self.reserve.is_some()),
+        ];
+        given
+            .into_iter()
+            .find(|(_, given)| *given)
+            .map(|(option, _)| option)
+    }
 }
 
 impl Kv {

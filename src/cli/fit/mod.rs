@@ -125,7 +125,7 @@ fn spread(weights: &Weights<'_>, presets: &[Row], room: u64) -> Option<Row> {
 }
 
 /// A model without its weights: of a configuration, or of headers.
-fn shapes(path: &Path) -> Result<Module, Failure> {
+pub(super) fn shapes(path: &Path) -> Result<Module, Failure> {
     if let Some(config) = configuration(path) {
         return Ok(implied(&Config::read(&config)?)?);
     }
@@ -146,7 +146,7 @@ fn shapes(path: &Path) -> Result<Module, Failure> {
 }
 
 /// The `config.json` that a path means, where there are no weights beside it.
-fn configuration(path: &Path) -> Option<PathBuf> {
+pub(super) fn configuration(path: &Path) -> Option<PathBuf> {
     let name = |path: &Path| {
         let name = path.file_name().unwrap_or_default();
         name.to_string_lossy().into_owned()

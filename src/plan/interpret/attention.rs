@@ -40,7 +40,13 @@ impl Shape {
     }
 
     /// Place of a head's vector at a position of a sequence, counted in vectors.
-    fn vector(&self, c: &Context<'_, '_>, sequence: usize, position: usize, head: usize) -> Result<usize> {
+    fn vector(
+        &self,
+        c: &Context<'_, '_>,
+        sequence: usize,
+        position: usize,
+        head: usize,
+    ) -> Result<usize> {
         let slot = position % self.capacity;
         let row = match self.paged {
             false => sequence * self.capacity + slot,
@@ -48,14 +54,21 @@ impl Shape {
                 let pages = c.i32s("pages")?;
                 let at = sequence * self.max_pages + slot / self.page;
                 let page = c.slice("pages", &pages, at, 1)?[0];
-                let page = usize::try_from(page).map_err(|_| c.fault(format!("page {page} is none")))?;
+                let page =
+                    usize::try_from(page).map_err(|_| c.fault(format!("page {page} is none")))?;
                 page * self.page + slot % self.page
             }
         };
         Ok(row * self.kv_heads + head)
     }
 
-    fn store(&self, c: &mut Context<'_, '_>, name: &str, vector: usize, values: &[f32]) -> Result<()> {
+    fn store(
+        &self,
+        c: &mut Context<'_, '_>,
+        name: &str,
+        vector: usize,
+        values: &[f32],
+    ) -> Result<()> {
         if !self.quantized {
             return c.store_halves(&format!("{name}_cache"), vector * self.head_dim, values);
         }
@@ -63,7 +76,11 @@ impl Shape {
         for block in values.chunks(32) {
             let largest = block.iter().fold(0f32, |m, v| m.max(v.abs()));
             let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
-            codes.extend(block.iter().map(|v| (v * inverse).round_ties_even() as i8 as u8));
+            codes.extend(
+                block
+                    .iter()
+                    .map(|v| (v * inverse).round_ties_even() as i8 as u8),
+            );
             scales.push(largest / 127.0);
         }
         c.write(&format!("{name}_cache"), vector * self.head_dim, &codes)?;
@@ -81,8 +98,14 @@ impl Shape {
         let groups = self.head_dim.div_ceil(32);
         let scales = c.bytes(&format!("{name}_scales"))?;
         let scales = c.slice(name, scales, vector * groups * 2, groups * 2)?;
-        let scale = |k: usize| f16::from_le_bytes([scales[2 * (k / 32)], scales[2 * (k / 32) + 1]]).to_f32();
-        Ok(codes.iter().enumerate().map(|(k, &q)| f32::from(q as i8) * scale(k)).collect())
+        let scale = |k: usize| {
+            f16::from_le_bytes([scales[2 * (k / 32)], scales[2 * (k / 32) + 1]]).to_f32()
+        };
+        Ok(codes
+            .iter()
+            .enumerate()
+            .map(|(k, &q)| f32::from(q as i8) * scale(k))
+            .collect())
     }
 }
 
@@ -91,7 +114,13 @@ fn turned(c: &Context<'_, '_>, gain: &str, x: &[f32], position: usize) -> Result
     let mut x = x.to_vec();
     if c.define("QK_NORM") == 1 {
         let gain = c.f32s(gain)?;
-        x = norm_row(&x, c.slice("gain", &gain, 0, x.len())?, None, c.float("norm_eps"), false);
+        x = norm_row(
+            &x,
+            c.slice("gain", &gain, 0, x.len())?,
+            None,
+            c.float("norm_eps"),
+            false,
+        );
     }
     let rope = c.define("ROPE");
     if rope == 0 {
@@ -105,7 +134,11 @@ fn turned(c: &Context<'_, '_>, gain: &str, x: &[f32], position: usize) -> Result
     for (i, frequency) in frequencies.iter().enumerate() {
         let angle = f64::from(position as f32 * frequency);
         let (sin, cos) = (angle.sin() as f32 * factor, angle.cos() as f32 * factor);
-        let (a, b) = if rope == 2 { (2 * i, 2 * i + 1) } else { (i, i + pairs) };
+        let (a, b) = if rope == 2 {
+            (2 * i, 2 * i + 1)
+        } else {
+            (i, i + pairs)
+        };
         (x[a], x[b]) = (x[a] * cos - x[b] * sin, x[b] * cos + x[a] * sin);
     }
     Ok(x)
@@ -123,14 +156,24 @@ fn append_token(
     let (q0, k0, v0) = (c.int("q_offset"), c.int("k_offset"), c.int("v_offset"));
     for head in 0..shape.kv_heads {
         let vector = shape.vector(c, sequence, position, head)?;
-        let k = turned(c, "k_gain", c.slice("qkv", row, k0 + head * d, d)?, position)?;
+        let k = turned(
+            c,
+            "k_gain",
+            c.slice("qkv", row, k0 + head * d, d)?,
+            position,
+        )?;
         let v = c.slice("qkv", row, v0 + head * d, d)?.to_vec();
         shape.store(c, "k", vector, &k)?;
         shape.store(c, "v", vector, &v)?;
     }
     let mut queries = Vec::with_capacity(shape.heads * d);
     for head in 0..shape.heads {
-        queries.extend(turned(c, "q_gain", c.slice("qkv", row, q0 + head * d, d)?, position)?);
+        queries.extend(turned(
+            c,
+            "q_gain",
+            c.slice("qkv", row, q0 + head * d, d)?,
+            position,
+        )?);
     }
     Ok(queries)
 }
@@ -145,7 +188,13 @@ fn seen(c: &Context<'_, '_>, position: usize) -> Range<usize> {
 }
 
 /// A token's attention.
-fn attend(c: &Context<'_, '_>, shape: &Shape, queries: &[f32], sequence: usize, position: usize) -> Result<Vec<f32>> {
+fn attend(
+    c: &Context<'_, '_>,
+    shape: &Shape,
+    queries: &[f32],
+    sequence: usize,
+    position: usize,
+) -> Result<Vec<f32>> {
     let (d, group) = (shape.head_dim, shape.heads / shape.kv_heads);
     let (scale, cap) = (c.float("scale"), c.float("softcap"));
     let mut out = Vec::with_capacity(queries.len());
@@ -159,7 +208,11 @@ fn attend(c: &Context<'_, '_>, shape: &Shape, queries: &[f32], sequence: usize, 
         for head in kv * group..(kv + 1) * group {
             let q = c.slice("q", queries, head * d, d)?;
             let score = |k: &Vec<f32>| {
-                let dot: f64 = q.iter().zip(k).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                let dot: f64 = q
+                    .iter()
+                    .zip(k)
+                    .map(|(a, b)| f64::from(*a) * f64::from(*b))
+                    .sum();
                 let score = dot * f64::from(scale);
                 match c.define("SOFTCAP") {
                     1 => f64::from(cap) * (score / f64::from(cap)).tanh(),
@@ -171,7 +224,11 @@ fn attend(c: &Context<'_, '_>, shape: &Shape, queries: &[f32], sequence: usize, 
             let odds: Vec<f64> = scores.iter().map(|s| (s - top).exp()).collect();
             let all: f64 = odds.iter().sum();
             for i in 0..d {
-                let sum: f64 = odds.iter().zip(&values).map(|(o, v)| o * f64::from(v[i])).sum();
+                let sum: f64 = odds
+                    .iter()
+                    .zip(&values)
+                    .map(|(o, v)| o * f64::from(v[i]))
+                    .sum();
                 out.push((sum / all) as f32);
             }
         }
@@ -185,7 +242,8 @@ pub(super) fn decode(c: &mut Context<'_, '_>) -> Result<()> {
     let ld = c.int("ldqkv");
     for m in 0..c.grid(2) {
         let position = c.slice("positions", &positions, m, 1)?[0];
-        let position = usize::try_from(position).map_err(|_| c.fault(format!("position {position} is none")))?;
+        let position = usize::try_from(position)
+            .map_err(|_| c.fault(format!("position {position} is none")))?;
         let row = c.slice("qkv", &qkv, m * ld, ld)?.to_vec();
         let queries = append_token(c, &shape, &row, m, position)?;
         let out = attend(c, &shape, &queries, m, position)?;
@@ -199,7 +257,8 @@ pub(super) fn decode(c: &mut Context<'_, '_>) -> Result<()> {
 fn prompt(c: &Context<'_, '_>) -> Result<(usize, usize, usize)> {
     let scalars = c.i32s("scalars")?;
     let scalars = c.slice("scalars", &scalars, 0, 3)?;
-    let of = |i: usize| usize::try_from(scalars[i]).map_err(|_| c.fault("a device scalar is negative"));
+    let of =
+        |i: usize| usize::try_from(scalars[i]).map_err(|_| c.fault("a device scalar is negative"));
     Ok((of(0)?.min(c.tokens()), of(1)?, of(2)?))
 }
 

@@ -23,9 +23,15 @@ enum Place {
 }
 
 impl<'m, 'a> Context<'m, 'a> {
-    pub(super) fn new(machine: &'m mut Machine<'a>, program: &'a Program, step: &'a Step) -> Result<Self> {
+    pub(super) fn new(
+        machine: &'m mut Machine<'a>,
+        program: &'a Program,
+        step: &'a Step,
+    ) -> Result<Self> {
         let variant = machine.plan.kernels.get(step.kernel as usize);
-        let variant = variant.ok_or_else(|| PlanError::run(&step.name, "names a kernel that the plan does not have"))?;
+        let variant = variant.ok_or_else(|| {
+            PlanError::run(&step.name, "names a kernel that the plan does not have")
+        })?;
         Ok(Self {
             machine,
             program,
@@ -84,8 +90,13 @@ impl<'m, 'a> Context<'m, 'a> {
                 })
             }
             Some(Value::Section { weight, section }) => {
-                let found = self.machine.plan.weight(weight).and_then(|w| w.section(section));
-                let found = found.ok_or_else(|| self.fault(format!("@{weight}/{section} is not in the plan")))?;
+                let found = self
+                    .machine
+                    .plan
+                    .weight(weight)
+                    .and_then(|w| w.section(section));
+                let found = found
+                    .ok_or_else(|| self.fault(format!("@{weight}/{section} is not in the plan")))?;
                 let start = usize::try_from(found.offset).unwrap_or(usize::MAX);
                 let bytes = usize::try_from(found.bytes).unwrap_or(usize::MAX);
                 Ok(Place::Blob(start..start.saturating_add(bytes)))
@@ -118,17 +129,30 @@ impl<'m, 'a> Context<'m, 'a> {
 
     pub(super) fn f16s(&self, name: &str) -> Result<Vec<f32>> {
         let pairs = self.bytes(name)?.as_chunks::<2>().0;
-        Ok(pairs.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect())
+        Ok(pairs
+            .iter()
+            .map(|b| f16::from_le_bytes(*b).to_f32())
+            .collect())
     }
 
     /// Writes bytes behind a pointer.
     pub(super) fn write(&mut self, name: &str, at: usize, bytes: &[u8]) -> Result<()> {
         let place = self.place(name)?;
-        let fault = || PlanError::run(&self.step.name, format!("writes beyond the end of `{name}`"));
+        let fault = || {
+            PlanError::run(
+                &self.step.name,
+                format!("writes beyond the end of `{name}`"),
+            )
+        };
         let (memory, range) = match place {
             Place::Arena(range) => (&mut self.machine.arena, range),
             Place::Persistent(range) => (&mut self.machine.persistent, range),
-            Place::Blob(_) => return Err(PlanError::run(&self.step.name, format!("writes to weights, `{name}`"))),
+            Place::Blob(_) => {
+                return Err(PlanError::run(
+                    &self.step.name,
+                    format!("writes to weights, `{name}`"),
+                ));
+            }
         };
         let into = memory.get_mut(range).and_then(|m| {
             let end = at.checked_add(bytes.len())?;
@@ -146,7 +170,10 @@ impl<'m, 'a> Context<'m, 'a> {
 
     /// Writes floats as f16 from element `at` on.
     pub(super) fn store_halves(&mut self, name: &str, at: usize, values: &[f32]) -> Result<()> {
-        let bytes: Vec<u8> = values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect();
+        let bytes: Vec<u8> = values
+            .iter()
+            .flat_map(|v| f16::from_f32(*v).to_le_bytes())
+            .collect();
         self.write(name, at * 2, &bytes)
     }
 
@@ -157,9 +184,20 @@ impl<'m, 'a> Context<'m, 'a> {
     }
 
     /// Elements `at..at + count` of some values.
-    pub(super) fn slice<'v, T>(&self, what: &str, values: &'v [T], at: usize, count: usize) -> Result<&'v [T]> {
+    pub(super) fn slice<'v, T>(
+        &self,
+        what: &str,
+        values: &'v [T],
+        at: usize,
+        count: usize,
+    ) -> Result<&'v [T]> {
         let found = at.checked_add(count).and_then(|end| values.get(at..end));
-        found.ok_or_else(|| self.fault(format!("reads beyond the end of `{what}`: {count} from {at} of {}", values.len())))
+        found.ok_or_else(|| {
+            self.fault(format!(
+                "reads beyond the end of `{what}`: {count} from {at} of {}",
+                values.len()
+            ))
+        })
     }
 
     /// Tokens of a prompt that there are, by the device scalars; all of the launch's without them.

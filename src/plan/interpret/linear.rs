@@ -31,11 +31,19 @@ pub(super) fn run(c: &mut Context<'_, '_>) -> Result<()> {
     let experts = c.define("EXPERTS");
     let tokens = match prefill {
         true => c.live_tokens(c.tokens())?,
-        false => usize::try_from(c.define("M")).unwrap_or(0),
+        false => match experts {
+            0 => usize::try_from(c.define("M")).unwrap_or(0),
+            1 => c.grid(1) / c.int("top_k").max(1),
+            _ => c.grid(1),
+        },
     };
     let (cols, ldx, tiles) = (c.int("cols"), c.int("ldx"), c.int("tiles"));
     let works = works(c, tokens, experts)?;
-    let rows_of_x = works.iter().flat_map(|w| w.from.iter().map(|f| f.0 + 1)).max().unwrap_or(0);
+    let rows_of_x = works
+        .iter()
+        .flat_map(|w| w.from.iter().map(|f| f.0 + 1))
+        .max()
+        .unwrap_or(0);
     let inputs = inputs(c, rows_of_x, cols, ldx, prefill)?;
     let low_rank = LowRank::read(c)?;
     let sparse = Sparse::read(c, cols)?;
@@ -44,8 +52,13 @@ pub(super) fn run(c: &mut Context<'_, '_>) -> Result<()> {
         let mut sum = vec![0f64; tiles * 16];
         let mut row = vec![0f32; tiles * 16];
         for &(x, expert, weight) in &work.from {
-            let input = inputs.get(x).ok_or_else(|| c.fault("an input row that there is not"))?;
-            let h = low_rank.as_ref().map(|l| l.inner(c, &input.plain, expert)).transpose()?;
+            let input = inputs
+                .get(x)
+                .ok_or_else(|| c.fault("an input row that there is not"))?;
+            let h = low_rank
+                .as_ref()
+                .map(|l| l.inner(c, &input.plain, expert))
+                .transpose()?;
             for tile in 0..tiles {
                 let at = expert * tiles + tile;
                 let mut acc = [0f64; 16];
@@ -74,7 +87,12 @@ pub(super) fn run(c: &mut Context<'_, '_>) -> Result<()> {
 
 fn works(c: &Context<'_, '_>, tokens: usize, experts: i64) -> Result<Vec<Work>> {
     if experts == 0 {
-        return Ok((0..tokens).map(|m| Work { y: m, from: vec![(m, 0, 1.0)] }).collect());
+        return Ok((0..tokens)
+            .map(|m| Work {
+                y: m,
+                from: vec![(m, 0, 1.0)],
+            })
+            .collect());
     }
     let (ids, top_k) = (c.i32s("ids")?, c.int("top_k"));
     let expert = |slot: usize| -> Result<usize> {
@@ -85,21 +103,34 @@ fn works(c: &Context<'_, '_>, tokens: usize, experts: i64) -> Result<Vec<Work>> 
     for m in 0..tokens {
         if experts == 1 {
             for slot in m * top_k..(m + 1) * top_k {
-                works.push(Work { y: slot, from: vec![(m, expert(slot)?, 1.0)] });
+                works.push(Work {
+                    y: slot,
+                    from: vec![(m, expert(slot)?, 1.0)],
+                });
             }
             continue;
         }
         let weights = c.f32s("weights")?;
         let mut from = Vec::with_capacity(top_k);
         for slot in m * top_k..(m + 1) * top_k {
-            from.push((slot, expert(slot)?, c.slice("weights", &weights, slot, 1)?[0]));
+            from.push((
+                slot,
+                expert(slot)?,
+                c.slice("weights", &weights, slot, 1)?[0],
+            ));
         }
         works.push(Work { y: m, from });
     }
     Ok(works)
 }
 
-fn inputs(c: &Context<'_, '_>, rows: usize, cols: usize, ldx: usize, prefill: bool) -> Result<Vec<Input>> {
+fn inputs(
+    c: &Context<'_, '_>,
+    rows: usize,
+    cols: usize,
+    ldx: usize,
+    prefill: bool,
+) -> Result<Vec<Input>> {
     let x = if prefill { c.f16s("x")? } else { c.f32s("x")? };
     let xscale = match c.define("XSCALE") {
         1 => Some(c.f32s("xscale")?),
@@ -113,7 +144,11 @@ fn inputs(c: &Context<'_, '_>, rows: usize, cols: usize, ldx: usize, prefill: bo
             0 => row.to_vec(),
             kind @ (1 | 2) => {
                 let gain = c.f32s("gain")?;
-                let beta = if c.is_null("beta") { None } else { Some(c.f32s("beta")?) };
+                let beta = if c.is_null("beta") {
+                    None
+                } else {
+                    Some(c.f32s("beta")?)
+                };
                 let gain = c.slice("gain", &gain, 0, cols)?;
                 norm_row(row, gain, beta.as_deref(), c.float("eps"), kind == 2)
             }
@@ -159,13 +194,17 @@ fn base(c: &Context<'_, '_>, rows: &Rows, input: &Input, acc: &mut [f64; 16]) {
             match &input.rounded {
                 None => {
                     let products = values.iter().zip(&x[start..]);
-                    let sum: f64 = products.map(|(w, x)| f64::from(w - zero) * f64::from(*x)).sum();
+                    let sum: f64 = products
+                        .map(|(w, x)| f64::from(w - zero) * f64::from(*x))
+                        .sum();
                     *acc += factor * sum;
                 }
                 Some(row) => {
                     for (b, values) in values.chunks(q8::BLOCK).enumerate() {
                         let block = start / q8::BLOCK + b;
-                        let (Some(&scale), Some(&total)) = (row.scales.get(block), row.sums.get(block)) else {
+                        let (Some(&scale), Some(&total)) =
+                            (row.scales.get(block), row.sums.get(block))
+                        else {
                             break;
                         };
                         let codes = &row.codes[block * q8::BLOCK..];
@@ -196,12 +235,22 @@ impl LowRank {
         if c.define("LOWRANK") == 0 {
             return Ok(None);
         }
-        let scales = |name: &str| if c.is_null(name) { Ok(Vec::new()) } else { c.f16s(name) };
+        let scales = |name: &str| {
+            if c.is_null(name) {
+                Ok(Vec::new())
+            } else {
+                c.f16s(name)
+            }
+        };
         Ok(Some(Self {
             v: c.bytes("v")?.to_vec(),
             v_scales: scales("v_scales")?,
             v_tiles: c.u32s("v_tiles")?,
-            v_index: if c.is_null("v_index") { None } else { Some(c.u32s("v_index")?) },
+            v_index: if c.is_null("v_index") {
+                None
+            } else {
+                Some(c.u32s("v_index")?)
+            },
             u: c.bytes("u")?.to_vec(),
             u_scales: scales("u_scales")?,
             u_tiles: c.u32s("u_tiles")?,
@@ -223,7 +272,8 @@ impl LowRank {
         let mut h = vec![0f32; self.rank];
         for tile in range {
             let entry = c.slice("v_tiles", &self.v_tiles, tile * 6, 6)?;
-            let [first, rows, col0, cols, start, scale0] = [0, 1, 2, 3, 4, 5].map(|i| entry[i] as usize);
+            let [first, rows, col0, cols, start, scale0] =
+                [0, 1, 2, 3, 4, 5].map(|i| entry[i] as usize);
             let bits = usize::try_from(format).unwrap_or(0);
             let stride = (cols * bits).div_ceil(8).next_multiple_of(16);
             let group = if format == 4 { 32 } else { 64 };
@@ -249,7 +299,13 @@ impl LowRank {
     }
 
     /// Adds the rows of U of a row tile, times h.
-    fn outer(&self, c: &Context<'_, '_>, h: &[f32], tile: usize, acc: &mut [f64; 16]) -> Result<()> {
+    fn outer(
+        &self,
+        c: &Context<'_, '_>,
+        h: &[f32],
+        tile: usize,
+        acc: &mut [f64; 16],
+    ) -> Result<()> {
         let format = c.define("UFORMAT");
         let bytes = usize::try_from(format).unwrap_or(0) * 32;
         let ends = c.slice("u_index", &self.u_index, tile, 2)?;
@@ -276,7 +332,12 @@ impl LowRank {
                             _ => None,
                         };
                         let scale = match scale {
-                            Some(at) => c.slice("u_scales", &self.u_scales, at + 2 * (row % 8) + row / 8, 1)?[0],
+                            Some(at) => c.slice(
+                                "u_scales",
+                                &self.u_scales,
+                                at + 2 * (row % 8) + row / 8,
+                                1,
+                            )?[0],
                             None => 1.0,
                         };
                         acc[row] += f64::from(value * scale) * f64::from(h[4 * t + b]);
@@ -365,7 +426,6 @@ impl Epilogue {
 
     /// `row` becomes what `y` gets: half as long for a gate.
     fn apply(&self, c: &Context<'_, '_>, row: &mut Vec<f32>, y: usize) -> Result<()> {
-        row.iter_mut().for_each(|v| *v *= self.scale);
         if let Some(bias) = &self.bias {
             let bias = c.slice("bias", bias, 0, row.len())?;
             row.iter_mut().zip(bias).for_each(|(v, b)| *v += b);
@@ -374,12 +434,16 @@ impl Epilogue {
         if c.define("GLU") == 1 {
             let pairs = row.chunks(32).flat_map(|pair| {
                 let (gate, up) = pair.split_at(16.min(pair.len()));
-                gate.iter().zip(up).map(|(g, u)| activate(kind, *g) * u).collect::<Vec<_>>()
+                gate.iter()
+                    .zip(up)
+                    .map(|(g, u)| activate(kind, *g) * u)
+                    .collect::<Vec<_>>()
             });
             *row = pairs.collect();
         } else {
             row.iter_mut().for_each(|v| *v = activate(kind, *v));
         }
+        row.iter_mut().for_each(|v| *v *= self.scale);
         if c.define("SOFTCAP") == 1 {
             let cap = c.float("softcap");
             row.iter_mut().for_each(|v| *v = cap * (*v / cap).tanh());

@@ -35,18 +35,34 @@ impl<'a> Machine<'a> {
     /// The plan has no blob, or another one; buffers do not fit this machine's memory.
     pub fn new(plan: &'a Plan, blob: &'a [u8]) -> Result<Self> {
         let Some(described) = &plan.blob else {
-            return Err(PlanError::run("the plan", "has no packed weights: it was made from a configuration alone"));
+            return Err(PlanError::run(
+                "the plan",
+                "has no packed weights: it was made from a configuration alone",
+            ));
         };
         if described.bytes != blob.len() as u64 {
-            let problem = format!("has {} bytes, the plan says {}", blob.len(), described.bytes);
+            let problem = format!(
+                "has {} bytes, the plan says {}",
+                blob.len(),
+                described.bytes
+            );
             return Err(PlanError::run(&described.file, problem));
         }
-        let ends = plan.persistent.iter().map(|b| b.offset.saturating_add(b.bytes));
+        let ends = plan
+            .persistent
+            .iter()
+            .map(|b| b.offset.saturating_add(b.bytes));
         let mut machine = Self {
             plan,
             blob,
             persistent: memory(ends.max().unwrap_or(0))?,
-            arena: memory(plan.programs.iter().map(|p| p.arena_bytes).max().unwrap_or(0))?,
+            arena: memory(
+                plan.programs
+                    .iter()
+                    .map(|p| p.arena_bytes)
+                    .max()
+                    .unwrap_or(0),
+            )?,
         };
         for buffer in &plan.persistent {
             if buffer.filled.as_deref() == Some("zero") {
@@ -89,7 +105,9 @@ impl<'a> Machine<'a> {
         let buffer = self.persistent(name)?;
         let into = self.bytes_mut(buffer)?;
         let into = into.get_mut(..bytes.len());
-        let into = into.ok_or_else(|| PlanError::run(name, format!("holds fewer than {} bytes", bytes.len())))?;
+        let into = into.ok_or_else(|| {
+            PlanError::run(name, format!("holds fewer than {} bytes", bytes.len()))
+        })?;
         into.copy_from_slice(bytes);
         Ok(())
     }
@@ -126,7 +144,11 @@ impl<'a> Machine<'a> {
     ///
     /// # Errors
     /// As [`Self::run`].
-    pub fn run_watched(&mut self, program: &str, watch: &mut dyn FnMut(&Step, &[f32])) -> Result<()> {
+    pub fn run_watched(
+        &mut self,
+        program: &str,
+        watch: &mut dyn FnMut(&Step, &[f32]),
+    ) -> Result<()> {
         let plan = self.plan;
         let program = plan.program(program);
         let program = program.ok_or_else(|| PlanError::run("the plan", "has no such program"))?;
@@ -170,7 +192,12 @@ fn dispatch(c: &mut Context<'_, '_>) -> Result<()> {
 }
 
 fn memory(bytes: u64) -> Result<Vec<u8>> {
-    let fault = || PlanError::run("the plan", format!("needs {bytes} bytes, which there are not"));
+    let fault = || {
+        PlanError::run(
+            "the plan",
+            format!("needs {bytes} bytes, which there are not"),
+        )
+    };
     let bytes = usize::try_from(bytes).map_err(|_| fault())?;
     let mut memory = Vec::new();
     memory.try_reserve_exact(bytes).map_err(|_| fault())?;
@@ -183,12 +210,19 @@ fn range(buffer: &Buffer) -> Result<std::ops::Range<usize>> {
     let start = usize::try_from(buffer.offset).map_err(|_| fault())?;
     let bytes = usize::try_from(buffer.bytes).map_err(|_| fault())?;
     if element_bytes(&buffer.dtype).is_none() {
-        return Err(PlanError::run(&buffer.name, format!("has an unknown type, {}", buffer.dtype)));
+        return Err(PlanError::run(
+            &buffer.name,
+            format!("has an unknown type, {}", buffer.dtype),
+        ));
     }
     let end = start.checked_add(bytes).ok_or_else(fault)?;
     Ok(start..end)
 }
 
 fn words(bytes: &[u8]) -> impl Iterator<Item = u32> + '_ {
-    bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b))
+    bytes
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .map(|b| u32::from_le_bytes(*b))
 }

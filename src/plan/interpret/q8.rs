@@ -33,7 +33,8 @@ pub(super) fn round(x: &[f32]) -> Row {
         }
         let inverse = 127.0 / largest;
         let start = row.codes.len();
-        row.codes.extend(block.iter().map(|x| (x * inverse).round_ties_even() as i32));
+        row.codes
+            .extend(block.iter().map(|x| (x * inverse).round_ties_even() as i32));
         row.codes.resize(start + BLOCK, 0);
         row.scales.push(largest / 127.0);
         row.sums.push(row.codes[start..].iter().sum());

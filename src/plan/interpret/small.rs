@@ -35,19 +35,31 @@ fn erf(x: f64) -> f64 {
         return sum * 2.0 / std::f64::consts::PI.sqrt();
     }
     let z = x.abs();
-    let fraction = (1..=60).rev().fold(0.0, |f, k| f64::from(k) / 2.0 / (z + f));
+    let fraction = (1..=60)
+        .rev()
+        .fold(0.0, |f, k| f64::from(k) / 2.0 / (z + f));
     let complement = (-z * z).exp() / std::f64::consts::PI.sqrt() / (z + fraction);
     x.signum() * (1.0 - complement)
 }
 
 /// A row behind a norm.
-pub(super) fn norm_row(x: &[f32], gain: &[f32], beta: Option<&[f32]>, eps: f32, layer: bool) -> Vec<f32> {
+pub(super) fn norm_row(
+    x: &[f32],
+    gain: &[f32],
+    beta: Option<&[f32]>,
+    eps: f32,
+    layer: bool,
+) -> Vec<f32> {
     let count = x.len().max(1) as f64;
     let mean = match layer {
         true => x.iter().map(|&x| f64::from(x)).sum::<f64>() / count,
         false => 0.0,
     };
-    let square = x.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / count;
+    let square = x
+        .iter()
+        .map(|&x| (f64::from(x) - mean).powi(2))
+        .sum::<f64>()
+        / count;
     let inverse = 1.0 / (square + f64::from(eps)).sqrt();
     let one = |(i, (x, gain)): (usize, (&f32, &f32))| {
         let value = (f64::from(*x) - mean) * inverse * f64::from(*gain);
@@ -90,14 +102,24 @@ pub(super) fn normalize(c: &mut Context<'_, '_>) -> Result<()> {
     let (width, ldx, ldy) = (c.int("width"), c.int("ldx"), c.int("ldy"));
     let (x, gain) = (c.f32s("x")?, c.f32s("gain")?);
     let gain = c.slice("gain", &gain, 0, width)?;
-    let beta = if c.is_null("beta") { None } else { Some(c.f32s("beta")?) };
+    let beta = if c.is_null("beta") {
+        None
+    } else {
+        Some(c.f32s("beta")?)
+    };
     let residual = match c.define("RESIDUAL") {
         1 => Some(c.f32s("residual")?),
         _ => None,
     };
     for token in 0..c.live_tokens(c.grid(0))? {
         let row = c.slice("x", &x, token * ldx, width)?;
-        let mut y = norm_row(row, gain, beta.as_deref(), c.float("eps"), c.define("KIND") == 1);
+        let mut y = norm_row(
+            row,
+            gain,
+            beta.as_deref(),
+            c.float("eps"),
+            c.define("KIND") == 1,
+        );
         if let Some(residual) = &residual {
             let residual = c.slice("residual", residual, token * ldy, width)?;
             y.iter_mut().zip(residual).for_each(|(y, r)| *y += r);
@@ -134,7 +156,11 @@ pub(super) fn quantize(c: &mut Context<'_, '_>) -> Result<()> {
 pub(super) fn elementwise(c: &mut Context<'_, '_>) -> Result<()> {
     let width = c.int("width");
     let a = c.f32s("a")?;
-    let b = if c.is_null("b") { None } else { Some(c.f32s("b")?) };
+    let b = if c.is_null("b") {
+        None
+    } else {
+        Some(c.f32s("b")?)
+    };
     let (op, kind, factor) = (c.define("OP"), c.define("ACTIVATION"), c.float("factor"));
     if op == 7 {
         let last = c.live_tokens(c.tokens())?.checked_sub(1);
@@ -169,9 +195,17 @@ pub(super) fn route(c: &mut Context<'_, '_>) -> Result<()> {
     for token in 0..c.grid(0) {
         let logits = c.slice("logits", &logits, token * ldl, experts)?;
         // Rows behind a prompt's last token hold anything; they get experts all the same.
-        let key = |e: usize| if logits[e].is_nan() { f32::NEG_INFINITY } else { logits[e] };
+        let key = |e: usize| {
+            if logits[e].is_nan() {
+                f32::NEG_INFINITY
+            } else {
+                logits[e]
+            }
+        };
         let top = (0..experts).map(key).fold(f32::NEG_INFINITY, f32::max);
-        let odds: Vec<f64> = (0..experts).map(|e| f64::from(key(e) - top).exp()).collect();
+        let odds: Vec<f64> = (0..experts)
+            .map(|e| f64::from(key(e) - top).exp())
+            .collect();
         let mut order: Vec<usize> = (0..experts).collect();
         order.sort_by(|&a, &b| key(b).total_cmp(&key(a)).then(a.cmp(&b)));
         order.truncate(top_k);
@@ -197,10 +231,18 @@ pub(super) fn hadamard(c: &mut Context<'_, '_>) -> Result<()> {
     };
     let (bias, residual) = (given("bias", "BIAS")?, given("residual", "RESIDUAL")?);
     if !block.is_power_of_two() || !width.is_multiple_of(block) {
-        return Err(c.fault(format!("blocks of {block} do not cut {width} into powers of two")));
+        return Err(c.fault(format!(
+            "blocks of {block} do not cut {width} into powers of two"
+        )));
     }
     c.slice("signs", &signs, 0, width.div_ceil(32))?;
-    let sign = |k: usize| if signs[k / 32] >> (k % 32) & 1 == 1 { -1.0 } else { 1.0 };
+    let sign = |k: usize| {
+        if signs[k / 32] >> (k % 32) & 1 == 1 {
+            -1.0
+        } else {
+            1.0
+        }
+    };
     for token in 0..c.live_tokens(c.grid(0))? {
         let row = c.slice("x", &x, token * c.int("ldx"), width)?;
         let mut y = vec![0f64; width];
@@ -257,7 +299,9 @@ pub(super) fn sample(c: &mut Context<'_, '_>) -> Result<()> {
                     order.truncate(kept);
                 }
                 let top = order.first().map_or(0.0, |&i| logits[i]);
-                let odds = order.iter().map(|&i| f64::from((logits[i] - top) / temperature).exp());
+                let odds = order
+                    .iter()
+                    .map(|&i| f64::from((logits[i] - top) / temperature).exp());
                 let odds: Vec<f64> = odds.collect();
                 let all: f64 = odds.iter().sum();
                 let mut nucleus = 0.0;

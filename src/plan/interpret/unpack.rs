@@ -31,8 +31,19 @@ pub(super) fn rows(c: &Context<'_, '_>, tile: usize, cols: usize) -> Result<Opti
     }
 }
 
-fn part<'b>(c: &Context<'_, '_>, name: &str, bytes: &'b [u8], index: usize, each: usize) -> Result<&'b [u8]> {
+fn part<'b>(
+    c: &Context<'_, '_>,
+    name: &str,
+    bytes: &'b [u8],
+    index: usize,
+    each: usize,
+) -> Result<&'b [u8]> {
     c.slice(name, bytes, index * each, each)
+}
+
+fn halves(bytes: &[u8]) -> Vec<f32> {
+    let pairs = bytes.as_chunks::<2>().0.iter();
+    pairs.map(|b| f16::from_le_bytes(*b).to_f32()).collect()
 }
 
 fn codes(c: &Context<'_, '_>, tile: usize, cols: usize) -> Result<Rows> {
@@ -49,7 +60,8 @@ fn codes(c: &Context<'_, '_>, tile: usize, cols: usize) -> Result<Rows> {
         (8, _) | (_, true) => 0,
         _ => 1i32 << (bits - 1),
     };
-    let mut set = |row: usize, k: usize, code: i32| values[row * padded + k] = (code - middle) as f32;
+    let mut set =
+        |row: usize, k: usize, code: i32| values[row * padded + k] = (code - middle) as f32;
     // A word j of lane 4 g + t is of row g + 8 (j % 2); its byte b of column 16 (j / 2) + 4 t + b.
     for (lane, n) in (0..32).flat_map(|lane| (0..16).map(move |n| (lane, n))) {
         let (g, t, j, b) = (lane / 4, lane % 4, n / 4, n % 4);
@@ -87,7 +99,11 @@ fn codes(c: &Context<'_, '_>, tile: usize, cols: usize) -> Result<Rows> {
                             let bit = ((2 * m + 2) & 7) + j % 2;
                             i32::from(packed[at] >> bit & 1) << 2
                         });
-                        set(row, pair * 128 + 32 * m + k, i32::from(byte >> (2 * m) & 3) | third);
+                        set(
+                            row,
+                            pair * 128 + 32 * m + k,
+                            i32::from(byte >> (2 * m) & 3) | third,
+                        );
                     }
                 }
             }
@@ -98,11 +114,14 @@ fn codes(c: &Context<'_, '_>, tile: usize, cols: usize) -> Result<Rows> {
         width => width,
     };
     let groups = cols.div_ceil(group);
-    let scales = c.f16s("scales")?;
-    let scales = c.slice("scales", &scales, tile * groups * 16, groups * 16)?;
+    let scales = halves(part(c, "scales", c.bytes("scales")?, tile, groups * 32)?);
     // Rows r and r + 8 are neighbours.
     let order = |values: &[f32]| -> Vec<f32> {
-        let of = |group: &[f32]| (0..16).map(|r| group[2 * (r % 8) + r / 8]).collect::<Vec<_>>();
+        let of = |group: &[f32]| {
+            (0..16)
+                .map(|r| group[2 * (r % 8) + r / 8])
+                .collect::<Vec<_>>()
+        };
         values.chunks_exact(16).flat_map(of).collect()
     };
     let zeros = match (zeros, bits) {
@@ -114,14 +133,16 @@ fn codes(c: &Context<'_, '_>, tile: usize, cols: usize) -> Result<Rows> {
         }
         (true, _) => {
             let bytes = part(c, "zeros", c.bytes("zeros")?, tile, groups * 8)?;
-            let nibbles = bytes.iter().flat_map(|b| [f32::from(b & 15), f32::from(b >> 4)]);
+            let nibbles = bytes
+                .iter()
+                .flat_map(|b| [f32::from(b & 15), f32::from(b >> 4)]);
             order(&nibbles.collect::<Vec<_>>())
         }
     };
     Ok(Rows {
         values,
         padded,
-        scales: order(scales),
+        scales: order(&scales),
         zeros,
         group,
     })
@@ -171,8 +192,7 @@ fn trellis(c: &Context<'_, '_>, tile: usize, cols: usize) -> Result<Rows> {
     if !(8..=16).contains(&states) {
         return Err(c.fault(format!("a trellis of 2^{states} states is not known")));
     }
-    let bits = c.bytes("zeros")?.to_vec();
-    let bits = c.slice("zeros", &bits, 0, cols.div_ceil(16))?;
+    let bits = part(c, "zeros", c.bytes("zeros")?, 0, cols.div_ceil(16))?;
     if bits.iter().any(|b| !(1..=8).contains(b)) {
         return Err(c.fault("bits of a column block are none of 1 to 8"));
     }
@@ -196,8 +216,7 @@ fn trellis(c: &Context<'_, '_>, tile: usize, cols: usize) -> Result<Rows> {
             values[n / 16 * padded + block * 16 + n % 16] = (sum - OFFSET) as f32;
         }
     }
-    let scales = c.f16s("scales")?;
-    let scale = c.slice("scales", &scales, tile, 1)?[0] * UNIT;
+    let scale = halves(part(c, "scales", c.bytes("scales")?, tile, 2)?)[0] * UNIT;
     Ok(Rows {
         values,
         padded,

@@ -73,7 +73,7 @@ pub fn params(text: &str) -> Vec<Param> {
     text.split_whitespace().filter_map(one).collect()
 }
 
-/// Defines of a list such as `BITS=2|3|4 M=1..8`.
+/// Defines of a list such as `BITS=2|3|4 M=1..8`; commas may stand for bars.
 pub fn defines(text: &str) -> Vec<Define> {
     let range = |word: &str| -> Option<(i64, i64)> {
         match word.split_once("..") {
@@ -85,7 +85,7 @@ pub fn defines(text: &str) -> Vec<Define> {
         let (name, values) = word.split_once('=')?;
         Some(Define {
             name: name.to_string(),
-            values: values.split('|').filter_map(range).collect(),
+            values: values.split(['|', ',']).filter_map(range).collect(),
         })
     };
     text.split_whitespace().filter_map(one).collect()

@@ -1,4 +1,4 @@
-//! Launch rules: blocks and shared memory of the linear kernels.
+//! Launch rules: blocks, shared memory and workspaces of the linear kernels.
 
 use crate::plan::{Target, Variant};
 
@@ -13,53 +13,140 @@ pub struct Launch {
     pub shared_bytes: u32,
 }
 
-/// Columns of activations that a block keeps at a time.
-const COLUMNS: u64 = 4096;
-
 /// A launch of `fused_linear`, and what blocks need to work together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FusedLaunch {
     /// Its dimensions.
     pub launch: Launch,
-    /// Floats of the `partial` workspace.
-    pub partial_floats: u64,
+    /// Units that a warp has on their way: `STAGES`.
+    pub stages: i64,
     /// Words of `counter`.
-    pub counters: u32,
+    pub counters: u64,
+    /// Floats of `h`.
+    pub inner_floats: u64,
 }
 
-/// A decode product of `tiles` row tiles (of one expert) and `cols` columns. No more blocks than run at
-/// once, since they wait for each other: for inner activations of a low-rank term, and for the sums of a
-/// row tile that several of them share.
-pub fn fused_linear(
-    variant: &Variant,
-    target: &Target,
-    tiles: u64,
-    cols: u64,
-    rank: u64,
-    slots: u64,
-) -> FusedLaunch {
-    let m = u64::try_from(variant.define("M")).unwrap_or(1).max(1);
-    let cols = cols.next_multiple_of(64).min(COLUMNS);
-    // Codes and their scales and sums, or f32; partial sums of 8 warps; inner activations.
-    let each = match variant.define("ACT") {
-        0 => cols + cols / 32 * 8,
-        _ => 4 * cols,
+/// Sizes of a decode product.
+#[derive(Clone, Copy, Debug)]
+pub struct Product {
+    /// Row tiles, of one expert.
+    pub tiles: u64,
+    /// Columns.
+    pub cols: u64,
+    /// Width of h.
+    pub rank: u64,
+    /// Tokens; with experts those of all sequences.
+    pub tokens: u64,
+    /// Experts of each token; 0 without.
+    pub top_k: u64,
+}
+
+/// Threads of a block of `fused_linear`.
+const FUSED_BLOCK: u32 = 512;
+/// Most bytes of the ring of units on their way.
+const RING: u64 = 128 << 10;
+
+/// A decode product, as the header of `fused_linear.cu` says: one block for each multiprocessor, so that
+/// blocks that wait for one another all run. `None` where shared memory does not hold the activations.
+pub fn fused_linear(variant: &Variant, target: &Target, p: &Product) -> Option<FusedLaunch> {
+    let is = |name: &str| variant.define(name) != 0;
+    let pair = if is("GLU") { 2 } else { 1 };
+    let experts = variant.define("EXPERTS");
+    let y = match experts {
+        1 => p.tokens * p.top_k,
+        2 => p.tokens,
+        _ => 1,
     };
-    let shared = m * each + m * 8 * 16 * 4 * 2 + m * rank.min(1024) * 4 + 1024;
-    let blocks = u64::from(target.sms) * 2;
-    let work = match variant.define("EXPERTS") {
-        1 => tiles.saturating_mul(slots),
-        _ => tiles,
-    };
-    FusedLaunch {
-        launch: Launch {
-            grid: [u32::try_from(work.min(blocks).max(1)).unwrap_or(u32::MAX), 1, 1],
-            block: 256,
-            shared_bytes: u32::try_from(shared).unwrap_or(u32::MAX),
-        },
-        partial_floats: 0,
-        counters: 1,
+    let sms = u64::from(target.sms);
+    let together = is("LOWRANK");
+    if together && y > sms {
+        return None;
     }
+    let most = if together { sms / y } else { sms };
+    let x = (p.tiles / pair).clamp(1, most.max(1));
+    let shared = |stages: u64| fused_shared(variant, p, x, stages);
+    let fits = |stages: &u64| {
+        let (ring, all) = shared(*stages);
+        all <= u64::from(target.shared_bytes) && (ring <= RING || *stages == 2)
+    };
+    let stages = (2..=8).rev().find(fits)?;
+    let rows_of_h = match experts {
+        0 => p.tokens,
+        _ => p.tokens * p.top_k,
+    };
+    Some(FusedLaunch {
+        launch: Launch {
+            grid: [u32::try_from(x).ok()?, u32::try_from(y).ok()?, 1],
+            block: FUSED_BLOCK,
+            shared_bytes: u32::try_from(shared(stages).1).ok()?,
+        },
+        stages: i64::try_from(stages).ok()?,
+        counters: if together { (2 + x) * y } else { 0 },
+        inner_floats: rows_of_h * 4 * p.rank,
+    })
+}
+
+/// Bytes of the ring, and of all dynamic shared memory.
+fn fused_shared(variant: &Variant, p: &Product, grid: u64, stages: u64) -> (u64, u64) {
+    let of = |name: &str| u64::try_from(variant.define(name)).unwrap_or(0);
+    let is = |name: &str| of(name) != 0;
+    let (format, bits, group, m) = (of("FORMAT"), of("BITS"), of("GROUP"), of("M").max(1));
+    let (codes, combine) = (format == 0, of("EXPERTS") == 2);
+    // A chunk is the least that a lane loads at once; a unit, 256 columns of codes, a stage of the ring.
+    let chunk_tiles = if codes && bits < 4 { 2 } else { 1 };
+    let unit_tiles = if codes || format == 5 { 4 } else { 1 };
+    let chunk_bytes = match format {
+        0 => chunk_tiles * 128 * bits,
+        5 => 0,
+        _ => 2048,
+    };
+    let unit_groups = if codes && group > 0 {
+        unit_tiles * 64 / group
+    } else {
+        0
+    };
+    let zero_bytes = match (is("ZEROS"), bits) {
+        (false, _) => 0,
+        (true, 8) => 16,
+        (true, _) => 8,
+    };
+    let unit_codes = unit_tiles / chunk_tiles * chunk_bytes;
+    let unit_bytes = (unit_codes + unit_groups * (32 + zero_bytes)).next_multiple_of(16);
+    let column_tiles = p.cols.div_ceil(64 * chunk_tiles) * chunk_tiles;
+    let exact = of("ACT") == 1;
+    let x_bytes = match (format, codes, exact) {
+        (5, _, _) => 0,
+        (_, false, _) => column_tiles * 256,
+        (_, true, true) => column_tiles * 128,
+        (_, true, false) => column_tiles * 64,
+    };
+    let padding = match (x_bytes, codes && !exact) {
+        (0, _) => 0,
+        (_, true) => (column_tiles + 1) % 2 * 64,
+        (_, false) => 16,
+    };
+    let table = match codes && !exact {
+        true => column_tiles * (if m == 1 { 1 } else { m.next_multiple_of(2) }) * 16,
+        false => 0,
+    };
+    let pair = if is("GLU") { 2 } else { 1 };
+    let virtual_rows = if combine { m } else { 1 };
+    let terms = is("LOWRANK") || is("SPARSE");
+    let warps = match (terms, format) {
+        (false, _) => 16,
+        (true, 5) => 1,
+        (true, _) => 12,
+    };
+    let slots = pair * virtual_rows * (p.tiles / pair).div_ceil(grid.max(1)) + 16;
+    let ring = warps * stages * unit_bytes;
+    let sums = slots * 64 * m;
+    let others = if terms {
+        slots * 64 * (if combine { 1 } else { m })
+    } else {
+        0
+    };
+    let all = ring + m * (x_bytes + padding) + table + sums + others + 128 + 96 * m;
+    (ring, all)
 }
 
 /// A product of many tokens: a block makes 64 rows of 64 tokens.

@@ -5,9 +5,11 @@
 
 pub mod header;
 mod launch;
+mod sources;
 mod table;
 
-pub use launch::{FusedLaunch, Launch, fused_linear, linear_prefill};
+pub use launch::{FusedLaunch, Launch, Product, fused_linear, linear_prefill};
+pub use sources::{source, sources};
 pub use table::KERNELS;
 
 use super::Variant;

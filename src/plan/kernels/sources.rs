@@ -4,21 +4,55 @@ use std::collections::BTreeSet;
 
 use crate::plan::Variant;
 
+/// A source, by its path below `kernels/`.
+macro_rules! source {
+    ($path:literal) => {
+        ($path, include_str!(concat!("../../../kernels/", $path)))
+    };
+}
+
 /// Path below `kernels/`, and text.
 const SOURCES: &[(&str, &str)] = &[
     source!("attention_decode.cu"),
+    source!("attention_prefill.cu"),
+    source!("common/activation.cuh"),
+    source!("common/device.cuh"),
+    source!("common/kv.cuh"),
+    source!("common/memory.cuh"),
+    source!("common/mma.cuh"),
+    source!("common/q8.cuh"),
+    source!("common/reduce.cuh"),
+    source!("common/rotary.cuh"),
+    source!("common/unpack.cuh"),
+    source!("elementwise.cu"),
+    source!("embed.cu"),
+    source!("hadamard.cu"),
+    source!("moe_combine.cu"),
+    source!("moe_route.cu"),
+    source!("moe_sort.cu"),
+    source!("normalize.cu"),
+    source!("quantize.cu"),
+    source!("rope_append.cu"),
+    source!("sample.cu"),
 ];
 
 /// The sources that some variants are compiled from, with the headers that they include; path below
 /// `kernels/`, and text.
 pub fn sources(variants: &[Variant]) -> Vec<(&'static str, &'static str)> {
-    let used: BTreeSet<String> = variants.iter().map(|v| format!("{}.cu", v.kernel)).collect();
-    let wanted = |(name, _): &&(&'static str, &'static str)| name.ends_with(".cuh") || used.contains(*name);
+    let used: BTreeSet<String> = variants
+        .iter()
+        .map(|v| format!("{}.cu", v.kernel))
+        .collect();
+    let wanted =
+        |(name, _): &&(&'static str, &'static str)| name.ends_with(".cuh") || used.contains(*name);
     SOURCES.iter().filter(wanted).copied().collect()
 }
 
 /// The source of a kernel.
 pub fn source(kernel: &str) -> Option<&'static str> {
     let name = format!("{kernel}.cu");
-    SOURCES.iter().find(|(n, _)| *n == name).map(|(_, text)| *text)
+    SOURCES
+        .iter()
+        .find(|(n, _)| *n == name)
+        .map(|(_, text)| *text)
 }

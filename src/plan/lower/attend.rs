@@ -23,7 +23,9 @@ impl Emit<'_> {
     fn cache(&mut self, a: &Attention) -> Cache {
         let batch = u64::from(self.options.batch);
         // A window needs its own positions and those of the tokens that go through at once.
-        let seen = a.window.map_or(self.context, |w| w.saturating_add(u64::from(self.options.chunk)));
+        let seen = a.window.map_or(self.context, |w| {
+            w.saturating_add(u64::from(self.options.chunk))
+        });
         let capacity = match self.options.page {
             Some(_) => self.context,
             None => self.context.min(seen),
@@ -36,17 +38,27 @@ impl Emit<'_> {
             }
             None => (batch, capacity, 0),
         };
-        let layer = a.cache;
+        let (layer, format) = (a.cache, self.options.kv);
         let mut make = |name: &str, dtype: &str, width: u64| {
             let dims = [groups, each, a.kv_heads, width];
             self.persistent(&format!("kv.{layer}.{name}"), dtype, &dims, None)
         };
         let scales = a.head_dim.div_ceil(32);
-        let (k, v, k_scales, v_scales) = match self.options.kv {
-            KvFormat::F16 => (make("k", "f16", a.head_dim), make("v", "f16", a.head_dim), Value::Null, Value::Null),
+        let (k, v, k_scales, v_scales) = match format {
+            KvFormat::F16 => (
+                make("k", "f16", a.head_dim),
+                make("v", "f16", a.head_dim),
+                Value::Null,
+                Value::Null,
+            ),
             KvFormat::Q8 => {
                 let codes = (make("k", "s8", a.head_dim), make("v", "s8", a.head_dim));
-                (codes.0, codes.1, make("k_scales", "f16", scales), make("v_scales", "f16", scales))
+                (
+                    codes.0,
+                    codes.1,
+                    make("k_scales", "f16", scales),
+                    make("v_scales", "f16", scales),
+                )
             }
         };
         Cache {
@@ -69,7 +81,10 @@ impl Emit<'_> {
         y: Slot,
     ) -> Result<()> {
         if a.head_dim > 256 || a.kv_heads == 0 || !a.heads.is_multiple_of(a.kv_heads) {
-            let problem = format!("{} heads of {} over {} have no kernel", a.heads, a.head_dim, a.kv_heads);
+            let problem = format!(
+                "{} heads of {} over {} have no kernel",
+                a.heads, a.head_dim, a.kv_heads
+            );
             return Err(PlanError::unsupported("attention", name, problem));
         }
         let cache = self.cache(a);
@@ -89,7 +104,10 @@ impl Emit<'_> {
         };
         let (q_gain, k_gain, eps) = match &a.norms {
             Some((q, k)) => {
-                let of = [self.norm_weight(q, a.head_dim)?, self.norm_weight(k, a.head_dim)?];
+                let of = [
+                    self.norm_weight(q, a.head_dim)?,
+                    self.norm_weight(k, a.head_dim)?,
+                ];
                 let [q_gain, k_gain] = of.map(|w| self.section(&w, "gain"));
                 (q_gain, k_gain, q.eps)
             }
@@ -127,7 +145,10 @@ impl Emit<'_> {
             ("inv_freq", frequencies),
             ("k_offset", k_offset),
             ("v_offset", v_offset),
-            ("rotary_dim", int(a.rotary.as_ref().map_or(0, |r| r.rotary_dim))),
+            (
+                "rotary_dim",
+                int(a.rotary.as_ref().map_or(0, |r| r.rotary_dim)),
+            ),
             ("norm_eps", float(eps)),
             ("rope_factor", Value::Float(factor)),
         ];
@@ -138,18 +159,19 @@ impl Emit<'_> {
             ("scale", float(a.scale)),
             ("softcap", float(a.softcap.unwrap_or(0.0))),
         ];
-        let common = [
-            ("HEAD_DIM", head_dim),
-            ("KV", quantized),
-            ("PAGED", paged),
-        ];
+        let common = [("HEAD_DIM", head_dim), ("KV", quantized), ("PAGED", paged)];
         let each = self.position_bytes(a);
         let grid = |a: u64, b: u64, c: u64| [a, b, c].map(|n| u32::try_from(n).unwrap_or(u32::MAX));
         if p.prefill {
             let mut defines = common.to_vec();
             defines.extend([("QK_NORM", i64::from(a.norms.is_some())), ("ROPE", rope)]);
             let index = self.variant("rope_append", &defines);
-            let given = [shared.clone(), rotated, vec![("qkv", qkv.clone()), ("scalars", self.scalars(p))]].concat();
+            let given = [
+                shared.clone(),
+                rotated,
+                vec![("qkv", qkv.clone()), ("scalars", self.scalars(p))],
+            ]
+            .concat();
             let launch = Launch {
                 grid: grid(a.heads + 2 * a.kv_heads, p.tokens.div_ceil(4), 1),
                 block: 128,
@@ -157,11 +179,22 @@ impl Emit<'_> {
             };
             let bytes = p.tokens * width * 8;
             let estimate = self.estimate(Place::Device, bytes, p.tokens * width * 8, false);
-            p.push(&format!("{name}.rope"), ("rope_append", index), launch, given, estimate);
+            p.push(
+                &format!("{name}.rope"),
+                ("rope_append", index),
+                launch,
+                given,
+                estimate,
+            );
             let mut defines = common.to_vec();
             defines.extend([("GROUP_Q", group), ("SOFTCAP", softcap)]);
             let index = self.variant("attention_prefill", &defines);
-            let given = [shared, scores, vec![("qkv", qkv), ("scalars", self.scalars(p))]].concat();
+            let given = [
+                shared,
+                scores,
+                vec![("qkv", qkv), ("scalars", self.scalars(p))],
+            ]
+            .concat();
             // 64 queries, and two tiles of keys and values.
             let dim = a.head_dim.next_multiple_of(16);
             let keys = if dim <= 128 { 64 } else { 32 };
@@ -171,7 +204,12 @@ impl Emit<'_> {
                 shared_bytes: u32::try_from(2 * (2 * keys + 64) * (dim + 8)).unwrap_or(u32::MAX),
             };
             let flops = 4 * p.tokens * seen * a.heads * a.head_dim;
-            let estimate = self.estimate(Place::Device, seen * each + p.tokens * width * 8, flops, true);
+            let estimate = self.estimate(
+                Place::Device,
+                seen * each + p.tokens * width * 8,
+                flops,
+                true,
+            );
             p.push(name, ("attention_prefill", index), launch, given, estimate);
             return Ok(());
         }

@@ -5,10 +5,9 @@ use super::linear::Job;
 use super::macros::{Elementwise, Macro, Norm, Part, Slot};
 use super::program::Growing;
 use super::terms::{self, format};
-use crate::ir::Activation;
 use crate::plan::kernels::Launch;
 use crate::plan::pack::recipe::{PartTerms, Recipe, Stack};
-use crate::plan::{Estimate, Place, Plan, PlanError, Program, Value, arena, cost};
+use crate::plan::{Estimate, Place, Program, Value, cost};
 
 /// Rows of a launch with one block per token.
 pub(super) fn per_token(tokens: u64, block: u32) -> Launch {
@@ -45,9 +44,17 @@ impl Emit<'_> {
             ("rows", int(self.vocabulary)),
             ("ldl", int(self.width(self.logits))),
         ];
-        p.push("sample", ("sample", index), per_token(rows, 1024), given, estimate);
+        p.push(
+            "sample",
+            ("sample", index),
+            per_token(rows, 1024),
+            given,
+            estimate,
+        );
         let mut scalars: Vec<String> = match p.prefill {
-            true => ["prompt", "prompt_positions", "scalars"].map(String::from).to_vec(),
+            true => ["prompt", "prompt_positions", "scalars"]
+                .map(String::from)
+                .to_vec(),
             false => ["tokens", "positions"].map(String::from).to_vec(),
         };
         scalars.extend(["sampling".to_string(), "sampling_top_k".to_string()]);
@@ -145,7 +152,15 @@ impl Emit<'_> {
         let width = self.width(x);
         let from = self.slot(p, x);
         let to = p.buffer("last", "f32", &[1, width]);
-        self.elementwise(p, "last", Elementwise::Last, (from, width), None, (to.clone(), width), width);
+        self.elementwise(
+            p,
+            "last",
+            Elementwise::Last,
+            (from, width),
+            None,
+            (to.clone(), width),
+            width,
+        );
         p.last.insert(x, to.clone());
         to
     }
@@ -161,10 +176,18 @@ impl Emit<'_> {
         (y, ldy): (Value, u64),
         width: u64,
     ) {
-        let index = self.variant("elementwise", &[("OP", op.code()), ("ACTIVATION", op.activation())]);
+        let index = self.variant(
+            "elementwise",
+            &[("OP", op.code()), ("ACTIVATION", op.activation())],
+        );
         let rows = if op == Elementwise::Last { 1 } else { p.tokens };
         let operands = 2 + u64::from(b.is_some());
-        let estimate = self.estimate(Place::Device, rows * width * 4 * operands, rows * width, false);
+        let estimate = self.estimate(
+            Place::Device,
+            rows * width * 4 * operands,
+            rows * width,
+            false,
+        );
         let (b, ldb) = b.unwrap_or((Value::Null, 0));
         let given = vec![
             ("a", a),
@@ -177,7 +200,13 @@ impl Emit<'_> {
             ("ldy", int(ldy)),
             ("factor", float(op.factor())),
         ];
-        p.push(name, ("elementwise", index), per_token(rows, 256), given, estimate);
+        p.push(
+            name,
+            ("elementwise", index),
+            per_token(rows, 256),
+            given,
+            estimate,
+        );
     }
 
     /// A norm of its own; `out` 0 is f32, 1 is f16.
@@ -201,7 +230,12 @@ impl Emit<'_> {
         ];
         let index = self.variant("normalize", &defines);
         let padded = width.next_multiple_of(16);
-        let estimate = self.estimate(Place::Device, p.tokens * width * 8, p.tokens * width * 4, false);
+        let estimate = self.estimate(
+            Place::Device,
+            p.tokens * width * 8,
+            p.tokens * width * 4,
+            false,
+        );
         let given = vec![
             ("x", x),
             ("gain", self.section(&weight, "gain")),
@@ -214,7 +248,13 @@ impl Emit<'_> {
             ("ldy", int(padded)),
             ("eps", float(norm.eps)),
         ];
-        p.push(name, ("normalize", index), per_token(p.tokens, 256), given, estimate);
+        p.push(
+            name,
+            ("normalize", index),
+            per_token(p.tokens, 256),
+            given,
+            estimate,
+        );
         Ok(())
     }
 
@@ -231,9 +271,11 @@ impl Emit<'_> {
         let (matrix, _) = terms::matrix(self.graph, table.op)?;
         let (rows, cols) = (matrix.out_features, matrix.in_features);
         let simple = found.is_plain() && found.low_rank.is_empty() && found.sparse.is_empty();
-        let base = found.bases.first().copied().filter(|b| {
-            simple && b.format != format::TRELLIS && !b.columns
-        });
+        let base = found
+            .bases
+            .first()
+            .copied()
+            .filter(|b| simple && b.format != format::TRELLIS && !b.columns);
         let (weight, base) = match base {
             Some(base) => {
                 let stack = Stack {
@@ -250,9 +292,16 @@ impl Emit<'_> {
                     factors: None,
                     sparse: false,
                     bias: false,
+                    scale_bits: 1f32.to_bits(),
                 };
                 let parts = vec![table.name.clone()];
-                let weight = self.weight(name, "tile16x64", (table.padded(), cols), parts, Recipe::Matrix(stack))?;
+                let weight = self.weight(
+                    name,
+                    "tile16x64",
+                    (table.padded(), cols),
+                    parts,
+                    Recipe::Matrix(stack),
+                )?;
                 (weight, base)
             }
             None => {
@@ -271,7 +320,13 @@ impl Emit<'_> {
                 };
                 let recipe = Recipe::Dense(self.canonical(table));
                 let parts = vec![table.name.clone()];
-                let weight = self.weight(&format!("{name}.rows"), "tile16x64", (table.padded(), cols), parts, recipe)?;
+                let weight = self.weight(
+                    &format!("{name}.rows"),
+                    "tile16x64",
+                    (table.padded(), cols),
+                    parts,
+                    recipe,
+                )?;
                 (weight, base)
             }
         };
@@ -304,67 +359,14 @@ impl Emit<'_> {
             ("add", Value::Int(i64::from(add))),
             ("scale", float(scale)),
         ];
-        p.push(name, ("embed", index), per_token(p.tokens, 256), given, estimate);
-        Ok(())
-    }
-
-    /// Router's choice, gate and up of the chosen experts, and the sum of their results.
-    fn experts(&mut self, p: &mut Growing, step: &Macro) -> Result<()> {
-        let Macro::Experts {
+        p.push(
             name,
-            x,
-            norm,
-            logits,
-            top_k,
-            normalize,
-            experts,
-            activation,
-            residual,
-            y,
-        } = step
-        else {
-            return Ok(());
-        };
-        if !p.is_small() {
-            let problem = "more than 8 tokens at a time have no kernel";
-            return Err(PlanError::unsupported("moe", name, problem));
-        }
-        let slots = p.tokens * top_k;
-        let ids = p.buffer(&format!("{name}.ids"), "i32", &[p.tokens, *top_k]);
-        let weights = p.buffer(&format!("{name}.weights"), "f32", &[p.tokens, *top_k]);
-        let index = self.variant("moe_route", &[("NORMALIZE", i64::from(*normalize))]);
-        let count = experts.len() as u64;
-        let estimate = self.estimate(Place::Device, p.tokens * count * 4, p.tokens * count * 4, false);
-        let given = vec![
-            ("logits", self.slot(p, *logits)),
-            ("ids", ids.clone()),
-            ("weights", weights.clone()),
-            ("scalars", self.scalars(p)),
-            ("experts", int(count)),
-            ("top_k", int(*top_k)),
-            ("ldl", int(self.width(*logits))),
-        ];
-        p.push(&format!("{name}.route"), ("moe_route", index), per_token(p.tokens, 32), given, estimate);
-        let inner = experts.first().map_or(0, |e| e[0].padded());
-        let hidden = p.buffer(&format!("{name}.inner"), "f32", &[slots, inner]);
-        let mut job = Job::experts(
-            experts.iter().map(|[gate, up, _]| vec![gate.clone(), up.clone()]).collect(),
-            Some(*activation),
+            ("embed", index),
+            per_token(p.tokens, 256),
+            given,
+            estimate,
         );
-        job.x = self.slot(p, *x);
-        job.ldx = self.width(*x);
-        job.norm = norm.clone();
-        job.tokens = p.tokens;
-        job.routed = Some((1, ids.clone(), weights.clone(), *top_k));
-        (job.y, job.ldy) = (hidden.clone(), inner);
-        self.linear(p, &format!("{name}.gate_up"), &job)?;
-        let mut job = Job::experts(experts.iter().map(|[_, _, down]| vec![down.clone()]).collect(), None::<Activation>);
-        (job.x, job.ldx) = (hidden, inner);
-        job.tokens = p.tokens;
-        job.routed = Some((2, ids, weights, *top_k));
-        (job.y, job.ldy) = (self.slot(p, *y), self.width(*y));
-        job.residual = residual.map(|r| (self.slot(p, r), self.width(r)));
-        self.linear(p, &format!("{name}.down"), &job)
+        Ok(())
     }
 
     /// The same rows of the same matrix under one name: a tied head and the table are one.
@@ -378,50 +380,14 @@ impl Emit<'_> {
             other == Some(matrix)
         });
         let Some(&id) = same else { return part.clone() };
-        let name = self.graph.op(id).map_or_else(String::new, |op| op.name.clone());
+        let name = self
+            .graph
+            .op(id)
+            .map_or_else(String::new, |op| op.name.clone());
         Part {
             op: id,
             name,
             rows: part.rows.clone(),
         }
-    }
-}
-
-/// Steps whose weights are on the host run there, and buffers that they use are seen by both.
-pub(super) fn host_buffers(plan: &mut Plan) {
-    let place = |plan: &Plan, step: &crate::plan::Step| {
-        let host = step.args.iter().any(|(_, v)| match v {
-            Value::Section { weight, .. } => {
-                plan.weight(weight).is_some_and(|w| w.place == Place::Host)
-            }
-            _ => false,
-        });
-        if host { Place::Host } else { Place::Device }
-    };
-    let mut shared: Vec<String> = Vec::new();
-    for program in 0..plan.programs.len() {
-        for step in 0..plan.programs[program].steps.len() {
-            let found = place(plan, &plan.programs[program].steps[step]);
-            let target = plan.target.clone();
-            let one = &mut plan.programs[program].steps[step];
-            one.place = found;
-            if found == Place::Host {
-                let (bytes, flops) = (one.estimate.bytes, one.estimate.flops);
-                one.estimate = cost::estimate(&target, Place::Host, bytes, flops, false);
-                let uses = arena::uses(one, &plan.kernels);
-                shared.extend(uses.into_iter().map(|u| u.name));
-            }
-        }
-    }
-    let mark = |buffers: &mut Vec<crate::plan::Buffer>| {
-        for buffer in buffers.iter_mut().filter(|b| shared.contains(&b.name)) {
-            buffer.place = Place::Host;
-        }
-    };
-    mark(&mut plan.persistent);
-    plan.programs.iter_mut().for_each(|p| mark(&mut p.buffers));
-    for program in &mut plan.programs {
-        let scalars = program.captures.first().map(|c| c.scalars.clone());
-        program.captures = super::program::captures(&program.steps, &scalars.unwrap_or_default());
     }
 }

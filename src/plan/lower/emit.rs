@@ -47,7 +47,9 @@ pub(super) fn emit(
     context: u32,
 ) -> Result<Lowered> {
     let Some(graph) = module.graphs.first() else {
-        return Err(PlanError::NotLanguageModel("the module has no graph".to_string()));
+        return Err(PlanError::NotLanguageModel(
+            "the module has no graph".to_string(),
+        ));
     };
     let mut emit = Emit {
         module,
@@ -68,18 +70,26 @@ pub(super) fn emit(
     for (at, text) in scanned.notes {
         emit.notes.push(Note { at, text });
     }
-    let mixture = scanned.macros.iter().any(|m| matches!(m, Macro::Experts { .. }));
+    let mixture = scanned
+        .macros
+        .iter()
+        .any(|m| matches!(m, Macro::Experts { .. }));
     let mut chunk = u64::from(options.chunk).clamp(1, emit.context);
     if mixture && chunk > 8 {
         chunk = 8;
         emit.notes.push(Note {
             at: "prefill".to_string(),
-            text: "a prompt goes through 8 tokens at a time: tokens are not gathered by their experts".to_string(),
+            text:
+                "a prompt goes through 8 tokens at a time: tokens are not gathered by their experts"
+                    .to_string(),
         });
     }
     emit.inputs(chunk);
     let programs = vec![
-        emit.program(&scanned.macros, Growing::new("decode", u64::from(options.batch), false))?,
+        emit.program(
+            &scanned.macros,
+            Growing::new("decode", u64::from(options.batch), false),
+        )?,
         emit.program(&scanned.macros, Growing::new("prefill", chunk, true))?,
     ];
     emit.persistent("counters", "u32", &[emit.counters.max(1)], Some("zero"));
@@ -98,7 +108,12 @@ impl Emit<'_> {
         self.persistent("scalars", "i32", &[3], Some("host"));
         self.persistent("sampling", "f32", &[batch, 3], Some("host"));
         self.persistent("sampling_top_k", "i32", &[batch], Some("host"));
-        self.persistent("logits", "f32", &[batch, self.vocabulary.next_multiple_of(16)], None);
+        self.persistent(
+            "logits",
+            "f32",
+            &[batch, self.vocabulary.next_multiple_of(16)],
+            None,
+        );
         self.persistent("sampled", "i32", &[batch], None);
         if let Some(page) = self.options.page {
             let pages = self.context.div_ceil(u64::from(page.max(1)));
@@ -107,7 +122,13 @@ impl Emit<'_> {
     }
 
     /// A persistent buffer by name; made where it is not there yet.
-    pub(super) fn persistent(&mut self, name: &str, dtype: &str, dims: &[u64], filled: Option<&str>) -> Value {
+    pub(super) fn persistent(
+        &mut self,
+        name: &str,
+        dtype: &str,
+        dims: &[u64],
+        filled: Option<&str>,
+    ) -> Value {
         if !self.persistent.iter().any(|b| b.name == name) {
             let elements = dims.iter().fold(1u64, |n, &d| n.saturating_mul(d));
             self.persistent.push(Buffer {
@@ -212,7 +233,13 @@ impl Emit<'_> {
         self.slots.get(slot.0).map_or(0, |s| s.width)
     }
 
-    fn finish(mut self, programs: Vec<crate::plan::Program>, context: u32, chunk: u64, hidden: u64) -> Lowered {
+    fn finish(
+        mut self,
+        programs: Vec<crate::plan::Program>,
+        context: u32,
+        chunk: u64,
+        hidden: u64,
+    ) -> Lowered {
         let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
         let mut at = 0u64;
         for weight in &mut self.weights {
@@ -223,7 +250,11 @@ impl Emit<'_> {
         }
         arena::stack(&mut self.persistent);
         let cached = |b: &&Buffer| b.is_cache();
-        let layers = self.persistent.iter().filter(|b| b.name.ends_with(".k")).count();
+        let layers = self
+            .persistent
+            .iter()
+            .filter(|b| b.name.ends_with(".k"))
+            .count();
         let kv = Kv {
             format: match self.options.kv {
                 KvFormat::F16 => "f16".to_string(),
@@ -232,7 +263,12 @@ impl Emit<'_> {
             page: self.options.page,
             layers: small(layers as u64),
             bytes_per_token: self.kv_bytes_per_token(),
-            bytes: self.persistent.iter().filter(cached).map(|b| aligned(b.bytes)).sum(),
+            bytes: self
+                .persistent
+                .iter()
+                .filter(cached)
+                .map(|b| aligned(b.bytes))
+                .sum(),
         };
         let mut plan = Plan {
             plan_version: PLAN_VERSION,
@@ -253,7 +289,7 @@ impl Emit<'_> {
             programs,
             notes: self.notes,
         };
-        super::build::host_buffers(&mut plan);
+        super::host::host_buffers(&mut plan);
         Lowered {
             plan,
             recipes: self.recipes,
@@ -265,6 +301,8 @@ impl Emit<'_> {
         let rows = self.context.max(1) * u64::from(self.options.batch);
         let each = self.persistent.iter().filter(|b| b.is_cache());
         let whole = each.filter(|b| b.dims.iter().take(2).product::<u64>() >= rows);
-        whole.map(|b| b.bytes / b.dims.iter().take(2).product::<u64>().max(1)).sum()
+        whole
+            .map(|b| b.bytes / b.dims.iter().take(2).product::<u64>().max(1))
+            .sum()
     }
 }

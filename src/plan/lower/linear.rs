@@ -1,5 +1,6 @@
 //! Linears as launches: one where terms allow it, several where they do not.
 
+mod few;
 mod input;
 mod passes;
 
@@ -120,7 +121,12 @@ impl Emit<'_> {
     pub(super) fn linear(&mut self, p: &mut Growing, name: &str, job: &Job) -> Result<()> {
         let mut all: Vec<Vec<(Part, Terms)>> = Vec::with_capacity(job.experts.len());
         for parts in &job.experts {
-            let of = |part: &Part| Ok((part.clone(), terms::terms(self.module, self.graph, part.op)?));
+            let of = |part: &Part| {
+                Ok((
+                    part.clone(),
+                    terms::terms(self.module, self.graph, part.op)?,
+                ))
+            };
             all.push(parts.iter().map(of).collect::<Result<_>>()?);
         }
         let Some((first, terms)) = all.iter().flatten().next().cloned() else {
@@ -136,11 +142,16 @@ impl Emit<'_> {
             return self.whole(p, name, job, &all, &terms);
         };
         if job.routed.is_some() {
-            let problem = format!("its experts can't be one launch: {why}; use one integer pass for all of them");
+            let problem = format!(
+                "its experts can't be one launch: {why}; use one integer pass for all of them"
+            );
             return Err(PlanError::unsupported("moe", name, problem));
         }
         let parts = all.into_iter().flatten();
-        self.note(name, format!("{} launches instead of one: {why}", parts.clone().count()));
+        self.note(
+            name,
+            format!("{} launches instead of one: {why}", parts.clone().count()),
+        );
         match job.gate {
             None => {
                 let mut at = job.y_offset;
@@ -155,7 +166,11 @@ impl Emit<'_> {
                 let mut halves = Vec::new();
                 for (part, _) in parts {
                     let mut one = job.of_part(&part, 0);
-                    one.y = p.buffer(&format!("{}.y", part.name), "f32", &[job.tokens, part.padded()]);
+                    one.y = p.buffer(
+                        &format!("{}.y", part.name),
+                        "f32",
+                        &[job.tokens, part.padded()],
+                    );
                     one.ldy = part.padded();
                     self.linear(p, &part.name, &one)?;
                     halves.push((one.y, one.ldy));
@@ -193,7 +208,8 @@ impl Emit<'_> {
             sparse: terms.sparse.clone(),
             bias: self.bias(part),
         };
-        let experts: Vec<Vec<PartTerms>> = all.iter().map(|e| e.iter().map(part).collect()).collect();
+        let experts: Vec<Vec<PartTerms>> =
+            all.iter().map(|e| e.iter().map(part).collect()).collect();
         let stack = Stack {
             interleaved: job.gate.is_some(),
             cols: self.columns(&experts)?,
@@ -201,6 +217,7 @@ impl Emit<'_> {
             factors: all.iter().flatten().find_map(|(_, t)| t.factors),
             sparse: all.iter().flatten().any(|(_, t)| !t.sparse.is_empty()),
             bias: experts.iter().flatten().any(|p| p.bias.is_some()),
+            scale_bits: terms.scale.to_bits(),
             experts,
         };
         let launched = Launched {
@@ -242,7 +259,12 @@ impl Emit<'_> {
             Some(_) => sizes::rank(self.graph, stack)?,
             None => 0,
         };
-        let parts = stack.experts.iter().flatten().map(|p| p.part.name.clone()).collect();
+        let parts = stack
+            .experts
+            .iter()
+            .flatten()
+            .map(|p| p.part.name.clone())
+            .collect();
         let pack = match stack.base {
             Some(base) if base.format == format::TRELLIS => "tile16x16",
             Some(_) => "tile16x64",
@@ -254,7 +276,7 @@ impl Emit<'_> {
         let base = stack.base;
         let (v, u) = stack.factors.unwrap_or((0, 0));
         let coded = base.is_some_and(|b| b.format == format::CODES || b.format == format::TRELLIS);
-        let mut defines = vec![
+        let defines = vec![
             ("FORMAT", base.map_or(format::NONE, |b| b.format)),
             ("BITS", base.map_or(0, |b| b.bits)),
             ("GROUP", base.map_or(0, |b| b.group)),
@@ -272,8 +294,21 @@ impl Emit<'_> {
         ];
         let mut given: Vec<(&str, Value)> = Vec::new();
         let sections = [
-            "q", "scales", "zeros", "xscale", "v", "v_scales", "v_tiles", "v_index", "u", "u_scales",
-            "u_tiles", "u_index", "s", "s_offsets", "bias",
+            "q",
+            "scales",
+            "zeros",
+            "xscale",
+            "v",
+            "v_scales",
+            "v_tiles",
+            "v_index",
+            "u",
+            "u_scales",
+            "u_tiles",
+            "u_index",
+            "s",
+            "s_offsets",
+            "bias",
         ];
         given.extend(sections.map(|s| (s, self.section(&weight, s))));
         let y = match &job.y {
@@ -296,7 +331,10 @@ impl Emit<'_> {
         let (slots, share) = match &job.routed {
             Some((_, _, _, top_k)) => {
                 let chosen = (job.tokens * top_k).min(stack.experts.len() as u64);
-                (job.tokens * top_k, chosen as f64 / stack.experts.len().max(1) as f64)
+                (
+                    job.tokens * top_k,
+                    chosen as f64 / stack.experts.len().max(1) as f64,
+                )
             }
             None => (job.tokens, 1.0),
         };
@@ -314,56 +352,17 @@ impl Emit<'_> {
                 0 => Value::Null,
                 _ => p.buffer(&format!("{name}.h"), "f32", &[job.tokens, rank]),
             };
-            given.extend([("x", x), ("h", h), ("ldx", int(stack.cols.next_multiple_of(64))), ("scalars", self.scalars(p))]);
+            given.extend([
+                ("x", x),
+                ("h", h),
+                ("ldx", int(stack.cols.next_multiple_of(64))),
+                ("scalars", self.scalars(p)),
+            ]);
             let index = self.variant("linear_prefill", &defines);
             let launch = kernels::linear_prefill(job.tokens, tiles);
             p.push(name, ("linear_prefill", index), launch, given, estimate);
             return Ok(());
         }
-        let (xin, norm) = match (&l.rotated, &job.norm) {
-            (Some(_), _) | (None, None) => (0, None),
-            (None, Some(norm)) => (if norm.layer { 2 } else { 1 }, Some(norm)),
-        };
-        if let Some(norm) = norm {
-            let width = self.width_of(norm);
-            let vectors = self.norm_weight(norm, width)?;
-            given.push(("gain", self.section(&vectors, "gain")));
-            given.push(("beta", self.section(&vectors, "beta")));
-            given.push(("eps", float(norm.eps)));
-        }
-        let ldx = if l.rotated.is_some() { stack.cols.next_multiple_of(16) } else { job.ldx };
-        let h = match rank {
-            0 => Value::Null,
-            _ => p.buffer(&format!("{name}.h"), "f32", &[slots, rank]),
-        };
-        given.extend([("x", l.rotated.clone().unwrap_or(job.x.clone())), ("h", h), ("ldx", int(ldx))]);
-        let exact = self.options.exact || !coded;
-        defines.extend([
-            ("M", i64::try_from(job.tokens).unwrap_or(8)),
-            ("ACT", i64::from(exact)),
-            ("XIN", xin),
-            ("EXPERTS", 0),
-        ]);
-        if let Some((kind, ids, weights, top_k)) = &job.routed {
-            defines.push(("EXPERTS", *kind));
-            given.push(("ids", ids.clone()));
-            given.push(("weights", weights.clone()));
-            given.push(("top_k", int(*top_k)));
-        }
-        let index = self.variant("fused_linear", &defines);
-        let variant = self.variants.get(index as usize).cloned();
-        let Some(variant) = variant else { return Ok(()) };
-        let work = kernels::fused_linear(&variant, &self.options.target, tiles, stack.cols, rank, slots);
-        if work.partial_floats > 0 {
-            let partial = p.buffer(&format!("{name}.partial"), "f32", &[work.partial_floats]);
-            given.push(("partial", partial));
-        }
-        if work.counters > 0 {
-            given.push(("counter", Value::at("counters", self.counters * 4)));
-            // Launches' counters do not share a line of the cache.
-            self.counters += u64::from(work.counters).next_multiple_of(64);
-        }
-        p.push(name, ("fused_linear", index), work.launch, given, estimate);
-        Ok(())
+        self.few(p, name, l, (given, defines), (tiles, rank, coded), estimate)
     }
 }

@@ -7,6 +7,8 @@
 mod attend;
 mod build;
 mod emit;
+mod experts;
+mod host;
 mod linear;
 pub(crate) mod macros;
 mod program;
@@ -93,14 +95,18 @@ pub fn lower(module: &Module, options: &Options) -> Result<Lowered, PlanError> {
     let most = most.and_then(|n| u32::try_from(n).ok());
     let context = match (options.context, most) {
         (Some(asked), Some(most)) if asked > most => {
-            let problem = format!("a context of {asked}: the model is made for {most} tokens at most");
+            let problem =
+                format!("a context of {asked}: the model is made for {most} tokens at most");
             return Err(PlanError::NotLanguageModel(problem));
         }
         (Some(asked), _) => asked,
         (None, most) => most.unwrap_or(8192).min(8192),
     };
     if !(1..=8).contains(&options.batch) {
-        let problem = format!("{} sequences at a time: decode kernels take 1 to 8", options.batch);
+        let problem = format!(
+            "{} sequences at a time: decode kernels take 1 to 8",
+            options.batch
+        );
         return Err(PlanError::NotLanguageModel(problem));
     }
     emit::emit(module, scanned, options, context)

@@ -79,7 +79,10 @@ impl Growing {
         estimate: Estimate,
     ) -> usize {
         let mut args = Args::default();
-        for param in kernels::find(kernel).map(kernels::Kernel::params).unwrap_or_default() {
+        for param in kernels::find(kernel)
+            .map(kernels::Kernel::params)
+            .unwrap_or_default()
+        {
             let value = match (param.pointer, param.dtype.as_str()) {
                 (true, _) => Value::Null,
                 (false, "f32") => Value::Float(0.0),
@@ -106,7 +109,11 @@ impl Growing {
     }
 
     /// The program, with dependencies, lifetimes and places in the arena.
-    pub(super) fn finish(mut self, kernels: &[crate::plan::Variant], scalars: &[String]) -> Program {
+    pub(super) fn finish(
+        mut self,
+        kernels: &[crate::plan::Variant],
+        scalars: &[String],
+    ) -> Program {
         crate::plan::arena::dependencies(&mut self.steps, kernels);
         crate::plan::arena::lifetimes(&mut self.buffers, &self.steps, kernels);
         let arena_bytes = crate::plan::arena::place(&mut self.buffers);

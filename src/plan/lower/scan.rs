@@ -35,7 +35,10 @@ pub(crate) fn scan(module: &Module) -> Result<Scanned> {
     };
     if !graph.walk().iter().any(|&id| {
         let kind = graph.op(id).map(|op| &op.kind);
-        matches!(kind, Some(OpKind::Native(Native::Attention { cache: Some(_), .. })))
+        matches!(
+            kind,
+            Some(OpKind::Native(Native::Attention { cache: Some(_), .. }))
+        )
     }) {
         return not(
             "it has no attention with a KV cache: plans are for causal language models; encoders run with `eval`",
@@ -99,7 +102,9 @@ impl<'a> Scan<'a> {
             if self.done.contains(&id) {
                 continue;
             }
-            let Some(op) = self.graph.op(id) else { continue };
+            let Some(op) = self.graph.op(id) else {
+                continue;
+            };
             match &op.kind {
                 OpKind::Linear(_) => self.linear(id, op)?,
                 OpKind::Embedding(_) => self.embedding(id, op)?,
@@ -124,7 +129,7 @@ impl<'a> Scan<'a> {
         let logits = self.values.get(output).copied();
         let logits = logits.ok_or_else(|| not("its output is not made by a head"))?;
         let head = self.macros.iter().rev().find_map(|m| match m {
-            Macro::Linear { outputs, .. } => Some(outputs),
+            Macro::Linear { outputs, y, .. } if *y == logits => Some(outputs),
             _ => None,
         });
         let Some(super::macros::Outputs::Rows(parts)) = head else {
@@ -215,7 +220,10 @@ impl<'a> Scan<'a> {
             self.values.insert(value, y);
             return Ok(y);
         }
-        self.refuse(op, format!("{value} is not made by an op that has a kernel"))
+        self.refuse(
+            op,
+            format!("{value} is not made by an op that has a kernel"),
+        )
     }
 
     /// The input of linears, with the norm that they do themselves.
@@ -263,7 +271,11 @@ impl<'a> Scan<'a> {
         let _ = id;
         match native {
             Native::Positions => Ok(()),
-            Native::RmsNorm { eps, unit_offset, slice } => match slice {
+            Native::RmsNorm {
+                eps,
+                unit_offset,
+                slice,
+            } => match slice {
                 // Norms of heads belong to attention, which looks for them.
                 Some(_) => Ok(()),
                 None => self.norm(op, false, *eps, *unit_offset),
@@ -290,7 +302,10 @@ impl<'a> Scan<'a> {
             Some(_) => Some(self.weight(op, 2)?),
         };
         let name = match op.name.is_empty() {
-            true => self.module.weight(gain).map_or_else(String::new, |w| stem(&w.name)),
+            true => self
+                .module
+                .weight(gain)
+                .map_or_else(String::new, |w| stem(&w.name)),
             false => op.name.clone(),
         };
         let norm = Norm {
@@ -307,7 +322,8 @@ impl<'a> Scan<'a> {
             let slot = self.slot(&norm.name, self.width(x));
             self.notes.push((
                 norm.name.clone(),
-                "a launch of its own: a norm between a linear and its residual needs whole rows".to_string(),
+                "a launch of its own: a norm between a linear and its residual needs whole rows"
+                    .to_string(),
             ));
             self.macros.push(Macro::Norm {
                 name: norm.name.clone(),
@@ -396,7 +412,12 @@ impl<'a> Scan<'a> {
             false => op.name.clone(),
         };
         // A second table (positions) is added to what the first one made.
-        if let Some((add, slot, sum)) = self.residual_of(value) {
+        let alone = |slot: Slot| {
+            let of = self.values.iter().filter(|(_, s)| **s == slot);
+            of.into_iter().all(|(v, _)| self.only_user(*v).is_some())
+        };
+        if let Some((add, slot, sum)) = self.residual_of(value).filter(|(_, slot, _)| alone(*slot))
+        {
             self.macros.push(Macro::Embed {
                 name,
                 table,
@@ -424,19 +445,22 @@ impl<'a> Scan<'a> {
 
     fn is_positions(&self, value: ValueId) -> bool {
         let made = self.maker(value).map(|(_, op)| &op.kind);
-        let named = self.graph.value(value).is_some_and(|v| v.name == "position_ids");
+        let named = self
+            .graph
+            .value(value)
+            .is_some_and(|v| v.name == "position_ids");
         matches!(made, Some(OpKind::Native(Native::Positions)))
             || (named && self.graph.body.inputs.contains(&value))
     }
 
     /// What the epilogue of a linear takes up behind `value`; the value that comes out.
-    fn epilogue(&mut self, mut value: ValueId) -> (Epilogue, ValueId) {
+    fn epilogue(&mut self, mut value: ValueId, activates: bool) -> (Epilogue, ValueId) {
         let mut epilogue = Epilogue::default();
         if let Some((id, op)) = self.only_user(value)
             && let Some(next) = op.results.first().copied().flatten()
         {
             match op.kind {
-                OpKind::Native(Native::Activate { function }) => {
+                OpKind::Native(Native::Activate { function }) if activates => {
                     epilogue.activation = Some(function);
                     self.done.insert(id);
                     value = next;

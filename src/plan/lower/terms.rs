@@ -190,7 +190,8 @@ fn coded(term: usize, q: &QuantTerm, matrix: &Matrix) -> Result<Base, String> {
     };
     if columns && !q.scheme.symmetric {
         return Err(
-            "zero points of columns have no kernel: quantize symmetrically, or in groups of 32".to_string(),
+            "zero points of columns have no kernel: quantize symmetrically, or in groups of 32"
+                .to_string(),
         );
     }
     Ok(Base {

@@ -5,15 +5,17 @@ use super::macros::{Norm, Rotary};
 use crate::exec::kernels::rope::RopeTable;
 use crate::ir::RopeScaling;
 use crate::numeric::hadamard::Rotation;
-use crate::plan::pack::recipe::Recipe;
 use crate::plan::PlanError;
+use crate::plan::pack::recipe::Recipe;
 
 impl Emit<'_> {
     /// The packed gain (and bias) of a norm of vectors of `width`.
     pub(super) fn norm_weight(&mut self, norm: &Norm, width: u64) -> Result<String> {
         let mut parts = vec![("gain".to_string(), norm.gain, norm.unit_offset)];
         parts.extend(norm.beta.map(|beta| ("beta".to_string(), beta, false)));
-        let names = parts.iter().filter_map(|(_, id, _)| self.module.weight(*id));
+        let names = parts
+            .iter()
+            .filter_map(|(_, id, _)| self.module.weight(*id));
         let names = names.map(|w| w.name.clone()).collect();
         let recipe = Recipe::Vectors { parts, width };
         self.weight(&norm.name, "vector", (1, width), names, recipe)
@@ -24,7 +26,9 @@ impl Emit<'_> {
     /// # Errors
     /// A base that grows with the length, beyond the length from which it does.
     pub(super) fn frequencies(&mut self, name: &str, rotary: &Rotary) -> Result<(String, f32)> {
-        if let Some(RopeScaling::Dynamic { original_context, .. }) = rotary.scaling
+        if let Some(RopeScaling::Dynamic {
+            original_context, ..
+        }) = rotary.scaling
             && self.context > original_context
         {
             let problem = format!(
@@ -34,7 +38,11 @@ impl Emit<'_> {
         }
         let dim = usize::try_from(rotary.rotary_dim).unwrap_or(0);
         let table = RopeTable::new(rotary.theta, dim, rotary.scaling.as_ref());
-        let words: Vec<u32> = table.inverse_frequencies().iter().map(|f| f.to_bits()).collect();
+        let words: Vec<u32> = table
+            .inverse_frequencies()
+            .iter()
+            .map(|f| f.to_bits())
+            .collect();
         let shape = (1, words.len() as u64);
         let recipe = Recipe::Inline {
             section: "inv_freq".to_string(),
@@ -58,6 +66,12 @@ impl Emit<'_> {
             dtype: "u32".to_string(),
             words: signs.chunks(32).map(word).collect(),
         };
-        self.weight(&format!("{name}.signs"), "table", (1, width), Vec::new(), recipe)
+        self.weight(
+            &format!("{name}.signs"),
+            "table",
+            (1, width),
+            Vec::new(),
+            recipe,
+        )
     }
 }

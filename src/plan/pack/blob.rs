@@ -46,7 +46,9 @@ impl Sink {
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         match self {
             Sink::File { file, path } => {
-                let written = file.seek(SeekFrom::Start(offset)).and_then(|_| file.write_all(bytes));
+                let written = file
+                    .seek(SeekFrom::Start(offset))
+                    .and_then(|_| file.write_all(bytes));
                 written.map_err(|source| PlanError::Io {
                     path: path.clone(),
                     source,
@@ -127,13 +129,17 @@ impl<'a> Sections<'a> {
         };
         let end = section.written + (section.gathered.len() + bytes.len()) as u64;
         if end > section.bytes {
-            let problem = format!("section `{name}` takes {} bytes, and there are more", section.bytes);
+            let problem = format!(
+                "section `{name}` takes {} bytes, and there are more",
+                section.bytes
+            );
             return Err(fault(problem));
         }
         section.hash.update(bytes);
         section.gathered.extend_from_slice(bytes);
         if section.gathered.len() >= GATHERED {
-            self.sink.write(section.offset + section.written, &section.gathered)?;
+            self.sink
+                .write(section.offset + section.written, &section.gathered)?;
             section.written += section.gathered.len() as u64;
             section.gathered.clear();
         }
@@ -161,7 +167,8 @@ impl<'a> Sections<'a> {
         let mut hashes = Vec::with_capacity(self.sections.len());
         for index in 0..self.sections.len() {
             let section = &mut self.sections[index];
-            self.sink.write(section.offset + section.written, &section.gathered)?;
+            self.sink
+                .write(section.offset + section.written, &section.gathered)?;
             let hash = std::mem::take(&mut section.hash);
             let bytes = section.written + section.gathered.len() as u64;
             hashes.push((bytes, to_hex(&hash.finalize())));

@@ -12,7 +12,11 @@ use crate::numeric::{Group, QuantMatrix};
 const AT_ONCE: usize = 256;
 
 /// Packs the tiles of some matrices.
-pub(super) fn pack(matrices: &[&QuantMatrix], tiles: &[Tile], out: &mut Sections<'_>) -> Result<()> {
+pub(super) fn pack(
+    matrices: &[&QuantMatrix],
+    tiles: &[Tile],
+    out: &mut Sections<'_>,
+) -> Result<()> {
     for some in tiles.chunks(AT_ONCE) {
         let packed: Vec<Packed> = some
             .par_iter()
@@ -47,7 +51,9 @@ struct Packed {
 fn one(matrix: &QuantMatrix, tile: &Tile) -> Packed {
     let bits = matrix.scheme.bits;
     // Blocks of 32 columns that share a byte.
-    let padded = matrix.cols.next_multiple_of(if bits < 4 { 2 * TILE } else { TILE });
+    let padded = matrix
+        .cols
+        .next_multiple_of(if bits < 4 { 2 * TILE } else { TILE });
     // What stands beyond the matrix meets activations of 0; int8 codes are stored less 128.
     let filler = if bits == 8 { 128 } else { 0 };
     let mut codes = vec![filler; ROWS * padded];
@@ -62,8 +68,16 @@ fn one(matrix: &QuantMatrix, tile: &Tile) -> Packed {
         ..Packed::default()
     };
     let columns = matrix.group == Group::Column;
-    let groups = if columns { 1 } else { matrix.group.per_row(matrix.cols) };
-    let width = matrix.group.width(matrix.cols).unwrap_or(matrix.cols).max(1);
+    let groups = if columns {
+        1
+    } else {
+        matrix.group.per_row(matrix.cols)
+    };
+    let width = matrix
+        .group
+        .width(matrix.cols)
+        .unwrap_or(matrix.cols)
+        .max(1);
     for group in 0..groups {
         let mut scales = [f16::ZERO; ROWS];
         let mut zeros = [0u8; ROWS];
@@ -80,7 +94,9 @@ fn one(matrix: &QuantMatrix, tile: &Tile) -> Packed {
         if !matrix.scheme.symmetric {
             match bits {
                 8 => packed.zeros.extend(zeros),
-                _ => packed.zeros.extend(zeros.chunks(2).map(|z| z[0] | z[1] << 4)),
+                _ => packed
+                    .zeros
+                    .extend(zeros.chunks(2).map(|z| z[0] | z[1] << 4)),
             }
         }
     }

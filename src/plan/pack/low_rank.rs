@@ -54,14 +54,20 @@ impl Packer {
         let mut h = 0u64;
         for (op, term, index, block) in &blocks {
             let Some(TermData::LowRank(low_rank)) = data.get(&(*op, *term)) else {
-                return Err(PlanError::weight(&op.to_string(), "its low-rank term is missing"));
+                return Err(PlanError::weight(
+                    &op.to_string(),
+                    "its low-rank term is missing",
+                ));
             };
             self.v(low_rank, *index, block, h, v, out)?;
             let piece = piece(&low_rank.u, Side::U, &low_rank.blocks, *index);
             places.insert((*op, *term, *index), (h, piece));
             h += block.rank.next_multiple_of(16) as u64;
         }
-        let of_parts: Result<Vec<_>> = parts.iter().map(|p| sizes::blocks(source.graph, p)).collect();
+        let of_parts: Result<Vec<_>> = parts
+            .iter()
+            .map(|p| sizes::blocks(source.graph, p))
+            .collect();
         let of_parts = of_parts?;
         for tile in tiles {
             self.u_index.push(self.u_tiles);
@@ -155,13 +161,19 @@ impl Packer {
             for lane in 0..32 {
                 let (g, t) = (lane / 4, lane % 4);
                 let four = |r: usize| -> Vec<f32> {
-                    (0..4).map(|b| at(r, step * 16 + 4 * t + b).unwrap_or(0.0)).collect()
+                    (0..4)
+                        .map(|b| at(r, step * 16 + 4 * t + b).unwrap_or(0.0))
+                        .collect()
                 };
                 let (low, high) = (four(g), four(g + 8));
                 match format {
                     4 => {
                         let nibble = |x: f32| (x as i32 + 8) as u8;
-                        bytes.extend(low.iter().zip(&high).map(|(l, h)| nibble(*l) | nibble(*h) << 4));
+                        bytes.extend(
+                            low.iter()
+                                .zip(&high)
+                                .map(|(l, h)| nibble(*l) | nibble(*h) << 4),
+                        );
                     }
                     _ => {
                         bytes.extend(encode(&low, format));
@@ -189,7 +201,10 @@ impl Packer {
 fn encode(values: &[f32], format: i64) -> Vec<u8> {
     match format {
         32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
+        16 => values
+            .iter()
+            .flat_map(|v| f16::from_f32(*v).to_le_bytes())
+            .collect(),
         8 => values.iter().map(|v| (*v as i32) as u8).collect(),
         _ => {
             let nibble = |v: &f32| (*v as i32 + 8) as u8 & 15;
@@ -203,7 +218,10 @@ fn encode(values: &[f32], format: i64) -> Vec<u8> {
 fn piece(factor: &Factor, side: Side, blocks: &[Block], index: usize) -> Piece {
     let (rows, cols) = blocks.get(index).map_or((0, 0), |b| side.shape(b));
     let before = blocks.get(..index).unwrap_or_default();
-    let skip: usize = before.iter().map(|b| side.shape(b).0 * side.shape(b).1).sum();
+    let skip: usize = before
+        .iter()
+        .map(|b| side.shape(b).0 * side.shape(b).1)
+        .sum();
     let floats = |values: Vec<f32>| Piece {
         values,
         scales: Vec::new(),
@@ -211,7 +229,11 @@ fn piece(factor: &Factor, side: Side, blocks: &[Block], index: usize) -> Piece {
         groups: 0,
     };
     match factor {
-        Factor::F32(all) => floats(all.get(skip..skip + rows * cols).unwrap_or_default().to_vec()),
+        Factor::F32(all) => floats(
+            all.get(skip..skip + rows * cols)
+                .unwrap_or_default()
+                .to_vec(),
+        ),
         Factor::F16(all) => {
             let some = all.get(skip..skip + rows * cols).unwrap_or_default();
             floats(some.iter().map(|v| v.to_f32()).collect())
@@ -238,7 +260,9 @@ fn piece(factor: &Factor, side: Side, blocks: &[Block], index: usize) -> Piece {
                 values.extend(row.iter().map(|&q| (i32::from(q) - middle) as f32));
             }
             let count = rows * groups(cols);
-            let scales = scales.get(first_scale..first_scale + count).unwrap_or_default();
+            let scales = scales
+                .get(first_scale..first_scale + count)
+                .unwrap_or_default();
             Piece {
                 values,
                 scales: scales.to_vec(),

@@ -57,7 +57,9 @@ pub fn pack(
 ) -> Result<Plan> {
     let Lowered { mut plan, recipes } = lowered;
     let Some(graph) = module.graphs.first() else {
-        return Err(PlanError::NotLanguageModel("the module has no graph".to_string()));
+        return Err(PlanError::NotLanguageModel(
+            "the module has no graph".to_string(),
+        ));
     };
     let source = Source {
         module,
@@ -93,7 +95,10 @@ pub fn pack(
         for (section, (bytes, hash)) in weight.sections.iter_mut().zip(hashes) {
             // How many runs of sparse entries there are is known now.
             if bytes != section.bytes && section.name != "s" {
-                let problem = format!("section `{}` got {bytes} of {} bytes", section.name, section.bytes);
+                let problem = format!(
+                    "section `{}` got {bytes} of {} bytes",
+                    section.name, section.bytes
+                );
                 return Err(PlanError::weight(&weight.name, problem));
             }
             end = end.max(section.offset.saturating_add(super::aligned(section.bytes)));
@@ -119,7 +124,10 @@ impl Source<'_> {
         let mut values = vec![0f32; count.unwrap_or(0).min(bytes.len())];
         match decode_f32(weight.dtype, &bytes, &mut values) {
             true => Ok(values),
-            false => Err(PlanError::weight(&weight.name, format!("{} can't be read as numbers", weight.dtype))),
+            false => Err(PlanError::weight(
+                &weight.name,
+                format!("{} can't be read as numbers", weight.dtype),
+            )),
         }
     }
 
@@ -131,7 +139,8 @@ impl Source<'_> {
     fn term(&self, op: OpId, index: usize) -> Result<TermData> {
         let (matrix, name) = self.matrix(op)?;
         let term = matrix.terms.get(index);
-        let term = term.ok_or_else(|| PlanError::weight(name, format!("it has no term {index}")))?;
+        let term =
+            term.ok_or_else(|| PlanError::weight(name, format!("it has no term {index}")))?;
         match self.reader.term(self.module, matrix, term)? {
             TermData::Rotated(_, inner) => Ok(*inner),
             data => Ok(data),
@@ -162,7 +171,7 @@ impl Source<'_> {
                 sparse.expert(stack.cols, parts, &tiles, &data, out)?;
             }
             if stack.bias {
-                self.bias(parts, &tiles, out)?;
+                self.bias(stack, parts, &tiles, out)?;
             }
         }
         if stack.factors.is_some() {
@@ -175,7 +184,13 @@ impl Source<'_> {
     }
 
     /// Codes or entries of every tile, with their scales.
-    fn base(&self, stack: &Stack, parts: &[PartTerms], tiles: &[Tile], out: &mut Sections<'_>) -> Result<()> {
+    fn base(
+        &self,
+        stack: &Stack,
+        parts: &[PartTerms],
+        tiles: &[Tile],
+        out: &mut Sections<'_>,
+    ) -> Result<()> {
         let Some(base) = stack.base else {
             return Ok(());
         };
@@ -194,7 +209,10 @@ impl Source<'_> {
         if base.format == format::TRELLIS {
             for part in parts {
                 let Some(TermData::Trellis(trellis)) = of(part) else {
-                    return Err(PlanError::weight(&part.part.name, "its trellis codes are missing"));
+                    return Err(PlanError::weight(
+                        &part.part.name,
+                        "its trellis codes are missing",
+                    ));
                 };
                 out.put("q", &trellis.codes)?;
                 out.halves("scales", &trellis.scales)?;
@@ -212,7 +230,14 @@ impl Source<'_> {
         codes::pack(&matrices, tiles, out)
     }
 
-    fn bias(&self, parts: &[PartTerms], tiles: &[Tile], out: &mut Sections<'_>) -> Result<()> {
+    fn bias(
+        &self,
+        stack: &Stack,
+        parts: &[PartTerms],
+        tiles: &[Tile],
+        out: &mut Sections<'_>,
+    ) -> Result<()> {
+        let scale = f32::from_bits(stack.scale_bits);
         let mut biases = Vec::with_capacity(parts.len());
         for part in parts {
             biases.push(match part.bias {
@@ -224,7 +249,7 @@ impl Source<'_> {
             let mut rows = [0f32; ROWS];
             let bias = biases.get(tile.part).map_or(&[][..], Vec::as_slice);
             for (r, row) in rows.iter_mut().enumerate().take(tile.count as usize) {
-                *row = bias.get(tile.row as usize + r).copied().unwrap_or(0.0);
+                *row = bias.get(tile.row as usize + r).copied().unwrap_or(0.0) / scale;
             }
             out.floats("bias", &rows)?;
         }
@@ -245,7 +270,11 @@ impl Source<'_> {
             .terms
             .iter()
             .filter_map(|t| match t {
-                Term::Dense(view) => Some(self.reader.view(self.module, matrix, view).map_err(PlanError::from)),
+                Term::Dense(view) => Some(
+                    self.reader
+                        .view(self.module, matrix, view)
+                        .map_err(PlanError::from),
+                ),
                 _ => None,
             })
             .collect();

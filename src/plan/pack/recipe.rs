@@ -1,6 +1,6 @@
 //! What a packed weight is made from.
 
-use crate::ir::{OpId, WeightId};
+use crate::ir::WeightId;
 use crate::plan::lower::macros::Part;
 use crate::plan::lower::terms::Base;
 
@@ -46,6 +46,8 @@ pub(crate) struct Stack {
     pub(crate) sparse: bool,
     /// Whether a bias is packed.
     pub(crate) bias: bool,
+    /// Bits of the factor on the product: the kernel multiplies behind the bias, which is divided by it.
+    pub(crate) scale_bits: u32,
 }
 
 /// Which terms of a part a launch takes.
@@ -98,11 +100,5 @@ impl Stack {
     pub(crate) fn rows(&self) -> u64 {
         let parts = self.experts.first();
         parts.map_or(0, |parts| parts.iter().map(|p| p.part.padded()).sum())
-    }
-
-    /// Every op that the stack reads.
-    pub(crate) fn ops(&self) -> Vec<OpId> {
-        let parts = self.experts.iter().flatten();
-        parts.map(|p| p.part.op).collect()
     }
 }

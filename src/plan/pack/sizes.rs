@@ -15,7 +15,11 @@ pub(crate) const CHUNK: u64 = 4096;
 ///
 /// # Errors
 /// A matrix is not where the recipe says, or larger than can be addressed.
-pub(crate) fn sections(module: &Module, graph: &Graph, recipe: &Recipe) -> Result<Vec<Section>, PlanError> {
+pub(crate) fn sections(
+    module: &Module,
+    graph: &Graph,
+    recipe: &Recipe,
+) -> Result<Vec<Section>, PlanError> {
     let section = |name: &str, dtype: &str, bytes: u64| Section {
         name: name.to_string(),
         dtype: dtype.to_string(),
@@ -28,10 +32,16 @@ pub(crate) fn sections(module: &Module, graph: &Graph, recipe: &Recipe) -> Resul
         Recipe::Dense(part) => {
             let (matrix, _) = matrix(graph, part.op)?;
             let columns = matrix.in_features.next_multiple_of(64);
-            vec![section("q", "u8", part.padded().saturating_mul(columns).saturating_mul(2))]
+            vec![section(
+                "q",
+                "u8",
+                part.padded().saturating_mul(columns).saturating_mul(2),
+            )]
         }
         Recipe::Vectors { parts, width } => {
-            let each = parts.iter().map(|(name, _, _)| section(name, "f32", width * 4));
+            let each = parts
+                .iter()
+                .map(|(name, _, _)| section(name, "f32", width * 4));
             each.collect()
         }
         Recipe::Inline {
@@ -60,13 +70,25 @@ fn of_stack(
         let groups = groups(stack.cols, base.group);
         match base.format {
             format::CODES => {
-                found.push(section("scales", "f16", tiles.saturating_mul(groups).saturating_mul(32)));
+                found.push(section(
+                    "scales",
+                    "f16",
+                    tiles.saturating_mul(groups).saturating_mul(32),
+                ));
                 if base.zeros {
                     let each = if base.bits == 8 { 16 } else { 8 };
-                    found.push(section("zeros", "u8", tiles.saturating_mul(groups).saturating_mul(each)));
+                    found.push(section(
+                        "zeros",
+                        "u8",
+                        tiles.saturating_mul(groups).saturating_mul(each),
+                    ));
                 }
                 if base.columns {
-                    found.push(section("xscale", "f32", stack.cols.next_multiple_of(64) * 4));
+                    found.push(section(
+                        "xscale",
+                        "f32",
+                        stack.cols.next_multiple_of(64) * 4,
+                    ));
                 }
             }
             format::TRELLIS => {
@@ -105,9 +127,9 @@ fn of_stack(
             for &index in &part.sparse {
                 let count = match matrix.terms.get(index) {
                     Some(Term::Sparse(s)) if counted.insert((part.part.op, index)) => s.nnz,
-                    Some(Term::Columns(c)) => {
-                        c.count.saturating_mul(part.part.rows.end - part.part.rows.start)
-                    }
+                    Some(Term::Columns(c)) => c
+                        .count
+                        .saturating_mul(part.part.rows.end - part.part.rows.start),
                     _ => 0,
                 };
                 entries = entries.saturating_add(count);
@@ -116,7 +138,11 @@ fn of_stack(
         let runs = tiles.saturating_mul(stack.cols.div_ceil(CHUNK));
         // At most: runs without entries take no room.
         let heads = runs.saturating_mul(32);
-        found.push(section("s", "u32", entries.saturating_mul(4).saturating_add(heads)));
+        found.push(section(
+            "s",
+            "u32",
+            entries.saturating_mul(4).saturating_add(heads),
+        ));
         found.push(section("s_offsets", "u32", (runs + 1) * 4));
     }
     if stack.bias {
@@ -208,7 +234,10 @@ pub(crate) fn rank(graph: &Graph, stack: &Stack) -> Result<u64, PlanError> {
     let mut most = 0;
     for parts in &stack.experts {
         let blocks = expert_blocks(graph, parts)?;
-        let sum: u64 = blocks.iter().map(|b| b.3.rank.next_multiple_of(16) as u64).sum();
+        let sum: u64 = blocks
+            .iter()
+            .map(|b| b.3.rank.next_multiple_of(16) as u64)
+            .sum();
         most = most.max(sum);
     }
     Ok(most)
@@ -270,7 +299,9 @@ impl LowRankSizes {
         let of_parts: Result<Vec<_>, _> = parts.iter().map(|p| blocks(graph, p)).collect();
         let of_parts = of_parts?;
         for tile in stack.tiles(parts) {
-            let Some(blocks) = of_parts.get(tile.part) else { continue };
+            let Some(blocks) = of_parts.get(tile.part) else {
+                continue;
+            };
             for (_, _, block) in blocks {
                 let (first, end) = (block.row0 as u64, (block.row0 + block.rows) as u64);
                 if first < tile.row + tile.count && end > tile.row {

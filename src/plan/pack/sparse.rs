@@ -34,10 +34,12 @@ impl Packer {
         for tile in tiles {
             let mut runs: Vec<Vec<u32>> = vec![Vec::new(); chunks];
             let terms = parts.get(tile.part).into_iter().flat_map(|part| {
-                part.sparse.iter().filter_map(|&term| match data.get(&(part.part.op, term)) {
-                    Some(TermData::Sparse(sparse)) => Some(sparse),
-                    _ => None,
-                })
+                part.sparse
+                    .iter()
+                    .filter_map(|&term| match data.get(&(part.part.op, term)) {
+                        Some(TermData::Sparse(sparse)) => Some(sparse),
+                        _ => None,
+                    })
             });
             for sparse in terms {
                 for r in 0..tile.count as usize {

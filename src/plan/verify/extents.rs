@@ -64,10 +64,19 @@ pub(super) fn step(
             c.outputs(width, faults);
             let block = c.int("block");
             if !block.is_power_of_two() || block > 1024 || !width.is_multiple_of(block.max(1)) {
-                faults.add(at, format!("blocks of {block} do not cut {width} into powers of two"));
+                faults.add(
+                    at,
+                    format!("blocks of {block} do not cut {width} into powers of two"),
+                );
             }
             if u64::from(step.grid[1]) * 1024 < width {
-                faults.add(at, format!("{} blocks along y do not cover {width} columns", step.grid[1]));
+                faults.add(
+                    at,
+                    format!(
+                        "{} blocks along y do not cover {width} columns",
+                        step.grid[1]
+                    ),
+                );
             }
         }
         "moe_route" => {
@@ -123,8 +132,9 @@ impl Checked<'_> {
     /// Tokens that the step makes rows of.
     fn count(&self) -> u64 {
         match self.variant.kernel.as_str() {
-            "fused_linear" => self.define("M"),
-            "linear_prefill" | "rope_append" | "attention_prefill" => u64::from(self.program.tokens),
+            "linear_prefill" | "rope_append" | "attention_prefill" => {
+                u64::from(self.program.tokens)
+            }
             "attention_decode" => u64::from(self.step.grid[2]),
             _ => u64::from(self.step.grid[0]),
         }
@@ -135,17 +145,30 @@ impl Checked<'_> {
         if let Some(have) = self.elements(name)
             && have < needed
         {
-            faults.add(self.at, format!("argument `{name}`: {needed} elements are used, and it has {have}"));
+            faults.add(
+                self.at,
+                format!("argument `{name}`: {needed} elements are used, and it has {have}"),
+            );
         }
     }
 
     /// An argument, if given, has so many rows.
-    pub(super) fn rows_of(&self, name: &str, count: u64, stride: u64, width: u64, faults: &mut Faults) {
+    pub(super) fn rows_of(
+        &self,
+        name: &str,
+        count: u64,
+        stride: u64,
+        width: u64,
+        faults: &mut Faults,
+    ) {
         if self.is_null(name) {
             return;
         }
         if count > 1 && stride < width {
-            faults.add(self.at, format!("argument `{name}`: rows of {width} at a stride of {stride} overlap"));
+            faults.add(
+                self.at,
+                format!("argument `{name}`: rows of {width} at a stride of {stride} overlap"),
+            );
         }
         let before = count.saturating_sub(1).saturating_mul(stride);
         self.holds(name, before.saturating_add(width), faults);
@@ -159,7 +182,10 @@ impl Checked<'_> {
     /// A pointer that the variant reads or writes is given.
     pub(super) fn needs(&self, name: &str, faults: &mut Faults) {
         if self.is_null(name) {
-            faults.add(self.at, format!("argument `{name}` is null, and the variant uses it"));
+            faults.add(
+                self.at,
+                format!("argument `{name}` is null, and the variant uses it"),
+            );
         }
     }
 
@@ -187,11 +213,21 @@ impl Checked<'_> {
 
     /// Launches with a block per token have one for each.
     fn tokens(&self, faults: &mut Faults) {
-        let per_token = ["embed", "normalize", "quantize", "elementwise", "hadamard", "moe_route"];
+        let per_token = [
+            "embed",
+            "normalize",
+            "quantize",
+            "elementwise",
+            "hadamard",
+            "moe_route",
+        ];
         let one = self.variant.kernel == "elementwise" && self.define("OP") == 7;
         let kernel = self.variant.kernel.as_str();
         if per_token.contains(&kernel) && !one && self.step.grid[0] < self.program.tokens {
-            let problem = format!("{} blocks do not cover {} tokens", self.step.grid[0], self.program.tokens);
+            let problem = format!(
+                "{} blocks do not cover {} tokens",
+                self.step.grid[0], self.program.tokens
+            );
             faults.add(self.at, problem);
         }
     }
@@ -201,15 +237,20 @@ fn attention(c: &Checked<'_>, faults: &mut Faults) {
     let (heads, kv_heads, dim) = (c.int("heads"), c.int("kv_heads"), c.define("HEAD_DIM"));
     let capacity = c.int("capacity");
     if kv_heads == 0 || !heads.is_multiple_of(kv_heads) || capacity == 0 {
-        faults.add(c.at, format!("{heads} heads over {kv_heads}, {capacity} positions"));
+        faults.add(
+            c.at,
+            format!("{heads} heads over {kv_heads}, {capacity} positions"),
+        );
         return;
     }
     let ld = c.int("ldqkv");
     let kernel = c.variant.kernel.as_str();
     let ends = [
         c.int("q_offset").saturating_add(heads.saturating_mul(dim)),
-        c.int("k_offset").saturating_add(kv_heads.saturating_mul(dim)),
-        c.int("v_offset").saturating_add(kv_heads.saturating_mul(dim)),
+        c.int("k_offset")
+            .saturating_add(kv_heads.saturating_mul(dim)),
+        c.int("v_offset")
+            .saturating_add(kv_heads.saturating_mul(dim)),
     ];
     let width = match kernel {
         "attention_prefill" => ends[0],
@@ -234,7 +275,10 @@ fn attention(c: &Checked<'_>, faults: &mut Faults) {
         };
         let needed = vectors.saturating_mul(dim).saturating_mul(element);
         if have.is_none_or(|have| have < needed) {
-            faults.add(c.at, format!("argument `{name}`: {needed} bytes of cache are used, and it has {have:?}"));
+            faults.add(
+                c.at,
+                format!("argument `{name}`: {needed} bytes of cache are used, and it has {have:?}"),
+            );
         }
     }
     if c.define("KV") == 1 {
@@ -245,9 +289,20 @@ fn attention(c: &Checked<'_>, faults: &mut Faults) {
     }
     if c.define("PAGED") == 1 {
         c.needs("pages", faults);
-        c.holds("pages", sequences.saturating_mul(c.int("max_pages")), faults);
+        c.holds(
+            "pages",
+            sequences.saturating_mul(c.int("max_pages")),
+            faults,
+        );
         if c.int("page").saturating_mul(c.int("max_pages")) < capacity {
-            faults.add(c.at, format!("{} pages of {} do not hold {capacity} positions", c.int("max_pages"), c.int("page")));
+            faults.add(
+                c.at,
+                format!(
+                    "{} pages of {} do not hold {capacity} positions",
+                    c.int("max_pages"),
+                    c.int("page")
+                ),
+            );
         }
     }
     if c.define("QK_NORM") == 1 {
@@ -260,7 +315,13 @@ fn attention(c: &Checked<'_>, faults: &mut Faults) {
         c.needs("inv_freq", faults);
         c.holds("inv_freq", c.int("rotary_dim") / 2, faults);
         if c.int("rotary_dim") > dim {
-            faults.add(c.at, format!("{} dimensions of a head of {dim} are rotated", c.int("rotary_dim")));
+            faults.add(
+                c.at,
+                format!(
+                    "{} dimensions of a head of {dim} are rotated",
+                    c.int("rotary_dim")
+                ),
+            );
         }
     }
     let group = c.variant.defines.get("GROUP_Q").copied();
@@ -275,7 +336,10 @@ fn attention(c: &Checked<'_>, faults: &mut Faults) {
         _ => x.saturating_mul(64) >= tokens && y == heads,
     };
     if !covered {
-        faults.add(c.at, format!("a grid of {x} × {y} × {z} does not cover {tokens} tokens and {heads} heads"));
+        faults.add(
+            c.at,
+            format!("a grid of {x} × {y} × {z} does not cover {tokens} tokens and {heads} heads"),
+        );
     }
     if kernel == "attention_decode" {
         c.holds("positions", tokens, faults);

@@ -17,18 +17,34 @@ pub(super) fn base(c: &Checked<'_>, tiles: u64, cols: u64, faults: &mut Faults) 
         c.holds("scales", tiles, faults);
         c.holds("zeros", cols.div_ceil(16), faults);
         // At least a bit per weight.
-        c.holds("q", tiles.saturating_mul(cols.div_ceil(16)).saturating_mul(32), faults);
+        c.holds(
+            "q",
+            tiles.saturating_mul(cols.div_ceil(16)).saturating_mul(32),
+            faults,
+        );
         return;
     }
-    c.holds("q", tiles.saturating_mul(row_tile_bytes(format, bits, cols)), faults);
+    c.holds(
+        "q",
+        tiles.saturating_mul(row_tile_bytes(format, bits, cols)),
+        faults,
+    );
     if format == 0 {
         let groups = groups(cols, c.variant.define("GROUP"));
         c.needs("scales", faults);
-        c.holds("scales", tiles.saturating_mul(groups).saturating_mul(16), faults);
+        c.holds(
+            "scales",
+            tiles.saturating_mul(groups).saturating_mul(16),
+            faults,
+        );
         if c.define("ZEROS") == 1 {
             c.needs("zeros", faults);
             let each = if bits == 8 { 16 } else { 8 };
-            c.holds("zeros", tiles.saturating_mul(groups).saturating_mul(each), faults);
+            c.holds(
+                "zeros",
+                tiles.saturating_mul(groups).saturating_mul(each),
+                faults,
+            );
         }
     }
 }
@@ -36,15 +52,24 @@ pub(super) fn base(c: &Checked<'_>, tiles: u64, cols: u64, faults: &mut Faults) 
 pub(super) fn check(c: &Checked<'_>, faults: &mut Faults) {
     let (rows, cols, tiles) = (c.int("rows"), c.int("cols"), c.int("tiles"));
     if rows != tiles.saturating_mul(16) || rows == 0 || cols == 0 {
-        faults.add(c.at, format!("{rows} rows are not those of {tiles} tiles, or there are none"));
+        faults.add(
+            c.at,
+            format!("{rows} rows are not those of {tiles} tiles, or there are none"),
+        );
         return;
     }
     let prefill = c.variant.kernel == "linear_prefill";
-    let tokens = match prefill {
-        true => u64::from(c.program.tokens),
-        false => c.define("M"),
-    };
     let (experts, top_k) = (c.define("EXPERTS"), c.int("top_k"));
+    let rows_of_grid = u64::from(c.step.grid[1]);
+    let tokens = match (prefill, experts) {
+        (true, _) => u64::from(c.program.tokens),
+        (false, 0) => c.define("M"),
+        (false, 1) => rows_of_grid / top_k.max(1),
+        (false, _) => rows_of_grid,
+    };
+    if !prefill {
+        grid(c, experts, top_k, faults);
+    }
     let (x_rows, y_rows) = match experts {
         0 => (tokens, tokens),
         1 => (tokens, tokens.saturating_mul(top_k)),
@@ -56,9 +81,17 @@ pub(super) fn check(c: &Checked<'_>, faults: &mut Faults) {
             c.holds(name, tokens.saturating_mul(top_k), faults);
         }
     }
-    let slots = if experts == 0 { tokens } else { tokens.saturating_mul(top_k) };
+    let slots = if experts == 0 {
+        tokens
+    } else {
+        tokens.saturating_mul(top_k)
+    };
     base(c, tiles, cols, faults);
-    for (define, name) in [("XSCALE", "xscale"), ("BIAS", "bias"), ("RESIDUAL", "residual")] {
+    for (define, name) in [
+        ("XSCALE", "xscale"),
+        ("BIAS", "bias"),
+        ("RESIDUAL", "residual"),
+    ] {
         if c.define(define) == 1 {
             c.needs(name, faults);
         }
@@ -70,7 +103,11 @@ pub(super) fn check(c: &Checked<'_>, faults: &mut Faults) {
     }
     if c.define("SPARSE") == 1 {
         c.needs("s_offsets", faults);
-        c.holds("s_offsets", tiles.saturating_mul(cols.div_ceil(CHUNK)).saturating_add(1), faults);
+        c.holds(
+            "s_offsets",
+            tiles.saturating_mul(cols.div_ceil(CHUNK)).saturating_add(1),
+            faults,
+        );
     }
     if matches!(c.variant.define("XIN"), 1 | 2) {
         c.needs("gain", faults);
@@ -79,7 +116,10 @@ pub(super) fn check(c: &Checked<'_>, faults: &mut Faults) {
     }
     let gated = c.define("GLU") == 1;
     if gated && !tiles.is_multiple_of(2) {
-        faults.add(c.at, format!("{tiles} row tiles can't be gates and what they gate"));
+        faults.add(
+            c.at,
+            format!("{tiles} row tiles can't be gates and what they gate"),
+        );
     }
     let width = if gated { rows / 2 } else { rows };
     c.needs("x", faults);
@@ -89,7 +129,47 @@ pub(super) fn check(c: &Checked<'_>, faults: &mut Faults) {
     c.rows_of("residual", y_rows, c.int("ldr"), width, faults);
     let [x, y, _] = c.step.grid.map(u64::from);
     if prefill && (x.saturating_mul(4) < tiles || y.saturating_mul(64) < tokens) {
-        faults.add(c.at, format!("{x} × {y} blocks do not cover {tiles} row tiles and {tokens} tokens"));
+        faults.add(
+            c.at,
+            format!("{x} × {y} blocks do not cover {tiles} row tiles and {tokens} tokens"),
+        );
+    }
+}
+
+/// The shape of a decode launch, and what its blocks meet through.
+fn grid(c: &Checked<'_>, experts: u64, top_k: u64, faults: &mut Faults) {
+    let [x, y, z] = c.step.grid.map(u64::from);
+    let together = c.define("LOWRANK") == 1 || c.define("SPLIT") == 1;
+    if z != 1 || (experts == 0 && y != 1) || (experts == 1 && top_k > 0 && !y.is_multiple_of(top_k))
+    {
+        faults.add(
+            c.at,
+            format!("a grid of {x} × {y} × {z} blocks is not one of tokens and experts"),
+        );
+    }
+    let m = match experts {
+        1 => 1,
+        2 => top_k,
+        _ => c.define("M"),
+    };
+    if c.define("M") != m {
+        faults.add(
+            c.at,
+            format!("M={} where {m} rows of x meet", c.define("M")),
+        );
+    }
+    if together && x.saturating_mul(y) > u64::from(c.plan.target.sms) {
+        faults.add(
+            c.at,
+            format!(
+                "{x} × {y} blocks wait for one another on {} multiprocessors",
+                c.plan.target.sms
+            ),
+        );
+    }
+    if together {
+        c.needs("counter", faults);
+        c.holds("counter", (2 + x).saturating_mul(y), faults);
     }
 }
 
@@ -104,12 +184,24 @@ fn low_rank(c: &Checked<'_>, tiles: u64, slots: u64, faults: &mut Faults) {
     if c.define("UFORMAT") <= 8 {
         c.needs("u_scales", faults);
     }
-    c.holds("h", slots.saturating_mul(rank), faults);
+    let quarters = if c.variant.kernel == "fused_linear" {
+        4
+    } else {
+        1
+    };
+    c.holds(
+        "h",
+        slots.saturating_mul(rank).saturating_mul(quarters),
+        faults,
+    );
     c.holds("u_index", tiles.saturating_add(1), faults);
     let steps = c.elements("u").unwrap_or(0) / u_step_bytes(c.variant.define("UFORMAT")).max(1);
     let entries = c.elements("u_tiles").unwrap_or(0) / 4;
     if entries > steps {
-        faults.add(c.at, format!("argument `u_tiles`: {entries} entries for {steps} steps of U"));
+        faults.add(
+            c.at,
+            format!("argument `u_tiles`: {entries} entries for {steps} steps of U"),
+        );
     }
     if !rank.is_multiple_of(16) {
         faults.add(c.at, format!("a rank of {rank}, which is not padded to 16"));

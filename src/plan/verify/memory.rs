@@ -13,11 +13,19 @@ struct Taken<'a> {
 }
 
 pub(super) fn weights(plan: &Plan, faults: &mut Faults) {
-    unique(plan.weights.iter().map(|w| w.name.as_str()), "weight", faults);
+    unique(
+        plan.weights.iter().map(|w| w.name.as_str()),
+        "weight",
+        faults,
+    );
     let mut taken = Vec::new();
     for weight in &plan.weights {
         let at = format!("weight {}", weight.name);
-        unique(weight.sections.iter().map(|s| s.name.as_str()), &format!("{at}, section"), faults);
+        unique(
+            weight.sections.iter().map(|s| s.name.as_str()),
+            &format!("{at}, section"),
+            faults,
+        );
         for section in &weight.sections {
             let at = format!("{at}, section {}", section.name);
             let Some(size) = element_bytes(&section.dtype) else {
@@ -25,7 +33,10 @@ pub(super) fn weights(plan: &Plan, faults: &mut Faults) {
                 continue;
             };
             if !section.bytes.is_multiple_of(size) {
-                faults.add(&at, format!("{} bytes are no whole elements", section.bytes));
+                faults.add(
+                    &at,
+                    format!("{} bytes are no whole elements", section.bytes),
+                );
             }
             let end = section.offset.checked_add(section.bytes);
             let inside = end.is_some_and(|end| plan.blob.as_ref().is_none_or(|b| end <= b.bytes));
@@ -33,7 +44,10 @@ pub(super) fn weights(plan: &Plan, faults: &mut Faults) {
                 faults.add(&at, "lies outside of the blob");
             }
             if !section.offset.is_multiple_of(ALIGNMENT) {
-                faults.add(&at, format!("begins at {}, no multiple of {ALIGNMENT}", section.offset));
+                faults.add(
+                    &at,
+                    format!("begins at {}, no multiple of {ALIGNMENT}", section.offset),
+                );
             }
             taken.push(Taken {
                 name: at,
@@ -48,16 +62,30 @@ pub(super) fn weights(plan: &Plan, faults: &mut Faults) {
 }
 
 pub(super) fn persistent(plan: &Plan, faults: &mut Faults) {
-    unique(plan.persistent.iter().map(|b| b.name.as_str()), "buffer", faults);
-    let taken = plan.persistent.iter().map(|b| checked(b, "", u64::MAX, faults));
+    unique(
+        plan.persistent.iter().map(|b| b.name.as_str()),
+        "buffer",
+        faults,
+    );
+    let taken = plan
+        .persistent
+        .iter()
+        .map(|b| checked(b, "", u64::MAX, faults));
     disjoint(taken.collect(), faults);
 }
 
 pub(super) fn program(plan: &Plan, program: &Program, faults: &mut Faults) {
-    let names = program.buffers.iter().chain(&plan.persistent).map(|b| b.name.as_str());
+    let names = program
+        .buffers
+        .iter()
+        .chain(&plan.persistent)
+        .map(|b| b.name.as_str());
     unique(names, &format!("{}, buffer", program.name), faults);
     let place = format!("{}, ", program.name);
-    let taken = program.buffers.iter().map(|b| checked(b, &place, program.arena_bytes, faults));
+    let taken = program
+        .buffers
+        .iter()
+        .map(|b| checked(b, &place, program.arena_bytes, faults));
     disjoint(taken.collect(), faults);
 }
 
@@ -65,12 +93,23 @@ pub(super) fn program(plan: &Plan, program: &Program, faults: &mut Faults) {
 fn checked<'a>(buffer: &'a Buffer, place: &str, arena: u64, faults: &mut Faults) -> Taken<'a> {
     let at = format!("{place}buffer {}", buffer.name);
     let elements = buffer.dims.iter().try_fold(1u64, |n, &d| n.checked_mul(d));
-    let bytes = elements.zip(element_bytes(&buffer.dtype)).and_then(|(n, size)| n.checked_mul(size));
+    let bytes = elements
+        .zip(element_bytes(&buffer.dtype))
+        .and_then(|(n, size)| n.checked_mul(size));
     if bytes != Some(buffer.bytes) {
-        faults.add(&at, format!("{} bytes are not those of {:?} {}", buffer.bytes, buffer.dims, buffer.dtype));
+        faults.add(
+            &at,
+            format!(
+                "{} bytes are not those of {:?} {}",
+                buffer.bytes, buffer.dims, buffer.dtype
+            ),
+        );
     }
     if !buffer.offset.is_multiple_of(ALIGNMENT) {
-        faults.add(&at, format!("begins at {}, no multiple of {ALIGNMENT}", buffer.offset));
+        faults.add(
+            &at,
+            format!("begins at {}, no multiple of {ALIGNMENT}", buffer.offset),
+        );
     }
     let end = buffer.offset.checked_add(buffer.bytes);
     if end.is_none_or(|end| end > arena) {
@@ -94,10 +133,16 @@ fn disjoint(mut taken: Vec<Taken<'_>>, faults: &mut Faults) {
         _ => a.buffer.is_none_or(|x| x.live.is_none()) && b.buffer.is_none_or(|x| x.live.is_none()),
     };
     for (index, one) in taken.iter().enumerate() {
-        let behind = taken.iter().skip(index + 1).take_while(|other| other.start < one.end);
+        let behind = taken
+            .iter()
+            .skip(index + 1)
+            .take_while(|other| other.start < one.end);
         for other in behind {
             if one.start < one.end && other.start < other.end && together(one, other) {
-                faults.add(&one.name, format!("overlaps {} while both are in use", other.name));
+                faults.add(
+                    &one.name,
+                    format!("overlaps {} while both are in use", other.name),
+                );
             }
         }
     }

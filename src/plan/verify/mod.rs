@@ -69,7 +69,10 @@ impl Faults {
 pub fn verify(plan: &Plan) -> Result<(), Faults> {
     let mut faults = Faults::default();
     if plan.plan_version != PLAN_VERSION {
-        let problem = format!("version {}; this program reads {PLAN_VERSION}", plan.plan_version);
+        let problem = format!(
+            "version {}; this program reads {PLAN_VERSION}",
+            plan.plan_version
+        );
         faults.add("plan_version", problem);
         return Err(faults);
     }
@@ -83,7 +86,11 @@ pub fn verify(plan: &Plan) -> Result<(), Faults> {
         memory::program(plan, program, &mut faults);
         steps::program(plan, program, &mut faults);
     }
-    unique(plan.programs.iter().map(|p| p.name.as_str()), "program", &mut faults);
+    unique(
+        plan.programs.iter().map(|p| p.name.as_str()),
+        "program",
+        &mut faults,
+    );
     match faults.0.is_empty() {
         true => Ok(()),
         false => Err(faults),
@@ -98,7 +105,13 @@ fn variants(plan: &Plan, faults: &mut Faults) {
             continue;
         };
         if variant.abi != kernel.abi {
-            faults.add(&at, format!("parameters of version {}; they are at {}", variant.abi, kernel.abi));
+            faults.add(
+                &at,
+                format!(
+                    "parameters of version {}; they are at {}",
+                    variant.abi, kernel.abi
+                ),
+            );
         }
         for misfit in kernel.misfits(variant) {
             faults.add(&at, misfit);
@@ -109,7 +122,10 @@ fn variants(plan: &Plan, faults: &mut Faults) {
     }
     for weight in &plan.weights {
         if weight.pack_version != PACK_VERSION {
-            let problem = format!("packed as version {}; kernels read {PACK_VERSION}", weight.pack_version);
+            let problem = format!(
+                "packed as version {}; kernels read {PACK_VERSION}",
+                weight.pack_version
+            );
             faults.add(format!("weight {}", weight.name), problem);
         }
     }

@@ -52,10 +52,22 @@ pub(super) fn buffer<'p>(plan: &'p Plan, program: &'p Program, name: &str) -> Op
 fn limits(plan: &Plan, step: &Step, kernel: &Kernel, at: &str, faults: &mut Faults) {
     let target = &plan.target;
     if step.block != kernel.block {
-        faults.add(at, format!("blocks of {} threads; the kernel is for {}", step.block, kernel.block));
+        faults.add(
+            at,
+            format!(
+                "blocks of {} threads; the kernel is for {}",
+                step.block, kernel.block
+            ),
+        );
     }
     if step.block > target.block_threads {
-        faults.add(at, format!("{} threads in a block, {} has at most {}", step.block, target.arch, target.block_threads));
+        faults.add(
+            at,
+            format!(
+                "{} threads in a block, {} has at most {}",
+                step.block, target.arch, target.block_threads
+            ),
+        );
     }
     if step.shared_bytes > target.shared_bytes {
         let problem = format!(
@@ -66,11 +78,21 @@ fn limits(plan: &Plan, step: &Step, kernel: &Kernel, at: &str, faults: &mut Faul
     }
     let [x, y, z] = step.grid;
     if x == 0 || y == 0 || z == 0 || x > i32::MAX as u32 || y > GRID_YZ || z > GRID_YZ {
-        faults.add(at, format!("a grid of {x} × {y} × {z} blocks can't be launched"));
+        faults.add(
+            at,
+            format!("a grid of {x} × {y} × {z} blocks can't be launched"),
+        );
     }
 }
 
-fn arguments(plan: &Plan, program: &Program, step: &Step, kernel: &Kernel, at: &str, faults: &mut Faults) {
+fn arguments(
+    plan: &Plan,
+    program: &Program,
+    step: &Step,
+    kernel: &Kernel,
+    at: &str,
+    faults: &mut Faults,
+) {
     let params = kernel.params();
     let given: Vec<&str> = step.args.iter().map(|(n, _)| n.as_str()).collect();
     let wanted: Vec<&str> = params.iter().map(|p| p.name.as_str()).collect();
@@ -80,7 +102,10 @@ fn arguments(plan: &Plan, program: &Program, step: &Step, kernel: &Kernel, at: &
         let problem = match (strange, missing) {
             (Some(name), _) => format!("`{name}` is no parameter of {}", kernel.name),
             (_, Some(name)) => format!("parameter `{name}` of {} is not given", kernel.name),
-            _ => format!("arguments are not in the order of {}'s parameters", kernel.name),
+            _ => format!(
+                "arguments are not in the order of {}'s parameters",
+                kernel.name
+            ),
         };
         faults.add(at, problem);
     }
@@ -98,9 +123,9 @@ fn arguments(plan: &Plan, program: &Program, step: &Step, kernel: &Kernel, at: &
 fn misfit(plan: &Plan, program: &Program, param: &Param, value: &Value) -> Option<String> {
     match (value, param.pointer) {
         (Value::Null, true) => None,
-        (Value::Int(n), false) if param.dtype == "i32" => {
-            i32::try_from(*n).err().map(|_| format!("{n} is no 32-bit integer"))
-        }
+        (Value::Int(n), false) if param.dtype == "i32" => i32::try_from(*n)
+            .err()
+            .map(|_| format!("{n} is no 32-bit integer")),
         (Value::Float(x), false) if param.dtype == "f32" => {
             (!x.is_finite()).then(|| format!("{x} is no finite number"))
         }
@@ -110,7 +135,10 @@ fn misfit(plan: &Plan, program: &Program, param: &Param, value: &Value) -> Optio
             };
             let size = element_bytes(&buffer.dtype).unwrap_or(1);
             if *offset >= buffer.bytes.max(1) || !offset.is_multiple_of(size) {
-                return Some(format!("{offset} is no place in `{name}`, of {} bytes", buffer.bytes));
+                return Some(format!(
+                    "{offset} is no place in `{name}`, of {} bytes",
+                    buffer.bytes
+                ));
             }
             // Caches are bytes to kernels, whatever their format.
             let same = param.dtype == buffer.dtype || param.dtype == "u8";
@@ -125,9 +153,18 @@ fn misfit(plan: &Plan, program: &Program, param: &Param, value: &Value) -> Optio
                 return Some("a weight is written".to_string());
             }
             let same = param.dtype == found.dtype;
-            (!same).then(|| format!("@{weight}/{section} is {}, and {} is read", found.dtype, param.dtype))
+            (!same).then(|| {
+                format!(
+                    "@{weight}/{section} is {}, and {} is read",
+                    found.dtype, param.dtype
+                )
+            })
         }
-        _ => Some(format!("{value} is no {}{}", param.dtype, if param.pointer { " pointer" } else { "" })),
+        _ => Some(format!(
+            "{value} is no {}{}",
+            param.dtype,
+            if param.pointer { " pointer" } else { "" }
+        )),
     }
 }
 
@@ -143,7 +180,10 @@ fn place(plan: &Plan, program: &Program, step: &Step, at: &str, faults: &mut Fau
             Value::Buffer { name: of, .. } if step.place == Place::Host => {
                 let seen = buffer(plan, program, of).map(|b| b.place);
                 if seen == Some(Place::Device) {
-                    faults.add(at, format!("argument `{name}`: the host does not see `{of}`"));
+                    faults.add(
+                        at,
+                        format!("argument `{name}`: the host does not see `{of}`"),
+                    );
                 }
             }
             _ => {}
@@ -166,7 +206,12 @@ fn order(plan: &Plan, program: &Program, faults: &mut Faults) {
     let mut written: HashSet<&str> = HashSet::new();
     // Caches hold what earlier runs wrote.
     let from_before = |b: &&Buffer| b.filled.is_some() || b.is_cache();
-    written.extend(plan.persistent.iter().filter(from_before).map(|b| b.name.as_str()));
+    written.extend(
+        plan.persistent
+            .iter()
+            .filter(from_before)
+            .map(|b| b.name.as_str()),
+    );
     for (index, step) in program.steps.iter().enumerate() {
         let at = format!("{}, step {index}, {}", program.name, step.name);
         let Some(variant) = plan.kernels.get(step.kernel as usize) else {
@@ -176,7 +221,13 @@ fn order(plan: &Plan, program: &Program, faults: &mut Faults) {
         for one in &used {
             let reads = !one.writes || reads_what_it_writes(variant, step, &one.arg);
             if reads && !written.contains(one.name.as_str()) {
-                faults.add(&at, format!("argument `{}`: `{}` is read before it is written", one.arg, one.name));
+                faults.add(
+                    &at,
+                    format!(
+                        "argument `{}`: `{}` is read before it is written",
+                        one.arg, one.name
+                    ),
+                );
             }
         }
         for one in used.iter().filter(|u| u.writes) {
@@ -193,12 +244,16 @@ fn order(plan: &Plan, program: &Program, faults: &mut Faults) {
             faults.add(&at, "waits for a step that is not before it");
         }
         if let Some(missing) = needed.after.iter().find(|a| !step.after.contains(a)) {
-            faults.add(&at, format!("does not wait for step {missing}, whose memory it uses"));
+            faults.add(
+                &at,
+                format!("does not wait for step {missing}, whose memory it uses"),
+            );
         }
     }
     let mut buffers = program.buffers.clone();
     lifetimes(&mut buffers, &program.steps, &plan.kernels);
-    let lives: HashMap<&str, Option<[u32; 2]>> = buffers.iter().map(|b| (b.name.as_str(), b.live)).collect();
+    let lives: HashMap<&str, Option<[u32; 2]>> =
+        buffers.iter().map(|b| (b.name.as_str(), b.live)).collect();
     for buffer in &program.buffers {
         let used = lives.get(buffer.name.as_str()).copied().flatten();
         let covers = match (buffer.live, used) {
@@ -208,7 +263,10 @@ fn order(plan: &Plan, program: &Program, faults: &mut Faults) {
         };
         if !covers {
             let at = format!("{}, buffer {}", program.name, buffer.name);
-            faults.add(at, format!("is used in steps {used:?}, and lives in {:?}", buffer.live));
+            faults.add(
+                at,
+                format!("is used in steps {used:?}, and lives in {:?}", buffer.live),
+            );
         }
     }
 }

@@ -2,9 +2,9 @@
 
 use super::{Emit, Growing, Job, Result, Value};
 use crate::numeric::hadamard::Rotation;
+use crate::plan::Place;
 use crate::plan::kernels::Launch;
 use crate::plan::lower::build::{int, per_token};
-use crate::plan::Place;
 
 impl Emit<'_> {
     /// A job's input behind its norm, in f32, and its row stride.
@@ -18,8 +18,19 @@ impl Emit<'_> {
             return Ok((made.clone(), width));
         }
         let y = p.buffer(&unique(p, &norm.name), "f32", &[job.tokens, width]);
-        self.norm(p, &norm.name, norm, (job.x.clone(), job.ldx), None, (y.clone(), "y"), 0)?;
-        self.note(&norm.name, "a launch of its own: its result is rotated before it is multiplied");
+        self.norm(
+            p,
+            &norm.name,
+            norm,
+            (job.x.clone(), job.ldx),
+            None,
+            (y.clone(), "y"),
+            0,
+        )?;
+        self.note(
+            &norm.name,
+            "a launch of its own: its result is rotated before it is multiplied",
+        );
         p.made.insert(key, y.clone());
         Ok((y, width))
     }
@@ -44,7 +55,12 @@ impl Emit<'_> {
                 let name = unique(p, &format!("{}.f16", job.x));
                 let y = p.buffer(&name, "f16", &[job.tokens, padded]);
                 let index = self.variant("quantize", &[("OUT", 1)]);
-                let estimate = self.estimate(Place::Device, job.tokens * columns * 6, job.tokens * columns, false);
+                let estimate = self.estimate(
+                    Place::Device,
+                    job.tokens * columns * 6,
+                    job.tokens * columns,
+                    false,
+                );
                 let given = vec![
                     ("x", job.x.clone()),
                     ("y16", y.clone()),
@@ -53,7 +69,13 @@ impl Emit<'_> {
                     ("ldx", int(job.ldx)),
                     ("ldy", int(padded)),
                 ];
-                p.push(&name, ("quantize", index), per_token(job.tokens, 256), given, estimate);
+                p.push(
+                    &name,
+                    ("quantize", index),
+                    per_token(job.tokens, 256),
+                    given,
+                    estimate,
+                );
                 y
             }
         };
@@ -68,7 +90,15 @@ impl Emit<'_> {
         job: &Job,
         (y, ldy): (Value, u64),
     ) -> Result<()> {
-        self.norm(p, &norm.name, norm, (job.x.clone(), job.ldx), None, (y, "y16"), 1)?;
+        self.norm(
+            p,
+            &norm.name,
+            norm,
+            (job.x.clone(), job.ldx),
+            None,
+            (y, "y16"),
+            1,
+        )?;
         if let Some(step) = p.steps.last_mut() {
             step.args.set("ldy", int(ldy));
         }

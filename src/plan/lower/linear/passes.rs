@@ -1,7 +1,9 @@
 //! A matrix whose terms take several launches: codes in rotated coordinates, or several such terms.
 
 use super::input::{turn, unique};
-use super::{Elementwise, Emit, Growing, Job, Launched, Part, PartTerms, Result, Stack, Terms, Value};
+use super::{
+    Elementwise, Emit, Growing, Job, Launched, Part, PartTerms, Result, Stack, Terms, Value,
+};
 use crate::plan::Place;
 use crate::plan::lower::build::int;
 use crate::plan::lower::terms::{Base, matrix};
@@ -24,16 +26,31 @@ impl Emit<'_> {
     ) -> Result<()> {
         let extras = !terms.low_rank.is_empty() || !terms.sparse.is_empty();
         // What stands in the matrix's own coordinates first, so that rotated results are added to it.
-        let (plain, rotated): (Vec<Base>, Vec<Base>) =
-            terms.bases.iter().copied().partition(|b| b.rotation.is_none());
-        let mut passes: Vec<Pass> = plain.into_iter().map(|b| Pass { base: Some(b), extras: false }).collect();
+        let (plain, rotated): (Vec<Base>, Vec<Base>) = terms
+            .bases
+            .iter()
+            .copied()
+            .partition(|b| b.rotation.is_none());
+        let mut passes: Vec<Pass> = plain
+            .into_iter()
+            .map(|b| Pass {
+                base: Some(b),
+                extras: false,
+            })
+            .collect();
         match passes.first_mut() {
             Some(first) => first.extras = extras,
             None if extras => passes.push(Pass { base: None, extras }),
             None => {}
         }
-        passes.extend(rotated.into_iter().map(|b| Pass { base: Some(b), extras: false }));
-        let out = terms.bases.iter().any(|b| b.rotation.is_some_and(|r| r.out_block > 1));
+        passes.extend(rotated.into_iter().map(|b| Pass {
+            base: Some(b),
+            extras: false,
+        }));
+        let out = terms
+            .bases
+            .iter()
+            .any(|b| b.rotation.is_some_and(|r| r.out_block > 1));
         let mut why = "codes are kept rotated".to_string();
         if out {
             why += ", and outputs are turned back by a launch";
@@ -78,7 +95,13 @@ impl Emit<'_> {
     }
 
     /// Activation, cap and residual behind a sum of launches.
-    fn late(&mut self, p: &mut Growing, name: &str, job: &Job, sum: Option<(Value, u64)>) -> Result<()> {
+    fn late(
+        &mut self,
+        p: &mut Growing,
+        name: &str,
+        job: &Job,
+        sum: Option<(Value, u64)>,
+    ) -> Result<()> {
         let Some((mut value, mut stride)) = sum else {
             return Ok(());
         };
@@ -97,12 +120,28 @@ impl Emit<'_> {
                     p.buffer(&buffer, "f32", &[job.tokens, width])
                 }
             };
-            self.elementwise(p, name, *op, (value, stride), None, (to.clone(), width), width);
+            self.elementwise(
+                p,
+                name,
+                *op,
+                (value, stride),
+                None,
+                (to.clone(), width),
+                width,
+            );
             (value, stride) = (to, width);
         }
         if let Some(residual) = &job.residual {
             let y = (job.y.clone(), job.ldy);
-            self.elementwise(p, name, Elementwise::Add, (value, stride), Some(residual.clone()), y, width);
+            self.elementwise(
+                p,
+                name,
+                Elementwise::Add,
+                (value, stride),
+                Some(residual.clone()),
+                y,
+                width,
+            );
         }
         Ok(())
     }
@@ -124,8 +163,16 @@ impl Emit<'_> {
         let one = PartTerms {
             part: part.clone(),
             base: pass.base.map(|b| b.term),
-            low_rank: if pass.extras { terms.low_rank.clone() } else { Vec::new() },
-            sparse: if pass.extras { terms.sparse.clone() } else { Vec::new() },
+            low_rank: if pass.extras {
+                terms.low_rank.clone()
+            } else {
+                Vec::new()
+            },
+            sparse: if pass.extras {
+                terms.sparse.clone()
+            } else {
+                Vec::new()
+            },
             bias: own.filter(|_| turned.is_none()),
         };
         let stack = Stack {
@@ -135,6 +182,7 @@ impl Emit<'_> {
             factors: terms.factors.filter(|_| pass.extras),
             sparse: !one.sparse.is_empty(),
             bias: one.bias.is_some(),
+            scale_bits: terms.scale.to_bits(),
             experts: vec![vec![one]],
         };
         let input = match rotation.filter(|r| r.in_block > 1) {
@@ -176,7 +224,13 @@ impl Emit<'_> {
                     parts: vec![("bias".to_string(), id, false)],
                     width,
                 };
-                let weight = self.weight(&format!("{name}.bias"), "vector", (1, width), Vec::new(), recipe)?;
+                let weight = self.weight(
+                    &format!("{name}.bias"),
+                    "vector",
+                    (1, width),
+                    Vec::new(),
+                    recipe,
+                )?;
                 self.section(&weight, "bias")
             }
             None => Value::Null,
@@ -207,7 +261,13 @@ impl Emit<'_> {
             ("ldr", int(ldr)),
             ("block", int(side.block as u64)),
         ];
-        p.push(&format!("{name}.back"), ("hadamard", index), turn(job.tokens, width), given, estimate);
+        p.push(
+            &format!("{name}.back"),
+            ("hadamard", index),
+            turn(job.tokens, width),
+            given,
+            estimate,
+        );
         Ok(())
     }
 }

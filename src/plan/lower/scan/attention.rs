@@ -33,7 +33,10 @@ impl<'a> Scan<'a> {
             return self.refuse(op, "attention without a KV cache has no kernel");
         };
         if let Some(Operand::Value(mask)) = op.inputs.get(3) {
-            let named = self.graph.value(*mask).is_some_and(|v| v.name == "attention_mask");
+            let named = self
+                .graph
+                .value(*mask)
+                .is_some_and(|v| v.name == "attention_mask");
             if !named || !self.graph.body.inputs.contains(mask) {
                 return self.refuse(op, "a mask that is computed has no kernel");
             }
@@ -55,11 +58,21 @@ impl<'a> Scan<'a> {
             Ok(three) => three,
             Err(_) => return self.refuse(op, "it has not three inputs"),
         };
-        if v.norm.is_some() || v.rotary.is_some() || q.rotary != k.rotary || q.norm.is_some() != k.norm.is_some() {
-            return self.refuse(op, "q, k and v are normed or rotated in a way that has no kernel");
+        if v.norm.is_some()
+            || v.rotary.is_some()
+            || q.rotary != k.rotary
+            || q.norm.is_some() != k.norm.is_some()
+        {
+            return self.refuse(
+                op,
+                "q, k and v are normed or rotated in a way that has no kernel",
+            );
         }
         let widths = [(&q, *heads), (&k, *kv_heads), (&v, *kv_heads)];
-        if widths.iter().any(|(t, n)| t.part.rows.end - t.part.rows.start != n * head_dim) {
+        if widths
+            .iter()
+            .any(|(t, n)| t.part.rows.end - t.part.rows.start != n * head_dim)
+        {
             return self.refuse(op, "q, k or v is not as wide as its heads");
         }
         let norms = match (&q.norm, &k.norm) {
@@ -67,7 +80,12 @@ impl<'a> Scan<'a> {
                 Some((a.clone(), b.clone()))
             }
             (None, None) => None,
-            _ => return self.refuse(op, "norms of q and k differ in their epsilon, which has no kernel"),
+            _ => {
+                return self.refuse(
+                    op,
+                    "norms of q and k differ in their epsilon, which has no kernel",
+                );
+            }
         };
         let rotary = q.rotary.clone();
         let name = match op.name.is_empty() {
@@ -121,7 +139,9 @@ impl<'a> Scan<'a> {
             let (x, norm) = self.normed(op, input)?;
             let named = match count {
                 3 => format!("{name}.qkv"),
-                _ => group.first().map_or_else(String::new, |(t, _)| t.part.name.clone()),
+                _ => group
+                    .first()
+                    .map_or_else(String::new, |(t, _)| t.part.name.clone()),
             };
             let mut parts = Vec::new();
             for (t, _) in group {

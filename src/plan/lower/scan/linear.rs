@@ -20,7 +20,10 @@ impl<'a> Scan<'a> {
             return Ok(());
         };
         if linear.layout != Layout::Rows {
-            return self.refuse(op, "it contracts another axis than the last, which has no kernel");
+            return self.refuse(
+                op,
+                "it contracts another axis than the last, which has no kernel",
+            );
         }
         let value = self.result(op)?;
         if self.feeds_attention(value) {
@@ -32,7 +35,8 @@ impl<'a> Scan<'a> {
         }
         let input = self.value(op, 0)?;
         let (x, norm) = self.normed(op, input)?;
-        let (epilogue, result) = self.epilogue(value);
+        // Kernels multiply behind the activation.
+        let (epilogue, result) = self.epilogue(value, linear.scale == 1.0);
         let width = linear.matrix.out_features;
         let part = Part {
             op: id,
@@ -68,13 +72,17 @@ impl<'a> Scan<'a> {
             return false;
         };
         users.iter().all(|&id| {
-            let Some(op) = self.graph.op(id) else { return false };
+            let Some(op) = self.graph.op(id) else {
+                return false;
+            };
             let next = op.results.first().copied().flatten();
             match &op.kind {
                 OpKind::Native(Native::Attention { .. }) => true,
-                OpKind::Native(Native::RmsNorm { slice: Some(_), .. } | Native::Rope { .. } | Native::Slice { .. }) => {
-                    next.is_some_and(|v| self.feeds_attention(v))
-                }
+                OpKind::Native(
+                    Native::RmsNorm { slice: Some(_), .. }
+                    | Native::Rope { .. }
+                    | Native::Slice { .. },
+                ) => next.is_some_and(|v| self.feeds_attention(v)),
                 _ => false,
             }
         })
@@ -113,7 +121,9 @@ impl<'a> Scan<'a> {
         let mut found = None;
         while let Some(value) = reached.pop() {
             for &user in self.users.get(&value).into_iter().flatten() {
-                let Some(next) = self.graph.op(user) else { continue };
+                let Some(next) = self.graph.op(user) else {
+                    continue;
+                };
                 let result = next.results.first().copied().flatten();
                 match &next.kind {
                     OpKind::Native(Native::Slice { .. } | Native::Activate { .. }) => {
@@ -137,11 +147,14 @@ impl<'a> Scan<'a> {
                 _ => None,
             }
         };
-        let pair = activated(a).map(|g| (g, a, b)).or_else(|| activated(b).map(|g| (g, b, a)));
+        let pair = activated(a)
+            .map(|g| (g, a, b))
+            .or_else(|| activated(b).map(|g| (g, b, a)));
         let Some(((activate, inner, activation), gate_value, up_value)) = pair else {
             return Ok(None);
         };
-        let (Some((gate, gx, mut taken)), Some((up, ux, more))) = (self.rows_of(inner), self.rows_of(up_value))
+        let (Some((gate, gx, mut taken)), Some((up, ux, more))) =
+            (self.rows_of(inner), self.rows_of(up_value))
         else {
             return Ok(None);
         };
@@ -152,7 +165,16 @@ impl<'a> Scan<'a> {
             return Ok(None);
         }
         let linears = [gate.op, up.op];
-        if !linears.contains(&id) || (gate.op != up.op && !linears.iter().all(|l| self.is_whole_use(*l))) {
+        let plain = |id: &OpId| match self.graph.op(*id).map(|op| &op.kind) {
+            Some(OpKind::Linear(linear)) => linear.scale == 1.0,
+            _ => false,
+        };
+        if !linears.iter().all(plain) {
+            return Ok(None);
+        }
+        if !linears.contains(&id)
+            || (gate.op != up.op && !linears.iter().all(|l| self.is_whole_use(*l)))
+        {
             return Ok(None);
         }
         taken.extend(more);
@@ -168,7 +190,10 @@ impl<'a> Scan<'a> {
 
     /// Whether a linear's result has one user.
     fn is_whole_use(&self, id: OpId) -> bool {
-        let result = self.graph.op(id).and_then(|op| op.results.first().copied().flatten());
+        let result = self
+            .graph
+            .op(id)
+            .and_then(|op| op.results.first().copied().flatten());
         result.is_some_and(|v| self.only_user(v).is_some())
     }
 

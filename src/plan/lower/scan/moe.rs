@@ -90,7 +90,10 @@ impl<'a> Scan<'a> {
                 let part = whole(inner, linear)?;
                 let end = start.checked_add(width)?;
                 let fits = end <= part.rows.end && value(linear, 0)? == input;
-                return fits.then_some(Part { rows: start..end, ..part });
+                return fits.then_some(Part {
+                    rows: start..end,
+                    ..part
+                });
             }
             (value(op, 0)? == input).then(|| whole(id, op))?
         };

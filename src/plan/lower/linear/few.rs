@@ -1,0 +1,154 @@
+//! Products of at most 8 tokens: the decode kernel, in one launch or, where activations of all tokens are
+//! more than shared memory holds, in several over tokens.
+
+use super::{Emit, Growing, Launched, Result, float, int};
+use crate::plan::kernels::{self, FusedLaunch, Product};
+use crate::plan::{Estimate, PlanError, Value};
+
+/// A variant's index and its launch.
+type Chosen = (u32, FusedLaunch);
+
+impl Emit<'_> {
+    pub(super) fn few(
+        &mut self,
+        p: &mut Growing,
+        name: &str,
+        l: &Launched<'_>,
+        (mut given, mut defines): (Vec<(&str, Value)>, Vec<(&'static str, i64)>),
+        (tiles, rank, coded): (u64, u64, bool),
+        estimate: Estimate,
+    ) -> Result<()> {
+        let job = l.job;
+        let (xin, norm) = match (&l.rotated, &job.norm) {
+            (Some(_), _) | (None, None) => (0, None),
+            (None, Some(norm)) => (if norm.layer { 2 } else { 1 }, Some(norm)),
+        };
+        if let Some(norm) = norm {
+            let width = self.width_of(norm);
+            let vectors = self.norm_weight(norm, width)?;
+            given.push(("gain", self.section(&vectors, "gain")));
+            given.push(("beta", self.section(&vectors, "beta")));
+            given.push(("eps", float(norm.eps)));
+        }
+        let cols = l.stack.cols;
+        let (x, ldx) = match &l.rotated {
+            Some(x) => (x.clone(), cols.next_multiple_of(16)),
+            None => (job.x.clone(), job.ldx),
+        };
+        let exact = self.options.exact || !coded;
+        defines.extend([("ACT", i64::from(exact)), ("XIN", xin)]);
+        let mut top_k = 0;
+        if let Some((kind, ids, weights, count)) = &job.routed {
+            top_k = *count;
+            defines.push(("EXPERTS", *kind));
+            given.push(("ids", ids.clone()));
+            given.push(("weights", weights.clone()));
+            given.push(("top_k", int(top_k)));
+        }
+        given.push(("ldx", int(ldx)));
+        let product = Product {
+            tiles,
+            cols,
+            rank,
+            tokens: job.tokens,
+            top_k,
+        };
+        let (tokens, _) = self.most_tokens(name, &defines, &product)?;
+        let parts = job.tokens.div_ceil(tokens);
+        if parts > 1 {
+            self.note(
+                name,
+                format!("{parts} launches: shared memory holds the activations of {tokens} tokens"),
+            );
+        }
+        for part in 0..parts {
+            let first = part * tokens;
+            let product = Product {
+                tokens: tokens.min(job.tokens - first),
+                ..product
+            };
+            let (index, launch) = self
+                .chosen(&defines, &product)
+                .ok_or_else(|| no_room(name))?;
+            let mut args = given.clone();
+            args.push(("x", moved(&x, first * ldx * 4)));
+            if launch.inner_floats > 0 {
+                let inner = p.buffer(&format!("{name}.h"), "f32", &[launch.inner_floats]);
+                args.push(("h", inner));
+            }
+            if launch.counters > 0 {
+                args.push(("counter", Value::at("counters", self.counters * 4)));
+                // Launches' counters do not share a line of the cache.
+                self.counters += launch.counters.next_multiple_of(64);
+            }
+            for (name, value) in &mut args {
+                let stride = match *name {
+                    "y" => job.ldy,
+                    "residual" => job.residual.as_ref().map_or(0, |r| r.1),
+                    _ => 0,
+                };
+                *value = moved(value, first * stride * 4);
+            }
+            let estimate = Estimate {
+                us: estimate.us / parts as f64,
+                flops: estimate.flops / parts,
+                ..estimate
+            };
+            p.push(name, ("fused_linear", index), launch.launch, args, estimate);
+        }
+        Ok(())
+    }
+
+    /// How many tokens one launch can take.
+    fn most_tokens(
+        &mut self,
+        name: &str,
+        defines: &[(&'static str, i64)],
+        product: &Product,
+    ) -> Result<(u64, Chosen)> {
+        let fewer = |tokens: &u64| product.top_k == 0 || *tokens == product.tokens;
+        for tokens in (1..=product.tokens).rev().filter(fewer) {
+            let product = Product { tokens, ..*product };
+            if let Some(chosen) = self.chosen(defines, &product) {
+                return Ok((tokens, chosen));
+            }
+        }
+        Err(no_room(name))
+    }
+
+    /// The variant for so many tokens, and its launch.
+    fn chosen(&mut self, defines: &[(&'static str, i64)], product: &Product) -> Option<Chosen> {
+        let experts = defines
+            .iter()
+            .find(|(n, _)| *n == "EXPERTS")
+            .map_or(0, |d| d.1);
+        let m = match experts {
+            1 => 1,
+            2 => product.top_k,
+            _ => product.tokens,
+        };
+        let mut defines = defines.to_vec();
+        defines.push(("M", i64::try_from(m).ok().filter(|m| (1..=8).contains(m))?));
+        let count = self.variants.len();
+        let trial = self.variant("fused_linear", &defines);
+        let variant = self.variants.get(trial as usize)?.clone();
+        // The variant that was looked at has no STAGES yet, and is none of the plan's.
+        self.variants.truncate(count);
+        let launch = kernels::fused_linear(&variant, &self.options.target, product)?;
+        defines.push(("STAGES", launch.stages));
+        Some((self.variant("fused_linear", &defines), launch))
+    }
+}
+
+fn no_room(name: &str) -> PlanError {
+    let problem = "its activations do not fit the target's shared memory, which has no kernel";
+    PlanError::unsupported("linear", name, problem)
+}
+
+/// A place some bytes further on.
+fn moved(value: &Value, bytes: u64) -> Value {
+    match value {
+        Value::Buffer { name, offset } => Value::at(name.clone(), offset + bytes),
+        other => other.clone(),
+    }
+}

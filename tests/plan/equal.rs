@@ -1,0 +1,174 @@
+//! The interpreter on packed bytes against the executor on the model.
+
+use std::path::Path;
+
+use super::common;
+use super::model::{Model, STORIES, decode, error, family, forward, machine, options, prefill};
+use hlrc::exec::Precision;
+use hlrc::plan::lower::{KvFormat, Options};
+
+/// Tokens that no model has a reason to like.
+fn tokens(count: usize, vocabulary: usize) -> Vec<u32> {
+    (0..count)
+        .map(|i| ((i * 7919 + 13) % vocabulary) as u32)
+        .collect()
+}
+
+/// Runs a model both ways; returns the worst errors of decoding and of a prompt.
+fn compare(model: &Model, options: &Options, precision: Precision, count: usize) -> (f64, f64) {
+    let (plan, blob) = model.plan(options);
+    let engine = model.engine(precision);
+    let vocabulary = plan.shape.vocabulary as usize;
+    let tokens = tokens(count, vocabulary);
+    let mut state = engine.state(1);
+    let mut wanted = Vec::new();
+    for token in &tokens {
+        wanted.push(forward(&engine, &mut state, &[*token]));
+    }
+    let mut decoding = 0f64;
+    let mut one = machine(&plan, &blob);
+    let batch = plan.shape.batch as usize;
+    for (position, (token, wanted)) in tokens.iter().zip(&wanted).enumerate() {
+        for have in decode(&mut one, &plan, &vec![*token; batch], position) {
+            decoding = decoding.max(error(&have, wanted));
+        }
+    }
+    // A prompt in two pieces, and a token behind it.
+    let mut prompt = 0f64;
+    let mut two = machine(&plan, &blob);
+    let exact = model.engine(Precision::Exact);
+    let wanted = forward(&exact, &mut exact.state(1), &tokens);
+    let wanted = |position: usize| &wanted[position * vocabulary..][..vocabulary];
+    let chunk = plan.shape.chunk as usize;
+    let mut at = 0;
+    for piece in tokens[..count - 1].chunks(chunk.min(count / 2 + 1)) {
+        let have = prefill(&mut two, &plan, piece, at);
+        at += piece.len();
+        prompt = prompt.max(error(&have, wanted(at - 1)));
+    }
+    let behind = decode(&mut two, &plan, &vec![tokens[count - 1]; batch], count - 1);
+    prompt = prompt.max(error(&behind[0], wanted(count - 1)));
+    (decoding, prompt)
+}
+
+/// Most relative error of logits where activations are exact but keys and values f16.
+const EXACT: f64 = 1e-3;
+/// The same where activations are rounded to 8 bits: roundings fall differently where sums do.
+const ROUNDED: f64 = 1e-2;
+
+fn check(name: &str, path: &Path, pipeline: &str, count: usize) {
+    let model = Model::new(path, pipeline);
+    let exact = Options {
+        exact: true,
+        ..options(64)
+    };
+    let (decoding, prompt) = compare(&model, &exact, Precision::Exact, count);
+    eprintln!("{name} {pipeline}: exact {decoding:.1e}, prompt {prompt:.1e}");
+    assert!(decoding <= EXACT, "{name} {pipeline}: off by {decoding:e}");
+    assert!(
+        prompt <= 2.0 * EXACT,
+        "{name} {pipeline}: the prompt is off by {prompt:e}"
+    );
+    let (decoding, _) = compare(&model, &options(64), Precision::Int8, count);
+    eprintln!("{name} {pipeline}: 8 bits {decoding:.1e}");
+    assert!(
+        decoding <= ROUNDED,
+        "{name} {pipeline}: off by {decoding:e} with 8-bit activations"
+    );
+}
+
+#[test]
+fn stories_equal_the_executor() {
+    let pipelines = [
+        "",
+        "int4",
+        "int8{group=row}",
+        "int3",
+        "int2",
+        "int8{group=column}",
+        "int4{asymmetric group=64},embeddings(int8),head(int8)",
+        "lowrank,outlier,int4",
+        "lowrank{depth=2},outlier,int3",
+        "lowrank{rank=8 factors=int4},outlier{columns=true density=5%},int4",
+        "lowrank{rank=24 factors=f16}",
+    ];
+    for pipeline in pipelines {
+        check("stories260K", Path::new(STORIES), pipeline, 12);
+    }
+}
+
+#[test]
+fn rotated_codes_equal_the_executor() {
+    for pipeline in [
+        "trellis",
+        "outlier,trellis{bits=2.5}",
+        "rotate,int4",
+        "trellis,embeddings(trellis{bits=4})",
+    ] {
+        check("stories260K", Path::new(STORIES), pipeline, 8);
+    }
+}
+
+#[test]
+fn families_equal_the_executor() {
+    let cases = [
+        ("llama", "int4"),
+        ("llama", "fuse-siblings,int4"),
+        ("llama_yarn", "int4"),
+        ("mistral", "lowrank{rank=8},int4"),
+        ("qwen2", "int4"),
+        ("qwen3", "lowrank{rank=4 factors=f16},outlier,int4"),
+        ("gemma2", "int4"),
+        ("gemma3", "int4"),
+        ("gpt2", "int4"),
+        ("mixtral", "int4"),
+        ("qwen3_moe", "lowrank{rank=8},outlier,int4"),
+        ("qwen3_moe_plain", "int8"),
+    ];
+    for (name, pipeline) in cases {
+        check(name, &family(name), pipeline, 40);
+    }
+}
+
+#[test]
+fn caches_in_8_bits_and_in_pages() {
+    let model = Model::new(&family("mistral"), "int4");
+    let exact = |kv, page| Options {
+        exact: true,
+        kv,
+        page,
+        ..options(64)
+    };
+    let compare = |kv, page| compare(&model, &exact(kv, page), Precision::Exact, 40);
+    let plain = compare(KvFormat::F16, None);
+    let paged = compare(KvFormat::F16, Some(16));
+    assert!(plain.0 <= EXACT && paged.0 <= EXACT, "{plain:?} {paged:?}");
+    let rounded = compare(KvFormat::Q8, Some(16));
+    eprintln!("keys and values in 8 bits: off by {rounded:?}");
+    assert!(rounded.0 <= 2e-2 && rounded.1 <= 2e-2, "{rounded:?}");
+}
+
+#[test]
+fn several_sequences_decode_together() {
+    let model = Model::new(Path::new(STORIES), "lowrank,outlier,int4");
+    let three = Options {
+        exact: true,
+        batch: 3,
+        ..options(64)
+    };
+    let (decoding, prompt) = compare(&model, &three, Precision::Exact, 8);
+    assert!(
+        decoding <= EXACT && prompt <= 2.0 * EXACT,
+        "{decoding:e}, {prompt:e}"
+    );
+}
+
+#[test]
+fn smollm2_equals_the_executor() {
+    let Some(path) = common::model("smollm2-135m") else {
+        return;
+    };
+    for pipeline in ["int4", "lowrank,outlier,int4"] {
+        check("smollm2-135m", &path, pipeline, 3);
+    }
+}
