@@ -53,8 +53,21 @@ fn compare(model: &Model, options: &Options, precision: Precision, count: usize)
 
 /// Most relative error of logits where activations are exact but keys and values f16.
 const EXACT: f64 = 1e-3;
-/// The same where activations are rounded to 8 bits: roundings fall differently where sums do.
-const ROUNDED: f64 = 1e-2;
+
+/// How much the executor's own rounding to 8 bits changes logits. Where keys and values are f16, values
+/// near the middle between two codes fall to the other side; that changes logits by a part of it.
+fn rounding(model: &Model, count: usize) -> f64 {
+    let (exact, rounded) = (
+        model.engine(Precision::Exact),
+        model.engine(Precision::Int8),
+    );
+    let vocabulary = exact.language_model().expect("a language model").vocabulary;
+    let tokens = tokens(count, vocabulary);
+    let [exact, rounded] = [exact, rounded].map(|e| forward(&e, &mut e.state(1), &tokens));
+    let each = rounded.chunks(vocabulary).zip(exact.chunks(vocabulary));
+    each.map(|(have, want)| error(have, want))
+        .fold(0.0, f64::max)
+}
 
 fn check(name: &str, path: &Path, pipeline: &str, count: usize) {
     let model = Model::new(path, pipeline);
@@ -70,9 +83,10 @@ fn check(name: &str, path: &Path, pipeline: &str, count: usize) {
         "{name} {pipeline}: the prompt is off by {prompt:e}"
     );
     let (decoding, _) = compare(&model, &options(64), Precision::Int8, count);
-    eprintln!("{name} {pipeline}: 8 bits {decoding:.1e}");
+    let rounding = rounding(&model, count);
+    eprintln!("{name} {pipeline}: 8 bits {decoding:.1e}, which change {rounding:.1e}");
     assert!(
-        decoding <= ROUNDED,
+        decoding <= 0.6 * rounding + EXACT,
         "{name} {pipeline}: off by {decoding:e} with 8-bit activations"
     );
 }

@@ -72,7 +72,10 @@ pub fn run(args: &OptArgs, prepared: &Prepared) -> Result<Exit, Failure> {
     let progress = opt::progress(&args.talk);
     let place = output::Place::of(args, input)?;
     if let Some(config) = fit::configuration(input) {
-        let module = fit::shapes(&config)?;
+        let mut module = fit::shapes(&config)?;
+        if module.name.is_empty() {
+            module.name = stem(input)?;
+        }
         let module = imagined(args, prepared, module)?;
         return finish(args, &options, &progress, &module, &place, false);
     }
@@ -293,14 +296,16 @@ fn failure(error: &PlanError) -> Failure {
     Failure::new(exit, error.to_string())
 }
 
+/// What the model is called by its path.
+fn stem(input: &Path) -> Result<String, Failure> {
+    let Some(config) = fit::configuration(input) else {
+        return Ok(load::Source::of(input)?.stem());
+    };
+    let folder = config.parent().and_then(Path::file_name);
+    Ok(folder.map_or_else(|| "model".to_string(), |n| n.to_string_lossy().into_owned()))
+}
+
 /// Where the plan of an input goes if nothing is said.
 fn default_output(input: &Path) -> Result<PathBuf, Failure> {
-    let stem = match fit::configuration(input) {
-        Some(config) => {
-            let folder = config.parent().and_then(Path::file_name);
-            folder.map_or_else(|| "model".to_string(), |n| n.to_string_lossy().into_owned())
-        }
-        None => load::Source::of(input)?.stem(),
-    };
-    Ok(PathBuf::from(format!("{stem}.plan")))
+    Ok(PathBuf::from(format!("{}.plan", stem(input)?)))
 }

@@ -18,6 +18,8 @@ pub struct Launch {
 pub struct FusedLaunch {
     /// Its dimensions.
     pub launch: Launch,
+    /// Warps of a block: `WARPS`.
+    pub warps: i64,
     /// Units that a warp has on their way: `STAGES`.
     pub stages: i64,
     /// Words of `counter`.
@@ -41,8 +43,10 @@ pub struct Product {
     pub top_k: u64,
 }
 
-/// Threads of a block of `fused_linear`.
-const FUSED_BLOCK: u32 = 512;
+/// Warps that a block of `fused_linear` may have, the most first.
+const WARPS: [u64; 5] = [16, 12, 8, 6, 5];
+/// Parts of a rank's sum in `h`.
+const INNER_PARTS: u64 = 8;
 /// Most bytes of the ring of units on their way.
 const RING: u64 = 128 << 10;
 
@@ -64,12 +68,13 @@ pub fn fused_linear(variant: &Variant, target: &Target, p: &Product) -> Option<F
     }
     let most = if together { sms / y } else { sms };
     let x = (p.tiles / pair).clamp(1, most.max(1));
-    let shared = |stages: u64| fused_shared(variant, p, x, stages);
-    let fits = |stages: &u64| {
-        let (ring, all) = shared(*stages);
+    let fits = |(warps, stages): &(u64, u64)| {
+        let (ring, all) = fused_shared(variant, p, x, (*warps, *stages));
         all <= u64::from(target.shared_bytes) && (ring <= RING || *stages == 2)
     };
-    let stages = (2..=8).rev().find(fits)?;
+    let each = |warps: u64| (2..=8).rev().map(move |stages| (warps, stages));
+    let (warps, stages) = WARPS.into_iter().flat_map(each).find(fits)?;
+    let (_, shared) = fused_shared(variant, p, x, (warps, stages));
     let rows_of_h = match experts {
         0 => p.tokens,
         _ => p.tokens * p.top_k,
@@ -77,17 +82,23 @@ pub fn fused_linear(variant: &Variant, target: &Target, p: &Product) -> Option<F
     Some(FusedLaunch {
         launch: Launch {
             grid: [u32::try_from(x).ok()?, u32::try_from(y).ok()?, 1],
-            block: FUSED_BLOCK,
-            shared_bytes: u32::try_from(shared(stages).1).ok()?,
+            block: u32::try_from(32 * warps).ok()?,
+            shared_bytes: u32::try_from(shared).ok()?,
         },
+        warps: i64::try_from(warps).ok()?,
         stages: i64::try_from(stages).ok()?,
         counters: if together { (2 + x) * y } else { 0 },
-        inner_floats: rows_of_h * 4 * p.rank,
+        inner_floats: rows_of_h * INNER_PARTS * p.rank,
     })
 }
 
 /// Bytes of the ring, and of all dynamic shared memory.
-fn fused_shared(variant: &Variant, p: &Product, grid: u64, stages: u64) -> (u64, u64) {
+fn fused_shared(
+    variant: &Variant,
+    p: &Product,
+    grid: u64,
+    (warps, stages): (u64, u64),
+) -> (u64, u64) {
     let of = |name: &str| u64::try_from(variant.define(name)).unwrap_or(0);
     let is = |name: &str| of(name) != 0;
     let (format, bits, group, m) = (of("FORMAT"), of("BITS"), of("GROUP"), of("M").max(1));
@@ -132,13 +143,14 @@ fn fused_shared(variant: &Variant, p: &Product, grid: u64, stages: u64) -> (u64,
     let pair = if is("GLU") { 2 } else { 1 };
     let virtual_rows = if combine { m } else { 1 };
     let terms = is("LOWRANK") || is("SPARSE");
-    let warps = match (terms, format) {
-        (false, _) => 16,
+    // Four warps see to low-rank and sparse terms.
+    let streaming = match (terms, format) {
+        (false, _) => warps,
         (true, 5) => 1,
-        (true, _) => 12,
+        (true, _) => warps - 4,
     };
-    let slots = pair * virtual_rows * (p.tiles / pair).div_ceil(grid.max(1)) + 16;
-    let ring = warps * stages * unit_bytes;
+    let slots = pair * virtual_rows * (p.tiles / pair).div_ceil(grid.max(1)) + warps;
+    let ring = streaming * stages * unit_bytes;
     let sums = slots * 64 * m;
     let others = if terms {
         slots * 64 * (if combine { 1 } else { m })

@@ -9,7 +9,7 @@ pub const KERNELS: &[Kernel] = &[
         abi: 2,
         defines: "FORMAT=0..5 BITS=0|2|3|4|8..16 GROUP=0|32|64|128|256 ZEROS=0|1 M=1..8 ACT=0|1 XIN=0..3 XSCALE=0|1 \
                   LOWRANK=0|1 VFORMAT=0|4|8|16|32 UFORMAT=0|4|8|16|32 SPARSE=0|1 ACTIVATION=0..5 GLU=0|1 \
-                  BIAS=0|1 RESIDUAL=0|1 SOFTCAP=0|1 EXPERTS=0..2 SPLIT=0|1 STAGES=2..8",
+                  BIAS=0|1 RESIDUAL=0|1 SOFTCAP=0|1 EXPERTS=0..2 SPLIT=0|1 STAGES=2..8 WARPS=5..16",
         args: "x:const f32* xq:const s8* xs:const f32* xsum:const i32* gain:const f32* beta:const f32* \
                xscale:const f32* q:const u8* scales:const f16* zeros:const u8* \
                v:const u8* v_scales:const f16* v_tiles:const u32* v_index:const u32* \

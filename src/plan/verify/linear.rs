@@ -184,14 +184,14 @@ fn low_rank(c: &Checked<'_>, tiles: u64, slots: u64, faults: &mut Faults) {
     if c.define("UFORMAT") <= 8 {
         c.needs("u_scales", faults);
     }
-    let quarters = if c.variant.kernel == "fused_linear" {
-        4
+    let parts = if c.variant.kernel == "fused_linear" {
+        8
     } else {
         1
     };
     c.holds(
         "h",
-        slots.saturating_mul(rank).saturating_mul(quarters),
+        slots.saturating_mul(rank).saturating_mul(parts),
         faults,
     );
     c.holds("u_index", tiles.saturating_add(1), faults);

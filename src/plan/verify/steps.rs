@@ -19,7 +19,7 @@ pub(super) fn program(plan: &Plan, program: &Program, faults: &mut Faults) {
             faults.add(at, format!("kernel {} is not in the plan", step.kernel));
             continue;
         };
-        limits(plan, step, kernel, &at, faults);
+        limits(plan, step, (variant, kernel), &at, faults);
         let before = faults.0.len();
         arguments(plan, program, step, kernel, &at, faults);
         place(plan, program, step, &at, faults);
@@ -49,16 +49,24 @@ pub(super) fn buffer<'p>(plan: &'p Plan, program: &'p Program, name: &str) -> Op
     own.or_else(|| plan.persistent.iter().find(|b| b.name == name))
 }
 
-fn limits(plan: &Plan, step: &Step, kernel: &Kernel, at: &str, faults: &mut Faults) {
+fn limits(
+    plan: &Plan,
+    step: &Step,
+    (variant, kernel): (&Variant, &Kernel),
+    at: &str,
+    faults: &mut Faults,
+) {
     let target = &plan.target;
-    if step.block != kernel.block {
-        faults.add(
-            at,
-            format!(
-                "blocks of {} threads; the kernel is for {}",
-                step.block, kernel.block
-            ),
+    let block = match variant.define("WARPS") {
+        0 => i64::from(kernel.block),
+        warps => warps.saturating_mul(32),
+    };
+    if i64::from(step.block) != block {
+        let problem = format!(
+            "blocks of {} threads; the kernel is for {block}",
+            step.block
         );
+        faults.add(at, problem);
     }
     if step.block > target.block_threads {
         faults.add(

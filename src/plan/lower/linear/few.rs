@@ -132,10 +132,10 @@ impl Emit<'_> {
         let count = self.variants.len();
         let trial = self.variant("fused_linear", &defines);
         let variant = self.variants.get(trial as usize)?.clone();
-        // The variant that was looked at has no STAGES yet, and is none of the plan's.
+        // The variant that was looked at has neither WARPS nor STAGES yet, and is none of the plan's.
         self.variants.truncate(count);
         let launch = kernels::fused_linear(&variant, &self.options.target, product)?;
-        defines.push(("STAGES", launch.stages));
+        defines.extend([("STAGES", launch.stages), ("WARPS", launch.warps)]);
         Some((self.variant("fused_linear", &defines), launch))
     }
 }
