@@ -57,6 +57,15 @@ impl Model {
         }
     }
 
+    /// The same model, to be changed; its files stay where the first one keeps them.
+    pub(crate) fn again(model: &Self) -> Self {
+        Self {
+            module: model.module.clone(),
+            files: FileCache::new(),
+            _folder: None,
+        }
+    }
+
     pub(crate) fn engine(&self, precision: Precision) -> Engine {
         let options = ExecOptions {
             threads: 2,

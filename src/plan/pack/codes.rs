@@ -34,7 +34,8 @@ pub(super) fn pack(
         }
     }
     if let Some(matrix) = matrices.first().filter(|m| m.group == Group::Column) {
-        let scales: Vec<f32> = matrix.scales.iter().map(|s| s.to_f32()).collect();
+        let mut scales: Vec<f32> = matrix.scales.iter().map(|s| s.to_f32()).collect();
+        scales.resize(scales.len().next_multiple_of(TILE), 0.0);
         out.floats("xscale", &scales)?;
     }
     Ok(())
