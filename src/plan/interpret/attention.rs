@@ -69,6 +69,7 @@ impl Shape {
         vector: usize,
         values: &[f32],
     ) -> Result<()> {
+        c.keep(&format!("{name}_cache"), vector, values);
         if !self.quantized {
             return c.store_halves(&format!("{name}_cache"), vector * self.head_dim, values);
         }
@@ -88,6 +89,9 @@ impl Shape {
     }
 
     fn load(&self, c: &Context<'_, '_>, name: &str, vector: usize) -> Result<Vec<f32>> {
+        if let Some(kept) = c.kept(&format!("{name}_cache"), vector) {
+            return Ok(kept);
+        }
         let bytes = c.bytes(&format!("{name}_cache"))?;
         if !self.quantized {
             let some = c.slice(name, bytes, vector * self.head_dim * 2, self.head_dim * 2)?;

@@ -183,6 +183,25 @@ impl<'m, 'a> Context<'m, 'a> {
         self.write(name, at * 4, &bytes)
     }
 
+    /// Keeps a vector of a cache unrounded too, where that is asked for.
+    pub(super) fn keep(&mut self, cache: &str, vector: usize, values: &[f32]) {
+        let key = (self.named(cache), vector);
+        if let Some(kept) = &mut self.machine.unrounded {
+            kept.insert(key, values.to_vec());
+        }
+    }
+
+    /// A vector of a cache that was kept unrounded.
+    pub(super) fn kept(&self, cache: &str, vector: usize) -> Option<Vec<f32>> {
+        let kept = self.machine.unrounded.as_ref()?;
+        kept.get(&(self.named(cache), vector)).cloned()
+    }
+
+    fn named(&self, arg: &str) -> String {
+        let value = self.step.args.get(arg);
+        value.map(Value::to_string).unwrap_or_default()
+    }
+
     /// Elements `at..at + count` of some values.
     pub(super) fn slice<'v, T>(
         &self,

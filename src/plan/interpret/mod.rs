@@ -11,6 +11,8 @@ mod q8;
 mod small;
 mod unpack;
 
+use std::collections::HashMap;
+
 use self::context::Context;
 use super::model::element_bytes;
 use super::{Buffer, Plan, PlanError, Program, Step};
@@ -23,6 +25,8 @@ pub struct Machine<'a> {
     blob: &'a [u8],
     persistent: Vec<u8>,
     arena: Vec<u8>,
+    /// Keys and values as they are, beside the caches that round them: by cache and vector.
+    unrounded: Option<HashMap<(String, usize), Vec<f32>>>,
 }
 
 /// What memory holds before it is written: NaN as f32 and f16, −1 as an integer.
@@ -63,6 +67,7 @@ impl<'a> Machine<'a> {
                     .max()
                     .unwrap_or(0),
             )?,
+            unrounded: None,
         };
         for buffer in &plan.persistent {
             if buffer.filled.as_deref() == Some("zero") {
@@ -70,6 +75,14 @@ impl<'a> Machine<'a> {
             }
         }
         Ok(machine)
+    }
+
+    /// Attention reads keys and values as they were before the cache rounded them, so that what is left
+    /// of a difference to the model is not the cache's.
+    #[must_use]
+    pub fn with_unrounded_caches(mut self) -> Self {
+        self.unrounded = Some(HashMap::new());
+        self
     }
 
     fn bytes_mut(&mut self, buffer: &Buffer) -> Result<&mut [u8]> {

@@ -386,7 +386,8 @@ impl<'a> Scan<'a> {
         let ids = self.value(op, 0)?;
         let positions = self.is_positions(ids);
         let named = |v: ValueId| self.graph.value(v).is_some_and(|v| v.name == "input_ids");
-        if !positions && !(self.graph.body.inputs.contains(&ids) && named(ids)) {
+        let tokens = self.graph.body.inputs.contains(&ids) && named(ids);
+        if !positions && !tokens {
             return self.refuse(op, "its rows are neither tokens nor positions");
         }
         let Some(matrix) = op.kind.matrix() else {

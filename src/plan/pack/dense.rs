@@ -49,8 +49,8 @@ pub(super) fn pack(
             out.put("q", &bytes?)?;
         }
         for (part, (view, _)) in views.iter().enumerate() {
-            let rows = some.iter().filter(|t| t.part == part);
-            if let (Some(first), Some(last)) = (rows.clone().next(), rows.last()) {
+            let mut rows = some.iter().filter(|t| t.part == part);
+            if let (Some(first), Some(last)) = (rows.clone().next(), rows.next_back()) {
                 view.release_rows(first.row as usize..(last.row + last.count) as usize);
             }
         }

@@ -88,9 +88,8 @@ fn entries(sparse: &Sparse, row: usize, mut each: impl FnMut(usize, f16)) {
             ..
         } => {
             let (start, end) = (offsets[row] as usize, offsets[row + 1] as usize);
-            for i in start..end {
-                each(columns.get(i), values[i]);
-            }
+            let values = values.iter().enumerate().take(end).skip(start);
+            values.for_each(|(i, value)| each(columns.get(i), *value));
         }
         Sparse::Columns {
             columns, values, ..

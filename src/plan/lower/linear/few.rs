@@ -5,6 +5,9 @@ use super::{Emit, Growing, Launched, Result, float, int};
 use crate::plan::kernels::{self, FusedLaunch, Product};
 use crate::plan::{Estimate, PlanError, Value};
 
+/// Arguments, and defines.
+pub(super) type Given<'a> = (Vec<(&'a str, Value)>, Vec<(&'static str, i64)>);
+
 /// A variant's index and its launch.
 type Chosen = (u32, FusedLaunch);
 
@@ -14,7 +17,7 @@ impl Emit<'_> {
         p: &mut Growing,
         name: &str,
         l: &Launched<'_>,
-        (mut given, mut defines): (Vec<(&str, Value)>, Vec<(&'static str, i64)>),
+        (mut given, mut defines): Given<'_>,
         (tiles, rank, coded): (u64, u64, bool),
         estimate: Estimate,
     ) -> Result<()> {
