@@ -78,6 +78,13 @@ __device__ __forceinline__ void async_copy4(void* shared, const void* global) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(shared)), "l"(global) : "memory");
 #endif
 }
+__device__ __forceinline__ void async_copy8(void* shared, const void* global) {
+#ifdef HLRC_EMU
+    hlrc_emu_async_copy(shared, global, 8, 8);
+#else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared_address(shared)), "l"(global) : "memory");
+#endif
+}
 // Ends a group of copies.
 __device__ __forceinline__ void async_commit() {
 #ifdef HLRC_EMU
@@ -93,5 +100,19 @@ __device__ __forceinline__ void async_wait() {
     hlrc_emu_async_wait(N);
 #else
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+#endif
+}
+
+// Programmatic dependent launch (sm_90 and up, where the launch asks for it). Waits until the grid
+// before this one is done and what it wrote is visible; weights may be read earlier.
+__device__ __forceinline__ void wait_previous_grid() {
+#if !defined(HLRC_EMU) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// Lets blocks of the next grid start where there is room.
+__device__ __forceinline__ void start_next_grid() {
+#if !defined(HLRC_EMU) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }

@@ -1,0 +1,278 @@
+// What goes into a decode linear: M tokens, normalised, rounded and laid out in shared memory in
+// the order in which lanes read them.
+//
+// Defines: those of packs.cuh, and M (1 to 8) ACT (0 int8, 1 exact) XIN (0 f32, 1 RMS norm,
+// 2 layer norm, 3 int8 codes) XSCALE (0, 1).
+#pragma once
+#include "packs.cuh"
+#include "reduce.cuh"
+
+#define WARPS 8
+#define THREADS 256
+
+// Activations of all tokens as one `mma` operand, and what scales them. ACT 0: codes s8, in each
+// 64 columns byte 16 t + 4 i + b is column 16 i + 4 t + b. ACT 1 with codes as weights: f16 in the
+// same order, divided with the token's power of two. Float weights: f32 in plain order.
+#if FORMAT == 5
+#define X_BYTES(tiles) 0
+#define X_PADDING_OF(tiles) 0
+#elif FORMAT != 0
+#define X_BYTES(tiles) ((tiles) * 256)
+#define X_PADDING_OF(tiles) 16
+#elif ACT == 1
+#define X_BYTES(tiles) ((tiles) * 128)
+#define X_PADDING_OF(tiles) 16
+#else
+#define X_BYTES(tiles) ((tiles) * 64)
+// Rows of neighbouring tokens lie 64 bytes apart modulo 128: no bank conflicts.
+#define X_PADDING_OF(tiles) (((tiles) & 1) ? 0 : 64)
+#endif
+// Tokens of a table entry; a lane reads two neighbours.
+#define TABLE_TOKENS (M == 1 ? 1 : (M + 1) / 2 * 2)
+#define TABLE_BYTES(tiles) (FORMAT == 0 && ACT == 0 ? (tiles) * TABLE_TOKENS * 16 : 0)
+
+struct Input {
+    const float* x; // [M, ld]
+    const float* gain;
+    const float* beta;
+    int ld, cols;
+    bool vectors; // rows are aligned to 16 bytes
+    float* inverse; // [M] in shared memory: of the deviation
+    float* mean;    // [M]
+};
+
+// Four neighbouring inputs as the linear sees them, 0 beyond the columns.
+__device__ __forceinline__ float4 input4(const Input& in, int m, int k) {
+    float v[4];
+    const float* x = in.x + (size_t)m * in.ld + k;
+    if (in.vectors && (k & 3) == 0 && k + 3 < in.cols) {
+        const float4 four = *(const float4*)x;
+        v[0] = four.x, v[1] = four.y, v[2] = four.z, v[3] = four.w;
+    } else {
+#pragma unroll
+        for (int b = 0; b < 4; b++) v[b] = k + b < in.cols ? x[b] : 0.0f;
+    }
+#if XIN == 1 || XIN == 2
+    const float inverse = in.inverse[m];
+#if XIN == 2
+    const float mean = in.mean[m];
+#endif
+#pragma unroll
+    for (int b = 0; b < 4; b++) {
+        if (k + b >= in.cols) continue;
+#if XIN == 2
+        v[b] = fmaf((v[b] - mean) * inverse, in.gain[k + b], in.beta ? in.beta[k + b] : 0.0f);
+#else
+        v[b] = v[b] * inverse * in.gain[k + b];
+#endif
+    }
+#endif
+    return make_float4(v[0], v[1], v[2], v[3]);
+}
+// The same as Q sees them: times the scales of columns.
+__device__ __forceinline__ float4 scaled4(const Input& in, const float* xscale, int m, int k) {
+    float4 v = input4(in, m, k);
+#if XSCALE
+    if (k < in.cols) v.x *= xscale[k];
+    if (k + 1 < in.cols) v.y *= xscale[k + 1];
+    if (k + 2 < in.cols) v.z *= xscale[k + 2];
+    if (k + 3 < in.cols) v.w *= xscale[k + 3];
+#endif
+    return v;
+}
+// One input.
+__device__ __forceinline__ float input1(const Input& in, int m, int k) {
+    float v = in.x[(size_t)m * in.ld + k];
+#if XIN == 2
+    v = fmaf((v - in.mean[m]) * in.inverse[m], in.gain[k], in.beta ? in.beta[k] : 0.0f);
+#elif XIN == 1
+    v = v * in.inverse[m] * in.gain[k];
+#endif
+    return v;
+}
+
+// Sums over the block of one number per token, left in out[m]; `scratch` has M * WARPS floats.
+__device__ __forceinline__ void sum_tokens(const float (&v)[M], float* scratch, float* out) {
+    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
+#pragma unroll
+    for (int m = 0; m < M; m++) {
+        const float s = warp_sum(v[m]);
+        if (lane == 0) scratch[m * WARPS + warp] = s;
+    }
+    __syncthreads();
+    if (threadIdx.x < M) {
+        float s = 0.0f;
+        for (int w = 0; w < WARPS; w++) s += scratch[threadIdx.x * WARPS + w];
+        out[threadIdx.x] = s;
+    }
+    __syncthreads();
+}
+
+// Mean and inverse deviation of each token.
+__device__ __forceinline__ void measure_inputs(const Input& in, float eps, float* scratch) {
+#if XIN == 1 || XIN == 2
+    float sums[M];
+#if XIN == 2
+#pragma unroll
+    for (int m = 0; m < M; m++) {
+        sums[m] = 0.0f;
+        for (int k = threadIdx.x; k < in.cols; k += THREADS) sums[m] += in.x[(size_t)m * in.ld + k];
+    }
+    sum_tokens(sums, scratch, in.mean);
+    if (threadIdx.x < M) in.mean[threadIdx.x] /= (float)in.cols;
+    __syncthreads();
+#endif
+#pragma unroll
+    for (int m = 0; m < M; m++) {
+        sums[m] = 0.0f;
+#if XIN == 2
+        const float mean = in.mean[m];
+#else
+        const float mean = 0.0f;
+#endif
+        const float* x = in.x + (size_t)m * in.ld;
+        if (in.vectors) {
+            for (int k = 4 * threadIdx.x; k < in.cols; k += 4 * THREADS) {
+                const float4 v = *(const float4*)(x + k);
+                const float a = v.x - mean, b = v.y - mean, c = v.z - mean, d = v.w - mean;
+                sums[m] = fmaf(d, d, fmaf(c, c, fmaf(b, b, fmaf(a, a, sums[m]))));
+            }
+        } else {
+            for (int k = threadIdx.x; k < in.cols; k += THREADS) {
+                const float a = x[k] - mean;
+                sums[m] = fmaf(a, a, sums[m]);
+            }
+        }
+    }
+    sum_tokens(sums, scratch, in.inverse);
+    if (threadIdx.x < M) in.inverse[threadIdx.x] = 1.0f / sqrtf(in.inverse[threadIdx.x] / (float)in.cols + eps);
+    __syncthreads();
+#endif
+}
+
+#if FORMAT == 0 && ACT == 0
+// Rounds four inputs with the 28 others of their block of 32, which neighbouring lanes hold;
+// returns their codes. As ggml's q8_0 activations: scale absmax / 127, to nearest even.
+__device__ __forceinline__ unsigned round4(float4 v, float& scale, int& sum) {
+    unsigned largest = max(max(__float_as_uint(v.x) & 0x7fffffffu, __float_as_uint(v.y) & 0x7fffffffu),
+                           max(__float_as_uint(v.z) & 0x7fffffffu, __float_as_uint(v.w) & 0x7fffffffu));
+#pragma unroll
+    for (int d = 1; d < 8; d *= 2) largest = max(largest, __shfl_xor_sync(HLRC_FULL_WARP, largest, d));
+    const float top = __uint_as_float(largest); // NaN compares as largest and reaches the scale
+    unsigned codes = 0;
+    sum = 0;
+    scale = 0.0f;
+    if (!(top < 1e-30f)) {
+        const float inverse = __fdiv_rn(127.0f, top);
+        const float f[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+        for (int b = 0; b < 4; b++) {
+            // 1.5 * 2^23: the low bits of the sum are the number, rounded.
+            const unsigned code = __float_as_uint(__fadd_rn(__fmul_rn(f[b], inverse), 12582912.0f)) & 255u;
+            codes |= code << (8 * b);
+            sum += (int)(signed char)code;
+        }
+        scale = __fdiv_rn(top, 127.0f);
+    }
+#pragma unroll
+    for (int d = 1; d < 8; d *= 2) sum += __shfl_xor_sync(HLRC_FULL_WARP, sum, d);
+    return codes;
+}
+
+// Entry of a tile and a token: scales of its two blocks over the factors of their codes, and what
+// zero points of codes are worth. For symmetric groups of 32, of each block; for wider ones, of
+// both together in z. With zero points those are still to be multiplied with it.
+__device__ __forceinline__ void table_entry(float4* table, int tile, int m, float scale0, float scale1, int sum0, int sum1,
+                                            float& correction) {
+    const int first = CHUNK_TILES == 2 ? 2 * (tile & 1) : 0;
+    const float midpoint = ZEROS ? 1.0f : (float)MIDPOINT;
+    float c0 = -midpoint * (scale0 * (float)sum0), c1 = -midpoint * (scale1 * (float)sum1);
+    if (GROUP != 32) c0 += c1, c1 = 0.0f;
+    correction += c0;
+    table[tile * TABLE_TOKENS + m] = make_float4(scale0 / (float)code_factor(first), scale1 / (float)code_factor(first + 1), c0, c1);
+}
+#endif
+
+// Fills shared memory from all threads; a barrier must follow. `corrections` [M] gets the sum of
+// all zero-point terms of a token where rows share one zero point; `powers` [M] the token's power
+// of two.
+__device__ __forceinline__ void place_inputs(const Input& in, const float* xscale, const signed char* xq, const float* xs,
+                                             const int* xsum, const Pack& pack, unsigned char* placed, int stride, float4* table,
+                                             float* powers, float* corrections, float* scratch) {
+    const int quads = pack.tiles * 16;
+#if FORMAT == 5
+    (void)quads;
+#elif FORMAT != 0
+    for (int q = threadIdx.x; q < quads; q += THREADS)
+#pragma unroll
+        for (int m = 0; m < M; m++) {
+            const float4 v = scaled4(in, xscale, m, 4 * q);
+            *(float4*)(placed + (size_t)m * stride + 16 * q) = v;
+        }
+#else
+    float total[M];
+#pragma unroll
+    for (int m = 0; m < M; m++) total[m] = 0.0f;
+#if ACT == 1
+    // The largest magnitude gets the exponent of 2^14.
+    for (int m = 0; m < M; m++) {
+        float largest = 0.0f;
+        for (int q = threadIdx.x; q < quads; q += THREADS) {
+            const float4 v = scaled4(in, xscale, m, 4 * q);
+            largest = fmaxf(largest, fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w))));
+        }
+        largest = block_max(largest, scratch);
+        const int exponent = max(1, min(253, (int)(__float_as_uint(largest) >> 23))); // subnormal and infinite ones too
+        if (threadIdx.x == 0) powers[m] = __uint_as_float((unsigned)max(1, exponent - 14) << 23);
+    }
+    __syncthreads();
+#endif
+    for (int first = 0; first < quads; first += THREADS) {
+        const int q = first + (int)threadIdx.x;
+        if (first + ((int)threadIdx.x & ~31) >= quads) break; // whole warps
+        const bool inside = q < quads;
+        const int tile = q / 16, i = q / 4 % 4, t = q % 4;
+#pragma unroll
+        for (int m = 0; m < M; m++) {
+#if XIN == 3 && ACT == 0
+            const int width = (in.cols + 63) / 64 * 64, block = q / 8;
+            const bool there = 64 * tile < width;
+            if (inside) {
+                const unsigned codes = there ? *(const unsigned*)(xq + (size_t)m * width + 4 * q) : 0u;
+                *(unsigned*)(placed + (size_t)m * stride + 4 * q) = codes;
+                if (q % 16 == 0) {
+                    const size_t at = (size_t)m * (width / 32) + block;
+                    table_entry(table, tile, m, there ? xs[at] : 0.0f, there ? xs[at + 1] : 0.0f, there ? xsum[at] : 0,
+                                there ? xsum[at + 1] : 0, total[m]);
+                }
+            }
+#else
+            const float4 v = scaled4(in, xscale, m, 4 * q);
+#if ACT == 0
+            float scale;
+            int sum;
+            const unsigned codes = round4(v, scale, sum);
+            const float scale1 = __shfl_xor_sync(HLRC_FULL_WARP, scale, 8);
+            const int sum1 = __shfl_xor_sync(HLRC_FULL_WARP, sum, 8);
+            if (inside) {
+                *(unsigned*)(placed + (size_t)m * stride + tile * 64 + 16 * t + 4 * i) = codes;
+                if (q % 16 == 0) table_entry(table, tile, m, scale, scale1, sum, sum1, total[m]);
+            }
+#else
+            if (inside) {
+                const int block = CHUNK_TILES == 2 ? 2 * (tile & 1) + i / 2 : i / 2;
+                const float to = 1.0f / (powers[m] * (float)code_factor(block)); // a power of two
+                const uint2 halves = make_uint2(f16x2_bits(v.x * to, v.y * to), f16x2_bits(v.z * to, v.w * to));
+                const float2 low = f16x2(halves.x), high = f16x2(halves.y);
+                total[m] -= ((low.x + low.y) + (high.x + high.y)) * (float)code_factor(block);
+                *(uint2*)(placed + (size_t)m * stride + tile * 128 + 32 * t + 8 * i) = halves;
+            }
+#endif
+#endif
+        }
+    }
+#if ZEROS && GROUP == 0
+    sum_tokens(total, scratch, corrections);
+#endif
+#endif
+}

@@ -1,0 +1,12 @@
+// f16 and bf16 bits to f32 and back.
+#pragma once
+#include "device.cuh"
+
+__device__ __forceinline__ float f16_value(unsigned bits) { return __half2float(__ushort_as_half((unsigned short)bits)); }
+__device__ __forceinline__ unsigned f16_bits(float x) { return __half_as_ushort(__float2half_rn(x)); }
+// Both halves of a word, the low one first.
+__device__ __forceinline__ float2 f16x2(unsigned word) { return make_float2(f16_value(word & 0xffffu), f16_value(word >> 16)); }
+__device__ __forceinline__ float2 bf16x2(unsigned word) {
+    return make_float2(__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000u));
+}
+__device__ __forceinline__ unsigned f16x2_bits(float x, float y) { return f16_bits(x) | f16_bits(y) << 16; }

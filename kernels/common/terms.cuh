@@ -1,0 +1,191 @@
+// Low-rank and sparse terms of a decode linear, in f32.
+//
+// Defines: those of activations.cuh, and LOWRANK (0, 1) VFORMAT UFORMAT (8 and 4 bits, 16, 32)
+// SPARSE (0, 1).
+#pragma once
+#include "activations.cuh"
+
+#define SPARSE_COLUMNS 4096
+#define TERM_TOKENS (EXPERTS == 2 ? 1 : M) // rows of x that meet one row of a term
+
+#if LOWRANK
+// Values of V per 16 bytes.
+#define V_VALUES (128 / VFORMAT)
+
+// Four values of 16 bytes of V.
+__device__ __forceinline__ float4 factor4(const uint4& w, int quad) {
+    const unsigned words[4] = {w.x, w.y, w.z, w.w};
+#if VFORMAT == 32
+    (void)quad;
+    return make_float4(__uint_as_float(words[0]), __uint_as_float(words[1]), __uint_as_float(words[2]), __uint_as_float(words[3]));
+#elif VFORMAT == 16
+    const float2 a = f16x2(words[2 * quad]), b = f16x2(words[2 * quad + 1]);
+    return make_float4(a.x, a.y, b.x, b.y);
+#elif VFORMAT == 8
+    const int s = (int)words[quad];
+    return make_float4((float)(signed char)s, (float)(signed char)(s >> 8), (float)(signed char)(s >> 16), (float)(s >> 24));
+#else
+    const int s = (int)(words[quad / 2] >> (16 * (quad % 2)));
+    return make_float4((float)((s & 15) - 8), (float)((s >> 4 & 15) - 8), (float)((s >> 8 & 15) - 8), (float)((s >> 12 & 15) - 8));
+#endif
+}
+
+// h[m, i] = V[i, :] x[m, :] for every `step`th row from `first` on, whole rows by one block.
+//
+// Of v_tiles 6 words say where a block of rows lies: offset in h, rows, first column, columns,
+// offset in v (16 bytes), offset in scales. Its rows are padded to 16 in h; those are 0.
+// Rows of x from `first_token` on, as many as a term meets.
+__device__ __forceinline__ void low_rank_inner(const Input& in, int first_token, const unsigned char* v, const half* v_scales, const unsigned* v_tiles,
+                                               float* h, int rank, int first, int step, float* scratch) {
+    const unsigned* tile = v_tiles;
+    for (int i = first; i < rank; i += step) {
+        while (i >= (int)(tile[0] + (tile[1] + 15) / 16 * 16)) tile += 6;
+        const int row = i - (int)tile[0], col0 = (int)tile[2], cols = (int)tile[3];
+        float sums[TERM_TOKENS];
+#pragma unroll
+        for (int m = 0; m < TERM_TOKENS; m++) sums[m] = 0.0f;
+        if (row < (int)tile[1]) {
+            const int words = (cols + V_VALUES - 1) / V_VALUES;
+            const uint4* w = (const uint4*)v + tile[4] + (size_t)row * words;
+#if VFORMAT <= 8
+            const int width = VFORMAT == 8 ? 64 : 32;
+            const half* scales = v_scales + tile[5] + (size_t)row * ((cols + width - 1) / width);
+#endif
+            for (int c = threadIdx.x; c < words; c += THREADS) {
+                const uint4 word = load_stream(w + c);
+                float part[TERM_TOKENS];
+#pragma unroll
+                for (int m = 0; m < TERM_TOKENS; m++) part[m] = 0.0f;
+#pragma unroll
+                for (int quad = 0; quad < V_VALUES / 4; quad++) {
+                    const int k = c * V_VALUES + 4 * quad;
+                    if (k >= cols) break;
+                    float4 f = factor4(word, quad);
+                    if (k + 1 >= cols) f.y = 0.0f; // padding of the row
+                    if (k + 2 >= cols) f.z = 0.0f;
+                    if (k + 3 >= cols) f.w = 0.0f;
+#pragma unroll
+                    for (int m = 0; m < TERM_TOKENS; m++) {
+                        const float4 x = input4(in, first_token + m, col0 + k);
+                        part[m] = fmaf(f.w, x.w, fmaf(f.z, x.z, fmaf(f.y, x.y, fmaf(f.x, x.x, part[m]))));
+                    }
+                }
+#if VFORMAT <= 8
+                const float scale = __half2float(scales[c * V_VALUES / width]);
+#else
+                const float scale = 1.0f;
+#endif
+#pragma unroll
+                for (int m = 0; m < TERM_TOKENS; m++) sums[m] = fmaf(part[m], scale, sums[m]);
+            }
+        }
+        const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
+#pragma unroll
+        for (int m = 0; m < TERM_TOKENS; m++) {
+            const float s = warp_sum(sums[m]);
+            if (lane == 0) scratch[m * WARPS + warp] = s;
+        }
+        __syncthreads();
+        if (threadIdx.x < TERM_TOKENS) {
+            float s = 0.0f;
+            for (int w = 0; w < WARPS; w++) s += scratch[threadIdx.x * WARPS + w];
+            h[(size_t)threadIdx.x * rank + i] = s;
+        }
+        __syncthreads();
+    }
+}
+
+// Adds U h of a row tile: lane (g, t) gets its share of rows g and g + 8, over ranks 4t.. + 3 of
+// each 16. Of u_tiles 4 words are one factor: its first step of 16 ranks in u, offset in h, steps,
+// offset in scales; u_index [tiles + 1] says which a tile has.
+__device__ __forceinline__ void low_rank_outer(const unsigned char* u, const half* u_scales, const unsigned* u_tiles, const unsigned* u_index,
+                                               const float* h, int rank, int tile, int lane, float (&sums)[2][TERM_TOKENS]) {
+    const int g = lane / 4, t = lane % 4;
+    for (unsigned e = u_index[tile]; e < u_index[tile + 1]; e++) {
+        const unsigned* entry = u_tiles + 4 * (size_t)e;
+        const unsigned steps = entry[2];
+        const float* inner = h + entry[1] + 4 * t;
+        float part[2][TERM_TOKENS];
+#pragma unroll
+        for (int m = 0; m < TERM_TOKENS; m++) part[0][m] = part[1][m] = 0.0f;
+#pragma unroll 2
+        for (unsigned s = 0; s < steps; s++) {
+            const size_t at = (size_t)(entry[0] + s);
+            float4 f[2];
+#if UFORMAT == 32
+            f[0] = *(const float4*)(u + at * 1024 + lane * 32);
+            f[1] = *(const float4*)(u + at * 1024 + lane * 32 + 16);
+#elif UFORMAT == 16
+            const uint4 w = *(const uint4*)(u + at * 512 + lane * 16);
+            const float2 a = f16x2(w.x), b = f16x2(w.y), c = f16x2(w.z), d = f16x2(w.w);
+            f[0] = make_float4(a.x, a.y, b.x, b.y), f[1] = make_float4(c.x, c.y, d.x, d.y);
+#elif UFORMAT == 8
+            const int2 w = *(const int2*)(u + at * 256 + lane * 8);
+            f[0] = make_float4((float)(signed char)w.x, (float)(signed char)(w.x >> 8), (float)(signed char)(w.x >> 16), (float)(w.x >> 24));
+            f[1] = make_float4((float)(signed char)w.y, (float)(signed char)(w.y >> 8), (float)(signed char)(w.y >> 16), (float)(w.y >> 24));
+#else
+            const unsigned w = *(const unsigned*)(u + at * 128 + lane * 4);
+            const float2 scale = f16x2(*(const unsigned*)(u_scales + entry[3] + (s / 2) * 16 + 2 * g));
+            f[0] = make_float4((float)((int)(w & 15u) - 8), (float)((int)(w >> 8 & 15u) - 8), (float)((int)(w >> 16 & 15u) - 8), (float)((int)(w >> 24 & 15u) - 8));
+            f[1] = make_float4((float)((int)(w >> 4 & 15u) - 8), (float)((int)(w >> 12 & 15u) - 8), (float)((int)(w >> 20 & 15u) - 8), (float)((int)(w >> 28) - 8));
+            f[0] = make_float4(f[0].x * scale.x, f[0].y * scale.x, f[0].z * scale.x, f[0].w * scale.x);
+            f[1] = make_float4(f[1].x * scale.y, f[1].y * scale.y, f[1].z * scale.y, f[1].w * scale.y);
+#endif
+#pragma unroll
+            for (int m = 0; m < TERM_TOKENS; m++) {
+                // Other blocks wrote it: from L2.
+                const float4 x = __ldcg((const float4*)(inner + (size_t)m * rank + 16 * s));
+#pragma unroll
+                for (int r = 0; r < 2; r++)
+                    part[r][m] = fmaf(f[r].w, x.w, fmaf(f[r].z, x.z, fmaf(f[r].y, x.y, fmaf(f[r].x, x.x, part[r][m]))));
+            }
+        }
+#if UFORMAT == 8
+        const float2 scale = f16x2(*(const unsigned*)(u_scales + entry[3] + 2 * g));
+#else
+        const float2 scale = make_float2(1.0f, 1.0f);
+#endif
+#pragma unroll
+        for (int m = 0; m < TERM_TOKENS; m++) {
+            sums[0][m] = fmaf(part[0][m], scale.x, sums[0][m]);
+            sums[1][m] = fmaf(part[1][m], scale.y, sums[1][m]);
+        }
+    }
+}
+#endif
+
+#if SPARSE
+// Adds a run of sparse entries: lane l gets every second one of row l / 2. The run's first 8 words
+// say where the entries of its 16 rows end; an entry is f16 value << 16 | row << 12 | column.
+__device__ __forceinline__ void sparse_run(const Input& in, int first_token, const unsigned* run, int first_column, int lane, float (&sums)[TERM_TOKENS]) {
+    const int row = lane / 2;
+    const unsigned word = run[row / 2], before = row ? run[(row - 1) / 2] : 0u;
+    const int end = (int)(row & 1 ? word >> 16 : word & 0xffffu);
+    const int start = row ? (int)((row - 1) & 1 ? before >> 16 : before & 0xffffu) : 0;
+#pragma unroll 4
+    for (int i = start + lane % 2; i < end; i += 2) {
+        const unsigned entry = run[8 + i];
+        const float value = f16_value(entry >> 16);
+        const int k = first_column + (int)(entry & 4095u);
+#pragma unroll
+        for (int m = 0; m < TERM_TOKENS; m++) sums[m] = fmaf(value, input1(in, first_token + m, k), sums[m]);
+    }
+}
+#endif
+
+#if LOWRANK || SPARSE
+// Puts both down as [TERM_TOKENS, 16]: `outer` as low_rank_outer leaves it, `sparse` as sparse_run.
+__device__ __forceinline__ void put_terms(const float (&outer)[2][TERM_TOKENS], const float (&sparse)[TERM_TOKENS], float* slot, int lane) {
+    const int g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int m = 0; m < TERM_TOKENS; m++) {
+        float low = outer[0][m], high = outer[1][m], entries = sparse[m];
+        low += __shfl_xor_sync(HLRC_FULL_WARP, low, 1), high += __shfl_xor_sync(HLRC_FULL_WARP, high, 1);
+        low += __shfl_xor_sync(HLRC_FULL_WARP, low, 2), high += __shfl_xor_sync(HLRC_FULL_WARP, high, 2);
+        entries += __shfl_xor_sync(HLRC_FULL_WARP, entries, 1);
+        // Lane l has row l / 2 of the entries; rows g and g + 8 are with lanes 2 g and 2 g + 16.
+        const float entries_low = __shfl_sync(HLRC_FULL_WARP, entries, 2 * g), entries_high = __shfl_sync(HLRC_FULL_WARP, entries, 2 * g + 16);
+        if (t == 0) slot[m * 16 + g] = low + entries_low, slot[m * 16 + g + 8] = high + entries_high;
+    }
+}
+#endif

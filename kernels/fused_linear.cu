@@ -1,0 +1,400 @@
+// y = epilogue((Q + S + U V) x) for M tokens in one launch: the linear of decoding.
+//
+// kernel: fused_linear abi=2
+// defines: FORMAT=0,1,2,3,5 BITS=0,2,3,4,8 GROUP=0,32,64,128,256 ZEROS=0,1 M=1..8 ACT=0,1 XIN=0..3 XSCALE=0,1 LOWRANK=0,1 VFORMAT=0,4,8,16,32 UFORMAT=0,4,8,16,32 SPARSE=0,1 ACTIVATION=0..5 GLU=0,1 BIAS=0,1 RESIDUAL=0,1 SOFTCAP=0,1 EXPERTS=0..2 SPLIT=0,1 STAGES=2..8
+// args: x:const f32* xq:const s8* xs:const f32* xsum:const i32* gain:const f32* beta:const f32* xscale:const f32* q:const u8* scales:const f16* zeros:const u8* v:const u8* v_scales:const f16* v_tiles:const u32* v_index:const u32* u:const u8* u_scales:const f16* u_tiles:const u32* u_index:const u32* s:const u32* s_offsets:const u32* bias:const f32* residual:const f32* ids:const i32* weights:const f32* h:f32* partial:f32* counter:u32* y:f32* rows:i32 cols:i32 tiles:i32 ldx:i32 ldy:i32 ldr:i32 rank:i32 top_k:i32 eps:f32 scale:f32 softcap:f32
+// block: 256
+//
+// How it works. All units of weights (16 rows × 256 columns) of the launch stand in one line, row
+// tile after row tile; each warp of the grid takes an equal run of them, which is contiguous in
+// memory, and streams it through a ring of STAGES units in shared memory: a lane copies with
+// cp.async what it will read itself, so that no barrier stands in the loop. Codes become operands
+// A of an integer mma with one AND a register (packs.cuh); the activations, rounded to int8 with a
+// scale per 32, are operand B. Sums of a row tile are put down where a warp leaves it, and added in
+// the order of the warps behind one barrier at the end; what a tile that is split between blocks
+// (SPLIT) lacks comes from later blocks through `partial`, in the order of the blocks. Nothing is
+// added atomically: results do not depend on scheduling, and those of a token not on M.
+// V x comes first, whole rank rows by one block each, while the ring fills; U h and S x come in
+// the middle of each warp's stream, when h is long there.
+//
+// Q x is in int8 (ACT 0) or f16 (ACT 1), float weights, U V x and S x in f32.
+//
+// y = a(scale · … ) in this order: + bias, activation (GLU: a(gate) · up), · scale, softcap
+// tanh(y / c) · c, + residual.
+//
+// Packs: packs.cuh (q, scales, zeros), terms.cuh (u, v, s). GLU: row tile 2j is rows 16 j.. of the
+// gate, 2j + 1 those of up; y has half as many rows. Bias is in the order of the packed rows.
+// EXPERTS: tiles of all experts follow one another, `tiles` each. 1 (M = 1, grid.y = tokens ·
+// top_k): row `slot` of y is expert ids[slot] of row slot / top_k of x. 2 (M = top_k, grid.y =
+// tokens): row t of y is the sum over j of weights[t, j] · expert ids[t, j] of row t · top_k + j.
+//
+// Launch: block 256; grid.x · grid.y at most what is resident at once where SPLIT or LOWRANK (blocks
+// wait for one another). Dynamic shared memory, rounded up to 16 at each +, with
+// P = (GLU ? 2 : 1) · (EXPERTS == 2 ? M : 1), R = SPLIT ? ceil(ceil(tiles · P' · units / grid.x) /
+// units) + 1 : P · ceil(tiles / (GLU ? 2 : 1) / grid.x), P' = (EXPERTS == 2 ? M : 1):
+//   8 · STAGES · UNIT_BYTES (STAGES by default min(8, 8192 / UNIT_CODES), 2 where there are no codes) + M · (X_BYTES + X_PADDING) + TABLE_BYTES + (R + 8) · 64 · M
+//   + (LOWRANK or SPARSE: (R + 8) · 64 · (EXPERTS == 2 ? 1 : M)) + 64 · M
+// counter: (2 + grid.x) · grid.y words, 0 before the first launch and after each. partial (SPLIT):
+// grid.x · grid.y · P · 16 · M floats. h: [tokens or slots, rank].
+//
+// Bytes: every weight once; x once a block.
+//
+// Ideas: weights as operand A, QTIP and EXL3; streams in fragment order, Marlin; partial tiles in
+// a fixed order, stream-K; terms beside the quantized matrix in one launch, SpQR and Nunchaku.
+#ifndef SPLIT
+#define SPLIT 0
+#endif
+#include "common/epilogue.cuh"
+#include "common/products.cuh"
+#include "common/terms.cuh"
+
+#define VIRTUAL (EXPERTS == 2 ? M : 1) // rows of x that each meet weights of their own
+#define PAIR (GLU ? 2 : 1)
+#define SUPER (PAIR * VIRTUAL)
+#define TERMS (LOWRANK || SPARSE)
+
+// Start of the part of `index` when n items are shared out among `parts`.
+__device__ __forceinline__ int share(int n, int parts, int index) { return index * (n / parts) + min(index, n % parts); }
+
+struct Weights {
+    const unsigned char* q;
+    const unsigned char* scales;
+    const unsigned char* zeros;
+    const int* experts; // ids of this block's rows of x
+    int tiles;          // row tiles of a matrix
+};
+// Row tile in the pack of a row of the launch.
+__device__ __forceinline__ size_t packed_tile(const Weights& w, int row) {
+#if EXPERTS == 2
+    return (size_t)w.experts[row % VIRTUAL] * w.tiles + row / VIRTUAL;
+#elif EXPERTS == 1
+    return (size_t)w.experts[0] * w.tiles + row;
+#else
+    return (size_t)row;
+#endif
+}
+// A place in the line of units.
+struct Cursor {
+    const unsigned char* q;
+    const unsigned char* scales;
+    const unsigned char* zeros;
+    int row, unit;
+};
+__device__ __forceinline__ void seek(Cursor& c, const Weights& w, const Pack& pack) {
+    const size_t tile = packed_tile(w, c.row);
+    c.q = w.q + tile * pack.row_bytes() + (size_t)c.unit * UNIT_CODES;
+#if UNIT_GROUPS
+    c.scales = w.scales + (tile * pack.groups + (size_t)c.unit * UNIT_GROUPS) * 32;
+#if ZEROS
+    c.zeros = w.zeros + (tile * pack.groups + (size_t)c.unit * UNIT_GROUPS) * ZERO_BYTES;
+#endif
+#endif
+}
+__device__ __forceinline__ void copy_and_advance(Cursor& c, unsigned char* to, const Weights& w, const Pack& pack, int rows, int lane) {
+    copy_unit(to, c.q, c.scales, c.zeros, lane, pack.chunks(c.unit), pack.groups_of(c.unit));
+    c.q += UNIT_CODES;
+    c.scales += 32 * UNIT_GROUPS;
+    c.zeros += ZERO_BYTES * UNIT_GROUPS;
+    if (++c.unit == pack.units) {
+        c.unit = 0;
+        if (++c.row < rows) seek(c, w, pack);
+    }
+}
+
+// Units of a block; several blocks share a row tile only where SPLIT.
+struct Range {
+    int first, end;
+};
+__device__ __forceinline__ Range block_range(int rows, int units, int block, int blocks) {
+    Range r;
+#if SPLIT
+    r.first = share(rows * units, blocks, block);
+    r.end = share(rows * units, blocks, block + 1);
+#else
+    r.first = share(rows / SUPER, blocks, block) * SUPER * units;
+    r.end = share(rows / SUPER, blocks, block + 1) * SUPER * units;
+#endif
+    return r;
+}
+
+// Puts sums of a row tile down as [M, 16].
+__device__ __forceinline__ void put_sums(float (&sums)[2][SUMS], float* slot, int lane) {
+    const int g = lane / 4, t = lane % 4;
+#if FORMAT == 0
+#pragma unroll
+    for (int c = 0; c < SUMS; c++) {
+        const int m = SUMS * t + c;
+        if (m < M) slot[m * 16 + g] = sums[0][c], slot[m * 16 + g + 8] = sums[1][c];
+        sums[0][c] = sums[1][c] = 0.0f;
+    }
+#else
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            float v = sums[r][m];
+            v += __shfl_xor_sync(HLRC_FULL_WARP, v, 1);
+            v += __shfl_xor_sync(HLRC_FULL_WARP, v, 2);
+            if (t == 0) slot[m * 16 + g + 8 * r] = v;
+            sums[r][m] = 0.0f;
+        }
+#endif
+}
+
+// Sum over the warps that a row tile's items, `per_row` each, were shared out to, in their order.
+__device__ __forceinline__ float gather_sums(const float* slots, int width, int first, int end, int row, int per_row, int first_row, int at) {
+    float v = 0.0f;
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) {
+        const int from = first + share(end - first, WARPS, w), to = first + share(end - first, WARPS, w + 1);
+        if (from < to && from < (row + 1) * per_row && to > row * per_row) v += slots[(size_t)(row - first_row + w) * width + at];
+    }
+    return v;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
+fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, const float* __restrict__ xs, const int* __restrict__ xsum,
+             const float* __restrict__ gain, const float* __restrict__ beta, const float* __restrict__ xscale,
+             const unsigned char* __restrict__ q, const half* __restrict__ scales, const unsigned char* __restrict__ zeros,
+             const unsigned char* __restrict__ v, const half* __restrict__ v_scales, const unsigned* __restrict__ v_tiles, const unsigned* __restrict__ v_index,
+             const unsigned char* __restrict__ u, const half* __restrict__ u_scales, const unsigned* __restrict__ u_tiles, const unsigned* __restrict__ u_index,
+             const unsigned* __restrict__ s, const unsigned* __restrict__ s_offsets, const float* __restrict__ bias, const float* residual,
+             const int* __restrict__ ids, const float* __restrict__ weights, float* h, float* partial, unsigned* counter, float* y,
+             int rows, int cols, int tiles, int ldx, int ldy, int ldr, int rank, int top_k, float eps, float scale, float softcap) {
+    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
+    const int block = (int)blockIdx.x, blocks = (int)gridDim.x, slot = (int)blockIdx.y;
+    const Pack pack(cols);
+    const int units = pack.units, lines = tiles * VIRTUAL;
+    const Range range = block_range(lines, units, block, blocks);
+    const int first_row = range.first / units, last_row = range.end > range.first ? (range.end - 1) / units : first_row;
+
+    // Shared memory.
+    HLRC_DYNAMIC_SHARED(shared);
+#if SPLIT
+    const int slots = ((lines * units + blocks - 1) / blocks + units - 1) / units + 1 + WARPS;
+#else
+    const int slots = SUPER * ((tiles / PAIR + blocks - 1) / blocks) + WARPS;
+#endif
+    const int stride = X_BYTES(pack.tiles) + (X_BYTES(pack.tiles) ? X_PADDING_OF(pack.tiles) : 0);
+    unsigned char* ring = shared;
+    unsigned char* placed = ring + WARPS * STAGES * UNIT_BYTES;
+    float4* table = (float4*)(placed + M * stride);
+    float* sums_slots = (float*)((unsigned char*)table + TABLE_BYTES(pack.tiles));
+    float* term_slots = sums_slots + slots * 16 * M;
+    float* scratch = term_slots + (TERMS ? slots * 16 * TERM_TOKENS : 0); // [M, WARPS]
+    float* inverse = scratch + M * WARPS;
+    float* mean = inverse + M;
+    float* powers = mean + M;
+    float* corrections = powers + M;
+
+    // The stream starts before anything that an earlier grid made is needed; experts are.
+    start_next_grid();
+#if EXPERTS
+    wait_previous_grid();
+    ids += EXPERTS == 2 ? slot * top_k : slot;
+    counter += (size_t)slot * (2 + blocks);
+    partial += (size_t)slot * blocks * SUPER * 16 * M;
+    h += (size_t)slot * rank * (EXPERTS == 2 ? M : 1);
+#endif
+    const Weights w = {q, (const unsigned char*)scales, zeros, ids, tiles};
+    const int warp_first = range.first + share(range.end - range.first, WARPS, warp);
+    const int count = range.first + share(range.end - range.first, WARPS, warp + 1) - warp_first;
+    unsigned char* mine = ring + warp * STAGES * UNIT_BYTES;
+    Cursor ahead = {nullptr, nullptr, nullptr, warp_first / units, warp_first % units};
+    if (count > 0) seek(ahead, w, pack);
+#pragma unroll
+    for (int i = 0; i < STAGES; i++) {
+        if (i < count) copy_and_advance(ahead, mine + i * UNIT_BYTES, w, pack, lines, lane);
+        async_commit();
+    }
+
+    // Activations.
+#if !EXPERTS
+    wait_previous_grid();
+#endif
+    Input in = {x, gain, beta, ldx, cols, (ldx & 3) == 0 && ((size_t)x & 15) == 0 && (cols & 3) == 0, inverse, mean};
+#if EXPERTS
+    in.x += (size_t)(EXPERTS == 2 ? slot * top_k : slot / top_k) * ldx;
+#endif
+    measure_inputs(in, eps, scratch);
+#if LOWRANK
+    const int inner = rank * VIRTUAL;
+    for (int j = 0; j < VIRTUAL; j++) {
+        const unsigned* list = v_tiles + (EXPERTS ? 6 * (size_t)v_index[ids[j]] : 0);
+        // Row i of x row j is block (j rank + i) mod blocks' work.
+        const int first = (block + blocks - j * rank % blocks) % blocks;
+        low_rank_inner(in, j, v, v_scales, list, h + (size_t)j * rank, rank, first, blocks, scratch);
+    }
+    if (threadIdx.x == 0 && block < min(blocks, inner)) add_release(counter, 1);
+#endif
+    place_inputs(in, xscale, xq, xs, xsum, pack, placed, stride, table, powers, corrections, scratch);
+    __syncthreads();
+
+    // Rows whose results this block writes: those of super tiles that start here.
+    const int super_units = SUPER * units;
+    const int first_super = (range.first + super_units - 1) / super_units, end_super = (range.end + super_units - 1) / super_units;
+#if TERMS
+    const int term_row = first_super * SUPER, term_rows = (end_super - first_super) * SUPER;
+    const int runs = SPARSE ? (cols + SPARSE_COLUMNS - 1) / SPARSE_COLUMNS : 1;
+#endif
+
+    // The stream.
+    const Placed placed_here = placed_for(placed, stride, table, lane);
+    float sums[2][SUMS];
+#pragma unroll
+    for (int c = 0; c < SUMS; c++) sums[0][c] = sums[1][c] = 0.0f;
+    int row = warp_first / units, unit = warp_first % units, stage = 0;
+    for (int i = 0; i < count || i == 0; i++) {
+#if TERMS
+        if (i == count / 2) {
+#if LOWRANK
+            if (term_rows > 0) {
+                while (load_acquire(counter) < (unsigned)min(blocks, inner)) {}
+                __syncwarp();
+            }
+#endif
+            const int from = share(term_rows * runs, WARPS, warp), to = share(term_rows * runs, WARPS, warp + 1);
+            float outer_sums[2][TERM_TOKENS], sparse_sums[TERM_TOKENS];
+            for (int item = from; item < to; item++) {
+                const int line = term_row + item / runs, run = item % runs;
+                const size_t tile = packed_tile(w, line);
+                const int j = EXPERTS == 2 ? line % VIRTUAL : 0;
+                if (item == from || run == 0)
+#pragma unroll
+                    for (int m = 0; m < TERM_TOKENS; m++) outer_sums[0][m] = outer_sums[1][m] = sparse_sums[m] = 0.0f;
+#if LOWRANK
+                if (run == 0) low_rank_outer(u, u_scales, u_tiles, u_index, h + (size_t)j * rank, rank, tile, lane, outer_sums);
+#endif
+#if SPARSE
+                const unsigned* offset = s_offsets + tile * runs + run;
+                if (offset[1] > offset[0]) sparse_run(in, j, s + offset[0], run * SPARSE_COLUMNS, lane, sparse_sums);
+#endif
+                if (item + 1 == to || run + 1 == runs)
+                    put_terms(outer_sums, sparse_sums, term_slots + (size_t)(line - term_row + warp) * 16 * TERM_TOKENS, lane);
+            }
+        }
+#endif
+        if (count == 0) break;
+        async_wait<STAGES - 1>();
+        __syncwarp();
+        unsigned char* here = mine + stage * UNIT_BYTES;
+#if FORMAT != 5
+        const int chunks = pack.chunks(unit), groups = pack.groups_of(unit);
+        if (chunks == UNIT_CHUNKS && groups == UNIT_GROUPS)
+            multiply_unit<true>(here, unit * UNIT_TILES, chunks, groups, placed_here, stride, lane, sums);
+        else
+            multiply_unit<false>(here, unit * UNIT_TILES, chunks, groups, placed_here, stride, lane, sums);
+#endif
+        __syncwarp(); // scales are read
+        if (i + STAGES < count) copy_and_advance(ahead, here, w, pack, lines, lane);
+        async_commit();
+        stage = stage + 1 == STAGES ? 0 : stage + 1;
+        if (++unit == units || i + 1 == count) {
+            put_sums(sums, sums_slots + (size_t)(row - first_row + warp) * 16 * M, lane);
+            unit = 0;
+            row++;
+        }
+    }
+    __syncthreads();
+
+#if SPLIT
+    // What this block has of a super tile that starts in an earlier one.
+    if (range.first % super_units && range.end > range.first) {
+        const int super = range.first / super_units;
+        float* out = partial + (size_t)block * SUPER * 16 * M;
+        for (int e = threadIdx.x; e < SUPER * 16 * M; e += THREADS) {
+            const int line = super * SUPER + e / (16 * M);
+            const bool touched = line >= first_row && line <= last_row;
+            out[e] = touched ? gather_sums(sums_slots, 16 * M, range.first, range.end, line, units, first_row, e % (16 * M)) : 0.0f;
+        }
+        __syncthreads();
+        if (threadIdx.x == 0) store_release(counter + 2 + block, 1);
+    }
+    // Later blocks have the rest of the last super tile that starts here.
+    int helpers = block + 1;
+    if (end_super > first_super)
+        for (; helpers < blocks; helpers++) {
+            const Range other = block_range(lines, units, helpers, blocks);
+            if (other.first >= end_super * super_units || other.first == other.end) break;
+            if (threadIdx.x == 0)
+                while (load_acquire(counter + 2 + helpers) == 0) {}
+        }
+    __syncthreads();
+#endif
+
+    // Results: 16 outputs of a token lie side by side.
+    constexpr int OUT_TOKENS = EXPERTS == 2 ? 1 : M;
+    for (int e = threadIdx.x; e < (end_super - first_super) * 16 * OUT_TOKENS; e += THREADS) {
+        const int super = first_super + e / (16 * OUT_TOKENS), m = e / 16 % OUT_TOKENS, r = e % 16;
+        float value[PAIR];
+#pragma unroll
+        for (int p = 0; p < PAIR; p++) {
+            value[p] = 0.0f;
+#pragma unroll
+            for (int j = 0; j < VIRTUAL; j++) {
+                const int line = super * SUPER + p * VIRTUAL + j, at = (EXPERTS == 2 ? j : m) * 16 + r;
+                float sum = 0.0f;
+#if FORMAT != 5
+                if (line <= last_row) sum = gather_sums(sums_slots, 16 * M, range.first, range.end, line, units, first_row, at);
+#if SPLIT
+                if (super + 1 == end_super)
+                    for (int b = block + 1; b < helpers; b++)
+                        sum += __ldcg(partial + ((size_t)b * SUPER + p * VIRTUAL + j) * 16 * M + at);
+#endif
+                const size_t tile = packed_tile(w, line);
+#if FORMAT == 0 && GROUP == 0
+#if ZEROS
+                sum = fmaf(row_zero(zeros + tile * ZERO_BYTES, r), corrections[at / 16], sum);
+#endif
+                sum *= __half2float(scales[tile * 16 + 2 * (r % 8) + r / 8]);
+#endif
+#if FORMAT == 0 && ACT == 1
+                sum *= powers[at / 16];
+#endif
+#endif
+#if TERMS
+                sum += gather_sums(term_slots, 16 * TERM_TOKENS, term_row * runs, (term_row + term_rows) * runs, line, runs, term_row, m * 16 + r);
+#endif
+                if (EXPERTS == 2) sum *= weights[slot * top_k + j];
+                value[p] += sum;
+            }
+#if BIAS
+            value[p] += bias[(super * PAIR + p) * 16 + r];
+#endif
+        }
+        float out = activate(value[0]);
+#if GLU
+        out *= value[1];
+#endif
+        out *= scale;
+#if SOFTCAP
+        out = softcap * tanhf(out / softcap);
+#endif
+        const int out_row = super * 16 + r, token = EXPERTS ? slot : m;
+        if (out_row < rows / PAIR) {
+#if RESIDUAL
+            out += residual[(size_t)token * ldr + out_row];
+#endif
+            y[(size_t)token * ldy + out_row] = out;
+        }
+    }
+#if LOWRANK || SPLIT
+    // Counters are left at 0.
+    __syncthreads();
+    if (threadIdx.x == 0) {
+#if SPLIT
+        for (int b = block + 1; b < helpers; b++) store_release(counter + 2 + b, 0);
+#endif
+#if LOWRANK
+        if (add_acquire_release(counter + 1, 1) + 1 == (unsigned)blocks) {
+            store_release(counter, 0);
+            store_release(counter + 1, 0);
+        }
+#endif
+    }
+#endif
+}
+
+#ifdef HLRC_EMU
+HLRC_EMU_EXPORT(fused_linear)
+#endif
