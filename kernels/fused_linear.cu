@@ -73,31 +73,32 @@ __device__ __forceinline__ size_t packed_tile(const Weights& w, int row) {
     return (size_t)row;
 #endif
 }
-// A place in the line of units.
+// A lane's place in the line of units.
 struct Cursor {
-    const unsigned char* q;
-    const unsigned char* scales;
-    const unsigned char* zeros;
+    Source from;
     int row, unit;
 };
-__device__ __forceinline__ void seek(Cursor& c, const Weights& w, const Pack& pack) {
+__device__ __forceinline__ void seek(Cursor& c, const Weights& w, const Pack& pack, int lane) {
     const size_t tile = packed_tile(w, c.row);
-    c.q = w.q + tile * pack.row_bytes() + (size_t)c.unit * UNIT_CODES;
+    c.from.q = w.q + tile * pack.row_bytes() + (size_t)c.unit * UNIT_CODES + lane * 16;
 #if UNIT_GROUPS
-    c.scales = w.scales + (tile * pack.groups + (size_t)c.unit * UNIT_GROUPS) * 32;
+    const size_t group = tile * pack.groups + (size_t)c.unit * UNIT_GROUPS;
+    c.from.scales = w.scales + group * 32 + lane * 4;
 #if ZEROS
-    c.zeros = w.zeros + (tile * pack.groups + (size_t)c.unit * UNIT_GROUPS) * ZERO_BYTES;
+    c.from.zeros = w.zeros + group * ZERO_BYTES + lane * 4;
 #endif
 #endif
 }
 __device__ __forceinline__ void copy_and_advance(Cursor& c, unsigned char* to, const Weights& w, const Pack& pack, int rows, int lane) {
-    copy_unit(to, c.q, c.scales, c.zeros, lane, pack.chunks(c.unit), pack.groups_of(c.unit));
-    c.q += UNIT_CODES;
-    c.scales += 32 * UNIT_GROUPS;
-    c.zeros += ZERO_BYTES * UNIT_GROUPS;
-    if (++c.unit == pack.units) {
+    if (++c.unit == pack.units) { // the last of a row may be short
+        copy_unit<false>(to, c.from, lane, pack.chunks(pack.units - 1), pack.groups_of(pack.units - 1));
         c.unit = 0;
-        if (++c.row < rows) seek(c, w, pack);
+        if (++c.row < rows) seek(c, w, pack, lane);
+    } else {
+        copy_unit<true>(to, c.from, lane, UNIT_CHUNKS, UNIT_GROUPS);
+        c.from.q += UNIT_CODES;
+        c.from.scales += 32 * UNIT_GROUPS;
+        c.from.zeros += ZERO_BYTES * UNIT_GROUPS;
     }
 }
 
@@ -200,8 +201,8 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
     const int warp_first = range.first + share(range.end - range.first, WARPS, warp);
     const int count = range.first + share(range.end - range.first, WARPS, warp + 1) - warp_first;
     unsigned char* mine = ring + warp * STAGES * UNIT_BYTES;
-    Cursor ahead = {nullptr, nullptr, nullptr, warp_first / units, warp_first % units};
-    if (count > 0) seek(ahead, w, pack);
+    Cursor ahead = {{nullptr, nullptr, nullptr}, warp_first / units, warp_first % units};
+    if (count > 0) seek(ahead, w, pack, lane);
 #pragma unroll
     for (int i = 0; i < STAGES; i++) {
         if (i < count) copy_and_advance(ahead, mine + i * UNIT_BYTES, w, pack, lines, lane);

@@ -129,31 +129,40 @@ __device__ __forceinline__ int code_factor(int block) {
 #define MIDPOINT (BITS == 8 ? 0 : 1 << (BITS - 1))
 #endif
 
+// Where a lane reads its part of a matrix: 16 bytes of codes, 4 of scales and of zero points from
+// here, and at the same place of every 512 and 128 bytes that follow.
+struct Source {
+    const unsigned char* q;
+    const unsigned char* scales;
+    const unsigned char* zeros;
+};
+
 // Copies this lane's part of a unit to shared memory, without a commit. Codes are read by the lane
 // that copied them; scales and zero points by others too.
-__device__ __forceinline__ void copy_unit(unsigned char* to, const unsigned char* q, const unsigned char* scales,
-                                          const unsigned char* zeros, int lane, int chunks, int groups) {
+template <bool FULL>
+__device__ __forceinline__ void copy_unit(unsigned char* to, const Source& from, int lane, int chunks, int groups) {
 #if FORMAT != 5
+    unsigned char* const codes = to + lane * 16;
+#pragma unroll
+    for (int c = 0; c < UNIT_CHUNKS * (CHUNK_BYTES / 512); c++)
+        if (FULL || c < chunks * (CHUNK_BYTES / 512)) async_copy16(codes + c * 512, from.q + c * 512);
 #if FORMAT == 0 && BITS == 3
-#pragma unroll
-    for (int c = 0; c < UNIT_CHUNKS; c++)
-        if (c < chunks) async_copy16(to + c * 512 + lane * 16, q + c * 512 + lane * 16);
-    if (chunks == 2)
-        async_copy16(to + 1024 + lane * 16, q + 1024 + lane * 16);
+    // Third bits: 16 bytes a lane where there are two chunks, else 8.
+    if (FULL || chunks == 2)
+        async_copy16(codes + 1024, from.q + 1024);
     else
-        async_copy8(to + 512 + lane * 8, q + 512 + lane * 8);
-#else
-#pragma unroll
-    for (int c = 0; c < UNIT_CHUNKS * CHUNK_BYTES / 512; c++)
-        if (c < chunks * (CHUNK_BYTES / 512)) async_copy16(to + c * 512 + lane * 16, q + c * 512 + lane * 16);
+        async_copy8(to + 512 + lane * 8, from.q + 512 - lane * 8);
 #endif
+#if UNIT_GROUPS
+    unsigned char* const words = to + lane * 4;
 #pragma unroll
     for (int i = 0; i < UNIT_GROUPS * 32; i += 128)
-        if (i + lane * 4 < groups * 32) async_copy4(to + UNIT_SCALES + i + lane * 4, scales + i + lane * 4);
+        if ((FULL && i + 128 <= UNIT_GROUPS * 32) || i + lane * 4 < groups * 32) async_copy4(words + UNIT_SCALES + i, from.scales + i);
 #if ZEROS
 #pragma unroll
     for (int i = 0; i < UNIT_GROUPS * ZERO_BYTES; i += 128)
-        if (i + lane * 4 < groups * ZERO_BYTES) async_copy4(to + UNIT_ZEROS + i + lane * 4, zeros + i + lane * 4);
+        if ((FULL && i + 128 <= UNIT_GROUPS * ZERO_BYTES) || i + lane * 4 < groups * ZERO_BYTES) async_copy4(words + UNIT_ZEROS + i, from.zeros + i);
+#endif
 #endif
 #endif
 }
