@@ -3,7 +3,7 @@
 // kernel: fused_linear abi=2
 // defines: FORMAT=0,1,2,3,5 BITS=0,2,3,4,8 GROUP=0,32,64,128,256 ZEROS=0,1 M=1..8 ACT=0,1 XIN=0..3 XSCALE=0,1 LOWRANK=0,1 VFORMAT=0,4,8,16,32 UFORMAT=0,4,8,16,32 SPARSE=0,1 ACTIVATION=0..5 GLU=0,1 BIAS=0,1 RESIDUAL=0,1 SOFTCAP=0,1 EXPERTS=0..2 SPLIT=0,1 STAGES=2..8
 // args: x:const f32* xq:const s8* xs:const f32* xsum:const i32* gain:const f32* beta:const f32* xscale:const f32* q:const u8* scales:const f16* zeros:const u8* v:const u8* v_scales:const f16* v_tiles:const u32* v_index:const u32* u:const u8* u_scales:const f16* u_tiles:const u32* u_index:const u32* s:const u32* s_offsets:const u32* bias:const f32* residual:const f32* ids:const i32* weights:const f32* h:f32* partial:f32* counter:u32* y:f32* rows:i32 cols:i32 tiles:i32 ldx:i32 ldy:i32 ldr:i32 rank:i32 top_k:i32 eps:f32 scale:f32 softcap:f32
-// block: 256
+// block: 512
 //
 // How it works. All units of weights (16 rows × 256 columns) of the launch stand in one line, row
 // tile after row tile; each warp of the grid takes an equal run of them, which is contiguous in
@@ -14,8 +14,8 @@
 // the order of the warps behind one barrier at the end; what a tile that is split between blocks
 // (SPLIT) lacks comes from later blocks through `partial`, in the order of the blocks. Nothing is
 // added atomically: results do not depend on scheduling, and those of a token not on M.
-// V x comes first, whole rank rows by one block each, while the ring fills; U h and S x come in
-// the middle of each warp's stream, when h is long there.
+// Of 16 warps 4 see to the other terms where there are any: rows of V, each by one warp of the
+// grid; S x; and, when all of h is there, U h. The others never wait for them.
 //
 // Q x is in int8 (ACT 0) or f16 (ACT 1), float weights, U V x and S x in f32.
 //
@@ -28,12 +28,12 @@
 // top_k): row `slot` of y is expert ids[slot] of row slot / top_k of x. 2 (M = top_k, grid.y =
 // tokens): row t of y is the sum over j of weights[t, j] · expert ids[t, j] of row t · top_k + j.
 //
-// Launch: block 256; grid.x · grid.y at most what is resident at once where SPLIT or LOWRANK (blocks
+// Launch: block 512; grid.x · grid.y at most what is resident at once where SPLIT or LOWRANK (blocks
 // wait for one another). Dynamic shared memory, rounded up to 16 at each +, with
 // P = (GLU ? 2 : 1) · (EXPERTS == 2 ? M : 1), R = SPLIT ? ceil(ceil(tiles · P' · units / grid.x) /
 // units) + 1 : P · ceil(tiles / (GLU ? 2 : 1) / grid.x), P' = (EXPERTS == 2 ? M : 1):
-//   8 · STAGES · UNIT_BYTES (STAGES by default min(8, 8192 / UNIT_CODES), 2 where there are no codes) + M · (X_BYTES + X_PADDING) + TABLE_BYTES + (R + 8) · 64 · M
-//   + (LOWRANK or SPARSE: (R + 8) · 64 · (EXPERTS == 2 ? 1 : M)) + 64 · M
+//   W · STAGES · UNIT_BYTES (W = LOWRANK or SPARSE ? (FORMAT == 5 ? 1 : 12) : 16) + M · (X_BYTES + X_PADDING) + TABLE_BYTES + (R + 16) · 64 · M
+//   + (LOWRANK or SPARSE: (R + 16) · 64 · (EXPERTS == 2 ? 1 : M)) + 128 + 96 · M
 // counter: (2 + grid.x) · grid.y words, 0 before the first launch and after each. partial (SPLIT):
 // grid.x · grid.y · P · 16 · M floats. h: [tokens or slots, rank].
 //
@@ -52,6 +52,9 @@
 #define PAIR (GLU ? 2 : 1)
 #define SUPER (PAIR * VIRTUAL)
 #define TERMS (LOWRANK || SPARSE)
+// Warps that stream Q; the others see to the terms meanwhile.
+#define STREAM_WARPS (TERMS ? (FORMAT == 5 ? 1 : 12) : 16)
+#define TERM_WARPS (WARPS - STREAM_WARPS)
 
 // Start of the part of `index` when n items are shared out among `parts`.
 __device__ __forceinline__ int share(int n, int parts, int index) { return index * (n / parts) + min(index, n % parts); }
@@ -143,17 +146,18 @@ __device__ __forceinline__ void put_sums(float (&sums)[2][SUMS], float* slot, in
 }
 
 // Sum over the warps that a row tile's items, `per_row` each, were shared out to, in their order.
+template <int COUNT>
 __device__ __forceinline__ float gather_sums(const float* slots, int width, int first, int end, int row, int per_row, int first_row, int at) {
     float v = 0.0f;
 #pragma unroll
-    for (int w = 0; w < WARPS; w++) {
-        const int from = first + share(end - first, WARPS, w), to = first + share(end - first, WARPS, w + 1);
+    for (int w = 0; w < COUNT; w++) {
+        const int from = first + share(end - first, COUNT, w), to = first + share(end - first, COUNT, w + 1);
         if (from < to && from < (row + 1) * per_row && to > row * per_row) v += slots[(size_t)(row - first_row + w) * width + at];
     }
     return v;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
 fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, const float* __restrict__ xs, const int* __restrict__ xsum,
              const float* __restrict__ gain, const float* __restrict__ beta, const float* __restrict__ xscale,
              const unsigned char* __restrict__ q, const half* __restrict__ scales, const unsigned char* __restrict__ zeros,
@@ -178,12 +182,12 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
 #endif
     const int stride = X_BYTES(pack.tiles) + (X_BYTES(pack.tiles) ? X_PADDING_OF(pack.tiles) : 0);
     unsigned char* ring = shared;
-    unsigned char* placed = ring + WARPS * STAGES * UNIT_BYTES;
+    unsigned char* placed = ring + STREAM_WARPS * STAGES * UNIT_BYTES;
     float4* table = (float4*)(placed + M * stride);
     float* sums_slots = (float*)((unsigned char*)table + TABLE_BYTES(pack.tiles));
     float* term_slots = sums_slots + slots * 16 * M;
-    float* scratch = term_slots + (TERMS ? slots * 16 * TERM_TOKENS : 0); // [M, WARPS]
-    float* inverse = scratch + M * WARPS;
+    float* scratch = term_slots + (TERMS ? slots * 16 * TERM_TOKENS : 0); // [M, WARPS], at least 32
+    float* inverse = scratch + (M == 1 ? 32 : M * WARPS);
     float* mean = inverse + M;
     float* powers = mean + M;
     float* corrections = powers + M;
@@ -198,9 +202,10 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
     h += (size_t)slot * rank * (EXPERTS == 2 ? M : 1);
 #endif
     const Weights w = {q, (const unsigned char*)scales, zeros, ids, tiles};
-    const int warp_first = range.first + share(range.end - range.first, WARPS, warp);
-    const int count = range.first + share(range.end - range.first, WARPS, warp + 1) - warp_first;
-    unsigned char* mine = ring + warp * STAGES * UNIT_BYTES;
+    const int stream_warp = warp - TERM_WARPS;
+    const int warp_first = range.first + share(range.end - range.first, STREAM_WARPS, max(stream_warp, 0));
+    const int count = stream_warp < 0 ? 0 : range.first + share(range.end - range.first, STREAM_WARPS, stream_warp + 1) - warp_first;
+    unsigned char* mine = ring + max(stream_warp, 0) * STAGES * UNIT_BYTES;
     Cursor ahead = {{nullptr, nullptr, nullptr}, warp_first / units, warp_first % units};
     if (count > 0) seek(ahead, w, pack, lane);
 #pragma unroll
@@ -208,6 +213,26 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
         if (i < count) copy_and_advance(ahead, mine + i * UNIT_BYTES, w, pack, lines, lane);
         async_commit();
     }
+
+    // Rows whose results this block writes: those of super tiles that start here.
+    const int super_units = SUPER * units;
+    const int first_super = (range.first + super_units - 1) / super_units, end_super = (range.end + super_units - 1) / super_units;
+#if TERMS
+    const int term_row = first_super * SUPER, term_rows = (end_super - first_super) * SUPER;
+    const int runs = SPARSE ? (cols + SPARSE_COLUMNS - 1) / SPARSE_COLUMNS : 1;
+#endif
+
+#if TERMS && !EXPERTS
+    if (stream_warp < 0) {
+#if LOWRANK
+        for (int i = block + warp * blocks; i < rank; i += TERM_WARPS * blocks) prefetch_inner(v, v_tiles, i, lane);
+        if (term_rows > 0) prefetch_outer(u, u_tiles, u_index, term_row, term_row + term_rows, warp * 32 + lane, TERM_WARPS * 32);
+#endif
+#if SPARSE
+        prefetch_range(s + s_offsets[term_row * runs], (size_t)(s_offsets[(term_row + term_rows) * runs] - s_offsets[term_row * runs]) * 4, warp * 32 + lane, TERM_WARPS * 32);
+#endif
+    }
+#endif
 
     // Activations.
 #if !EXPERTS
@@ -218,82 +243,85 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
     in.x += (size_t)(EXPERTS == 2 ? slot * top_k : slot / top_k) * ldx;
 #endif
     measure_inputs(in, eps, scratch);
-#if LOWRANK
-    const int inner = rank * VIRTUAL;
-    for (int j = 0; j < VIRTUAL; j++) {
-        const unsigned* list = v_tiles + (EXPERTS ? 6 * (size_t)v_index[ids[j]] : 0);
-        // Row i of x row j is block (j rank + i) mod blocks' work.
-        const int first = (block + blocks - j * rank % blocks) % blocks;
-        low_rank_inner(in, j, v, v_scales, list, h + (size_t)j * rank, rank, first, blocks, scratch);
-    }
-    if (threadIdx.x == 0 && block < min(blocks, inner)) add_release(counter, 1);
-#endif
     place_inputs(in, xscale, xq, xs, xsum, pack, placed, stride, table, powers, corrections, scratch);
     __syncthreads();
 
-    // Rows whose results this block writes: those of super tiles that start here.
-    const int super_units = SUPER * units;
-    const int first_super = (range.first + super_units - 1) / super_units, end_super = (range.end + super_units - 1) / super_units;
 #if TERMS
-    const int term_row = first_super * SUPER, term_rows = (end_super - first_super) * SUPER;
-    const int runs = SPARSE ? (cols + SPARSE_COLUMNS - 1) / SPARSE_COLUMNS : 1;
-#endif
-
-    // The stream.
-    const Placed placed_here = placed_for(placed, stride, table, lane);
-    float sums[2][SUMS];
-#pragma unroll
-    for (int c = 0; c < SUMS; c++) sums[0][c] = sums[1][c] = 0.0f;
-    int row = warp_first / units, unit = warp_first % units, stage = 0;
-    for (int i = 0; i < count || i == 0; i++) {
-#if TERMS
-        if (i == count / 2) {
+    if (stream_warp < 0) {
 #if LOWRANK
-            if (term_rows > 0) {
-                while (load_acquire(counter) < (unsigned)min(blocks, inner)) {}
-                __syncwarp();
-            }
+        // Row i of V for row j of x is item j rank + i; a warp takes whole items.
+        const int items = rank * VIRTUAL;
+        for (int item = block + warp * blocks; item < items; item += TERM_WARPS * blocks) {
+            const int j = item / rank;
+#pragma unroll 1
+            for (int m = 0; m < TERM_TOKENS; m += TERM_GROUP)
+                low_rank_inner(in, j + m, min(TERM_GROUP, TERM_TOKENS - m), v, v_scales, v_tiles + (EXPERTS ? 6 * (size_t)v_index[ids[j]] : 0),
+                               h + (size_t)(j + m) * rank, rank, item % rank, lane);
+            __syncwarp();
+            if (lane == 0) add_release(counter, 1);
+        }
 #endif
-            const int from = share(term_rows * runs, WARPS, warp), to = share(term_rows * runs, WARPS, warp + 1);
-            float outer_sums[2][TERM_TOKENS], sparse_sums[TERM_TOKENS];
+        const int from = share(term_rows * runs, TERM_WARPS, warp), to = share(term_rows * runs, TERM_WARPS, warp + 1);
+#if LOWRANK
+        bool waited = false;
+#endif
+#pragma unroll 1
+        for (int m = 0; m < TERM_TOKENS; m += TERM_GROUP) {
+            const int tokens = min(TERM_GROUP, TERM_TOKENS - m);
+            float outer_sums[2][TERM_GROUP], sparse_sums[TERM_GROUP];
             for (int item = from; item < to; item++) {
                 const int line = term_row + item / runs, run = item % runs;
                 const size_t tile = packed_tile(w, line);
                 const int j = EXPERTS == 2 ? line % VIRTUAL : 0;
                 if (item == from || run == 0)
 #pragma unroll
-                    for (int m = 0; m < TERM_TOKENS; m++) outer_sums[0][m] = outer_sums[1][m] = sparse_sums[m] = 0.0f;
-#if LOWRANK
-                if (run == 0) low_rank_outer(u, u_scales, u_tiles, u_index, h + (size_t)j * rank, rank, tile, lane, outer_sums);
-#endif
+                    for (int i = 0; i < TERM_GROUP; i++) outer_sums[0][i] = outer_sums[1][i] = sparse_sums[i] = 0.0f;
 #if SPARSE
                 const unsigned* offset = s_offsets + tile * runs + run;
-                if (offset[1] > offset[0]) sparse_run(in, j, s + offset[0], run * SPARSE_COLUMNS, lane, sparse_sums);
+                if (offset[1] > offset[0]) sparse_run(in, j + m, tokens, s + offset[0], run * SPARSE_COLUMNS, lane, sparse_sums);
+#endif
+#if LOWRANK
+                if (run == 0) {
+                    if (!waited)
+                        while (load_acquire(counter) < (unsigned)items) {}
+                    waited = true;
+                    __syncwarp();
+                    low_rank_outer(u, u_scales, u_tiles, u_index, h + (size_t)(j + m) * rank, rank, tile, tokens, lane, outer_sums);
+                }
 #endif
                 if (item + 1 == to || run + 1 == runs)
-                    put_terms(outer_sums, sparse_sums, term_slots + (size_t)(line - term_row + warp) * 16 * TERM_TOKENS, lane);
+                    put_terms(outer_sums, sparse_sums, term_slots + (size_t)(line - term_row + warp) * 16 * TERM_TOKENS + 16 * m, tokens, lane);
             }
         }
+    } else
 #endif
-        if (count == 0) break;
-        async_wait<STAGES - 1>();
-        __syncwarp();
-        unsigned char* here = mine + stage * UNIT_BYTES;
+    {
+        // The stream.
+        const Placed placed_here = placed_for(placed, stride, table, lane);
+        float sums[2][SUMS];
+#pragma unroll
+        for (int c = 0; c < SUMS; c++) sums[0][c] = sums[1][c] = 0.0f;
+        int row = warp_first / units, unit = warp_first % units, stage = 0;
+        for (int i = 0; i < count; i++) {
+            async_wait<STAGES - 1>();
+            __syncwarp();
+            unsigned char* here = mine + stage * UNIT_BYTES;
 #if FORMAT != 5
-        const int chunks = pack.chunks(unit), groups = pack.groups_of(unit);
-        if (chunks == UNIT_CHUNKS && groups == UNIT_GROUPS)
-            multiply_unit<true>(here, unit * UNIT_TILES, chunks, groups, placed_here, stride, lane, sums);
-        else
-            multiply_unit<false>(here, unit * UNIT_TILES, chunks, groups, placed_here, stride, lane, sums);
+            const int chunks = pack.chunks(unit), groups = pack.groups_of(unit);
+            if (chunks == UNIT_CHUNKS && groups == UNIT_GROUPS)
+                multiply_unit<true>(here, unit * UNIT_TILES, chunks, groups, placed_here, stride, lane, sums);
+            else
+                multiply_unit<false>(here, unit * UNIT_TILES, chunks, groups, placed_here, stride, lane, sums);
 #endif
-        __syncwarp(); // scales are read
-        if (i + STAGES < count) copy_and_advance(ahead, here, w, pack, lines, lane);
-        async_commit();
-        stage = stage + 1 == STAGES ? 0 : stage + 1;
-        if (++unit == units || i + 1 == count) {
-            put_sums(sums, sums_slots + (size_t)(row - first_row + warp) * 16 * M, lane);
-            unit = 0;
-            row++;
+            __syncwarp(); // scales are read
+            if (i + STAGES < count) copy_and_advance(ahead, here, w, pack, lines, lane);
+            async_commit();
+            stage = stage + 1 == STAGES ? 0 : stage + 1;
+            if (++unit == units || i + 1 == count) {
+                put_sums(sums, sums_slots + (size_t)(row - first_row + stream_warp) * 16 * M, lane);
+                unit = 0;
+                row++;
+            }
         }
     }
     __syncthreads();
@@ -306,7 +334,7 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
         for (int e = threadIdx.x; e < SUPER * 16 * M; e += THREADS) {
             const int line = super * SUPER + e / (16 * M);
             const bool touched = line >= first_row && line <= last_row;
-            out[e] = touched ? gather_sums(sums_slots, 16 * M, range.first, range.end, line, units, first_row, e % (16 * M)) : 0.0f;
+            out[e] = touched ? gather_sums<STREAM_WARPS>(sums_slots, 16 * M, range.first, range.end, line, units, first_row, e % (16 * M)) : 0.0f;
         }
         __syncthreads();
         if (threadIdx.x == 0) store_release(counter + 2 + block, 1);
@@ -336,7 +364,7 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
                 const int line = super * SUPER + p * VIRTUAL + j, at = (EXPERTS == 2 ? j : m) * 16 + r;
                 float sum = 0.0f;
 #if FORMAT != 5
-                if (line <= last_row) sum = gather_sums(sums_slots, 16 * M, range.first, range.end, line, units, first_row, at);
+                if (line <= last_row) sum = gather_sums<STREAM_WARPS>(sums_slots, 16 * M, range.first, range.end, line, units, first_row, at);
 #if SPLIT
                 if (super + 1 == end_super)
                     for (int b = block + 1; b < helpers; b++)
@@ -354,7 +382,7 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
 #endif
 #endif
 #if TERMS
-                sum += gather_sums(term_slots, 16 * TERM_TOKENS, term_row * runs, (term_row + term_rows) * runs, line, runs, term_row, m * 16 + r);
+                sum += gather_sums<TERM_WARPS>(term_slots, 16 * TERM_TOKENS, term_row * runs, (term_row + term_rows) * runs, line, runs, term_row, m * 16 + r);
 #endif
                 if (EXPERTS == 2) sum *= weights[slot * top_k + j];
                 value[p] += sum;

@@ -35,7 +35,7 @@ static T* device(const std::vector<T>& from) {
 }
 static void launch(cudaKernel_t kernel, FusedPointers& p, int grid, int grid_y, size_t shared, cudaStream_t stream, bool dependent) {
     cudaLaunchConfig_t config{};
-    config.gridDim = dim3(grid, grid_y), config.blockDim = dim3(256), config.dynamicSmemBytes = shared, config.stream = stream;
+    config.gridDim = dim3(grid, grid_y), config.blockDim = dim3(512), config.dynamicSmemBytes = shared, config.stream = stream;
     cudaLaunchAttribute attribute{};
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
@@ -48,7 +48,7 @@ static int resident_blocks(cudaKernel_t kernel, size_t shared) {
         cudaGetLastError();
         return 0;
     }
-    CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, (const void*)kernel, 256, shared));
+    CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, (const void*)kernel, 512, shared));
     return blocks;
 }
 
@@ -190,7 +190,7 @@ static void time_case(cudaKernel_t kernel, const Settings& s, double ceiling) {
     int grid = (int)s["grid"];
     if (!s.values.count("grid")) {
         const size_t guess = fused_shared(s, cols, tiles, sms);
-        const int per_sm = std::max(1, std::min(resident_blocks(kernel, guess), s["per_sm"] ? (int)s["per_sm"] : 2));
+        const int per_sm = std::max(1, std::min(resident_blocks(kernel, guess), s["per_sm"] ? (int)s["per_sm"] : 1));
         grid = sms * per_sm;
     }
     const size_t shared = fused_shared(s, cols, tiles, grid);

@@ -12,18 +12,19 @@ inline size_t fused_shared(const Settings& s, int cols, int tiles, int grid) {
     const long zero_bytes = s["ZEROS"] ? (bits == 8 ? 16 : 8) : 0;
     const long unit_codes = unit_tiles / chunk_tiles * chunk_bytes;
     const long unit_bytes = (unit_codes + unit_groups * (32 + zero_bytes) + 15) / 16 * 16;
-    const long stages = s["STAGES"] ? s["STAGES"] : unit_codes == 0 ? 2 : std::min(8L, 8192 / unit_codes);
+    const long stages = s["STAGES"] ? s["STAGES"] : unit_codes == 0 ? 2 : std::min(8L, std::max(2L, 8192 / unit_codes));
     const long column_tiles = (cols + 64 * chunk_tiles - 1) / (64 * chunk_tiles) * chunk_tiles;
     const long units = format == 5 ? 1 : (column_tiles + unit_tiles - 1) / unit_tiles;
     const long x_bytes = format == 5 ? 0 : !codes ? column_tiles * 256 : s["ACT"] ? column_tiles * 128 : column_tiles * 64;
     const long padding = !x_bytes ? 0 : codes && !s["ACT"] ? (column_tiles % 2 ? 0 : 64) : 16;
     const long table = codes && !s["ACT"] ? column_tiles * (m == 1 ? 1 : (m + 1) / 2 * 2) * 16 : 0;
     const long pair = s["GLU"] ? 2 : 1, virtual_rows = combine ? m : 1, super = pair * virtual_rows;
-    long slots;
-    if (s["SPLIT"]) slots = ((tiles * virtual_rows * units + grid - 1) / grid + units - 1) / units + 1 + 8;
-    else slots = super * ((tiles / pair + grid - 1) / grid) + 8;
     const bool terms = s["LOWRANK"] || s["SPARSE"];
-    return 8 * stages * unit_bytes + m * (x_bytes + padding) + table + slots * 64 * m + (terms ? slots * 64 * (combine ? 1 : m) : 0) + 64 * m;
+    const long warps = terms ? format == 5 ? 1 : 12 : 16;
+    long slots;
+    if (s["SPLIT"]) slots = ((tiles * virtual_rows * units + grid - 1) / grid + units - 1) / units + 1 + 16;
+    else slots = super * ((tiles / pair + grid - 1) / grid) + 16;
+    return warps * stages * unit_bytes + m * (x_bytes + padding) + table + slots * 64 * m + (terms ? slots * 64 * (combine ? 1 : m) : 0) + 128 + 96 * m;
 }
 inline int fused_super(const Settings& s) { return (s["GLU"] ? 2 : 1) * (s["EXPERTS"] == 2 ? (int)s["M"] : 1); }
 inline int fused_grid_y(const Settings& s) {

@@ -7,8 +7,8 @@
 #include "packs.cuh"
 #include "reduce.cuh"
 
-#define WARPS 8
-#define THREADS 256
+#define WARPS 16
+#define THREADS 512
 
 // Activations of all tokens as one `mma` operand, and what scales them. ACT 0: codes s8, in each
 // 64 columns byte 16 t + 4 i + b is column 16 i + 4 t + b. ACT 1 with codes as weights: f16 in the
@@ -132,10 +132,16 @@ __device__ __forceinline__ void measure_inputs(const Input& in, float eps, float
 #endif
         const float* x = in.x + (size_t)m * in.ld;
         if (in.vectors) {
-            for (int k = 4 * threadIdx.x; k < in.cols; k += 4 * THREADS) {
-                const float4 v = *(const float4*)(x + k);
-                const float a = v.x - mean, b = v.y - mean, c = v.z - mean, d = v.w - mean;
-                sums[m] = fmaf(d, d, fmaf(c, c, fmaf(b, b, fmaf(a, a, sums[m]))));
+            for (int k = 4 * threadIdx.x; k < in.cols; k += 16 * THREADS) {
+                float4 v[4];
+#pragma unroll
+                for (int i = 0; i < 4; i++) // beyond the columns: the mean, which adds nothing
+                    v[i] = k + 4 * i * THREADS < in.cols ? *(const float4*)(x + k + 4 * i * THREADS) : make_float4(mean, mean, mean, mean);
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    const float a = v[i].x - mean, b = v[i].y - mean, c = v[i].z - mean, d = v[i].w - mean;
+                    sums[m] = fmaf(d, d, fmaf(c, c, fmaf(b, b, fmaf(a, a, sums[m]))));
+                }
             }
         } else {
             for (int k = threadIdx.x; k < in.cols; k += THREADS) {
@@ -159,21 +165,16 @@ __device__ __forceinline__ unsigned round4(float4 v, float& scale, int& sum) {
 #pragma unroll
     for (int d = 1; d < 8; d *= 2) largest = max(largest, __shfl_xor_sync(HLRC_FULL_WARP, largest, d));
     const float top = __uint_as_float(largest); // NaN compares as largest and reaches the scale
-    unsigned codes = 0;
-    sum = 0;
-    scale = 0.0f;
-    if (!(top < 1e-30f)) {
-        const float inverse = __fdiv_rn(127.0f, top);
-        const float f[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-        for (int b = 0; b < 4; b++) {
-            // 1.5 * 2^23: the low bits of the sum are the number, rounded.
-            const unsigned code = __float_as_uint(__fadd_rn(__fmul_rn(f[b], inverse), 12582912.0f)) & 255u;
-            codes |= code << (8 * b);
-            sum += (int)(signed char)code;
-        }
-        scale = __fdiv_rn(top, 127.0f);
-    }
+    const bool some = !(top < 1e-30f);
+    const float inverse = some ? __fdiv_rn(127.0f, top) : 0.0f;
+    // 1.5 * 2^23: the low bits of the sum are the number, rounded.
+    const unsigned low = __byte_perm(__float_as_uint(__fadd_rn(__fmul_rn(v.x, inverse), 12582912.0f)),
+                                     __float_as_uint(__fadd_rn(__fmul_rn(v.y, inverse), 12582912.0f)), 0x0040);
+    const unsigned high = __byte_perm(__float_as_uint(__fadd_rn(__fmul_rn(v.z, inverse), 12582912.0f)),
+                                      __float_as_uint(__fadd_rn(__fmul_rn(v.w, inverse), 12582912.0f)), 0x0040);
+    const unsigned codes = __byte_perm(low, high, 0x5410);
+    sum = __dp4a((int)codes, 0x01010101, 0);
+    scale = some ? __fdiv_rn(top, 127.0f) : 0.0f;
 #pragma unroll
     for (int d = 1; d < 8; d *= 2) sum += __shfl_xor_sync(HLRC_FULL_WARP, sum, d);
     return codes;
@@ -203,11 +204,14 @@ __device__ __forceinline__ void place_inputs(const Input& in, const float* xscal
 #if FORMAT == 5
     (void)quads;
 #elif FORMAT != 0
-    for (int q = threadIdx.x; q < quads; q += THREADS)
-#pragma unroll
+    for (int first = threadIdx.x; first < quads; first += 4 * THREADS)
         for (int m = 0; m < M; m++) {
-            const float4 v = scaled4(in, xscale, m, 4 * q);
-            *(float4*)(placed + (size_t)m * stride + 16 * q) = v;
+            float4 v[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) v[i] = scaled4(in, xscale, m, 4 * (first + i * THREADS));
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                if (first + i * THREADS < quads) *(float4*)(placed + (size_t)m * stride + 16 * (first + i * THREADS)) = v[i];
         }
 #else
     float total[M];
@@ -227,50 +231,73 @@ __device__ __forceinline__ void place_inputs(const Input& in, const float* xscal
     }
     __syncthreads();
 #endif
-    for (int first = 0; first < quads; first += THREADS) {
-        const int q = first + (int)threadIdx.x;
-        if (first + ((int)threadIdx.x & ~31) >= quads) break; // whole warps
-        const bool inside = q < quads;
-        const int tile = q / 16, i = q / 4 % 4, t = q % 4;
-#pragma unroll
-        for (int m = 0; m < M; m++) {
 #if XIN == 3 && ACT == 0
-            const int width = (in.cols + 63) / 64 * 64, block = q / 8;
-            const bool there = 64 * tile < width;
-            if (inside) {
-                const unsigned codes = there ? *(const unsigned*)(xq + (size_t)m * width + 4 * q) : 0u;
-                *(unsigned*)(placed + (size_t)m * stride + 4 * q) = codes;
-                if (q % 16 == 0) {
-                    const size_t at = (size_t)m * (width / 32) + block;
-                    table_entry(table, tile, m, there ? xs[at] : 0.0f, there ? xs[at + 1] : 0.0f, there ? xsum[at] : 0,
-                                there ? xsum[at + 1] : 0, total[m]);
-                }
-            }
+    // Codes lie as they are wanted.
+    const int width = (in.cols + 63) / 64 * 64;
+    for (int item = threadIdx.x; item < M * pack.tiles * 4; item += THREADS) {
+        const int m = item / (pack.tiles * 4), part = item % (pack.tiles * 4);
+        async_copy16_or_zero(placed + (size_t)m * stride + 16 * part, 16 * part < width ? xq + (size_t)m * width + 16 * part : xq, 16 * part < width);
+    }
+    async_commit();
+    for (int item = threadIdx.x; item < M * pack.tiles; item += THREADS) {
+        const int m = item / pack.tiles, tile = item % pack.tiles;
+        const bool there = 64 * tile < width;
+        const size_t at = (size_t)m * (width / 32) + 2 * tile;
+        const float scale0 = there ? xs[at] : 0.0f, scale1 = there ? xs[at + 1] : 0.0f;
+        const int sum0 = there ? xsum[at] : 0, sum1 = there ? xsum[at + 1] : 0;
+        float correction = 0.0f;
+        table_entry(table, tile, m, scale0, scale1, sum0, sum1, correction);
+#pragma unroll
+        for (int token = 0; token < M; token++) total[token] += token == m ? correction : 0.0f;
+    }
+    async_wait<0>();
 #else
-            const float4 v = scaled4(in, xscale, m, 4 * q);
+    // Several loads are on their way before the first is used: one thread's items are THREADS
+    // apart in the line of all tokens' quads.
+    constexpr int BATCH = 4;
+    int m = 0, q = threadIdx.x;
+    while (q >= quads && m < M) q -= quads, m++;
+    for (int first = (int)threadIdx.x & ~31; first < M * quads; first += BATCH * THREADS) { // whole warps
+        float4 v[BATCH];
+        int token[BATCH], quad[BATCH];
+#pragma unroll
+        for (int i = 0; i < BATCH; i++) {
+            token[i] = m, quad[i] = q;
+            v[i] = m < M ? scaled4(in, xscale, m, 4 * q) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            q += THREADS;
+            while (q >= quads && m < M) q -= quads, m++;
+        }
+#pragma unroll
+        for (int i = 0; i < BATCH; i++) {
+            const int tile = quad[i] / 16, part = quad[i] / 4 % 4, t = quad[i] % 4;
+            const bool inside = token[i] < M;
+            unsigned char* const row = placed + (size_t)token[i] * stride;
+            float correction = 0.0f;
 #if ACT == 0
             float scale;
             int sum;
-            const unsigned codes = round4(v, scale, sum);
+            const unsigned codes = round4(v[i], scale, sum);
             const float scale1 = __shfl_xor_sync(HLRC_FULL_WARP, scale, 8);
             const int sum1 = __shfl_xor_sync(HLRC_FULL_WARP, sum, 8);
             if (inside) {
-                *(unsigned*)(placed + (size_t)m * stride + tile * 64 + 16 * t + 4 * i) = codes;
-                if (q % 16 == 0) table_entry(table, tile, m, scale, scale1, sum, sum1, total[m]);
+                *(unsigned*)(row + tile * 64 + 16 * t + 4 * part) = codes;
+                if (quad[i] % 16 == 0) table_entry(table, tile, token[i], scale, scale1, sum, sum1, correction);
             }
 #else
             if (inside) {
-                const int block = CHUNK_TILES == 2 ? 2 * (tile & 1) + i / 2 : i / 2;
-                const float to = 1.0f / (powers[m] * (float)code_factor(block)); // a power of two
-                const uint2 halves = make_uint2(f16x2_bits(v.x * to, v.y * to), f16x2_bits(v.z * to, v.w * to));
+                const int block = CHUNK_TILES == 2 ? 2 * (tile & 1) + part / 2 : part / 2;
+                const float to = 1.0f / (powers[token[i]] * (float)code_factor(block)); // a power of two
+                const uint2 halves = make_uint2(f16x2_bits(v[i].x * to, v[i].y * to), f16x2_bits(v[i].z * to, v[i].w * to));
                 const float2 low = f16x2(halves.x), high = f16x2(halves.y);
-                total[m] -= ((low.x + low.y) + (high.x + high.y)) * (float)code_factor(block);
-                *(uint2*)(placed + (size_t)m * stride + tile * 128 + 32 * t + 8 * i) = halves;
+                correction = -((low.x + low.y) + (high.x + high.y)) * (float)code_factor(block);
+                *(uint2*)(row + tile * 128 + 32 * t + 8 * part) = halves;
             }
 #endif
-#endif
+#pragma unroll
+            for (int to = 0; to < M; to++) total[to] += to == token[i] ? correction : 0.0f;
         }
     }
+#endif
 #if ZEROS && GROUP == 0
     sum_tokens(total, scratch, corrections);
 #endif

@@ -103,6 +103,14 @@ __device__ __forceinline__ void async_wait() {
 #endif
 }
 
+// Asks for the line of an address in L2, ahead of its load.
+__device__ __forceinline__ void prefetch(const void* p) {
+#ifndef HLRC_EMU
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+#else
+    (void)p;
+#endif
+}
 // Programmatic dependent launch (sm_90 and up, where the launch asks for it). Waits until the grid
 // before this one is done and what it wrote is visible; weights may be read earlier.
 __device__ __forceinline__ void wait_previous_grid() {

@@ -125,7 +125,7 @@ __device__ __forceinline__ void multiply_unit(const unsigned char* unit, int fir
     const int g = lane / 4;
     float2 zeros = make_float2((float)MIDPOINT, (float)MIDPOINT);
     if (BITS == 8) zeros = make_float2(0.0f, 0.0f);
-    if (ZEROS && GROUP == 0) zeros = BITS == 8 ? make_float2(-128.0f, -128.0f) : make_float2(0.0f, 0.0f);
+    if (ZEROS && GROUP == 0) zeros = make_float2(0.0f, 0.0f); // taken off at the end
     float d[4];
 #pragma unroll
     for (int chunk = 0; chunk < UNIT_CHUNKS; chunk++) {

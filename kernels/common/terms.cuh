@@ -8,6 +8,16 @@
 #define SPARSE_COLUMNS 4096
 #define TERM_TOKENS (EXPERTS == 2 ? 1 : M) // rows of x that meet one row of a term
 
+// Tokens that a loop over a term sees to at once, so that sums fit into registers.
+#define TERM_GROUP (TERM_TOKENS > 4 ? 4 : TERM_TOKENS)
+// Loads on their way in loops over terms, as registers allow.
+constexpr int OUTER_UNROLL = TERM_TOKENS <= 2 ? 4 : 1, SPARSE_UNROLL = TERM_TOKENS <= 2 ? 4 : 1;
+
+// Asks for bytes ahead of their loads: thread `index` of `count`.
+__device__ __forceinline__ void prefetch_range(const void* p, size_t bytes, int index, int count) {
+    for (size_t at = (size_t)index * 128; at < bytes; at += (size_t)count * 128) prefetch((const unsigned char*)p + at);
+}
+
 #if LOWRANK
 // Values of V per 16 bytes.
 #define V_VALUES (128 / VFORMAT)
@@ -30,85 +40,104 @@ __device__ __forceinline__ float4 factor4(const uint4& w, int quad) {
 #endif
 }
 
-// h[m, i] = V[i, :] x[m, :] for every `step`th row from `first` on, whole rows by one block.
+// h[m, i] = V[i, :] x[m, :] for one row i, by a warp, for `tokens` rows of x from `first_token` on,
+// at most TERM_GROUP.
 //
 // Of v_tiles 6 words say where a block of rows lies: offset in h, rows, first column, columns,
 // offset in v (16 bytes), offset in scales. Its rows are padded to 16 in h; those are 0.
-// Rows of x from `first_token` on, as many as a term meets.
-__device__ __forceinline__ void low_rank_inner(const Input& in, int first_token, const unsigned char* v, const half* v_scales, const unsigned* v_tiles,
-                                               float* h, int rank, int first, int step, float* scratch) {
+__device__ __forceinline__ void low_rank_inner(const Input& in, int first_token, int tokens, const unsigned char* v, const half* v_scales,
+                                               const unsigned* v_tiles, float* h, int rank, int i, int lane) {
     const unsigned* tile = v_tiles;
-    for (int i = first; i < rank; i += step) {
-        while (i >= (int)(tile[0] + (tile[1] + 15) / 16 * 16)) tile += 6;
-        const int row = i - (int)tile[0], col0 = (int)tile[2], cols = (int)tile[3];
-        float sums[TERM_TOKENS];
+    while (i >= (int)(tile[0] + (tile[1] + 15) / 16 * 16)) tile += 6;
+    const int row = i - (int)tile[0], col0 = (int)tile[2], cols = (int)tile[3];
+    float sums[TERM_GROUP];
 #pragma unroll
-        for (int m = 0; m < TERM_TOKENS; m++) sums[m] = 0.0f;
-        if (row < (int)tile[1]) {
-            const int words = (cols + V_VALUES - 1) / V_VALUES;
-            const uint4* w = (const uint4*)v + tile[4] + (size_t)row * words;
+    for (int m = 0; m < TERM_GROUP; m++) sums[m] = 0.0f;
+    if (row < (int)tile[1]) {
+        const int words = (cols + V_VALUES - 1) / V_VALUES;
+        const uint4* w = (const uint4*)v + tile[4] + (size_t)row * words;
 #if VFORMAT <= 8
-            const int width = VFORMAT == 8 ? 64 : 32;
-            const half* scales = v_scales + tile[5] + (size_t)row * ((cols + width - 1) / width);
+        const int width = VFORMAT == 8 ? 64 : 32;
+        const half* scales = v_scales + tile[5] + (size_t)row * ((cols + width - 1) / width);
 #endif
-            for (int c = threadIdx.x; c < words; c += THREADS) {
-                const uint4 word = load_stream(w + c);
-                float part[TERM_TOKENS];
+        constexpr int BATCH = TERM_TOKENS <= 4 ? 4 : 1; // loads on their way
+        for (int first = lane; first < words; first += 32 * BATCH) {
+            uint4 word[BATCH];
+            float scale[BATCH];
 #pragma unroll
-                for (int m = 0; m < TERM_TOKENS; m++) part[m] = 0.0f;
+            for (int b = 0; b < BATCH; b++) {
+                const int c = first + 32 * b;
+                scale[b] = 0.0f;
+                word[b] = make_uint4(0u, 0u, 0u, 0u);
+                if (c >= words) continue;
+                word[b] = load_stream(w + c);
+#if VFORMAT <= 8
+                scale[b] = __half2float(scales[c * V_VALUES / width]);
+#else
+                scale[b] = 1.0f;
+#endif
+            }
+#pragma unroll
+            for (int b = 0; b < BATCH; b++) {
+                const int c = first + 32 * b;
+                if (c >= words) break;
+                float part[TERM_GROUP];
+#pragma unroll
+                for (int m = 0; m < TERM_GROUP; m++) part[m] = 0.0f;
 #pragma unroll
                 for (int quad = 0; quad < V_VALUES / 4; quad++) {
                     const int k = c * V_VALUES + 4 * quad;
                     if (k >= cols) break;
-                    float4 f = factor4(word, quad);
+                    float4 f = factor4(word[b], quad);
                     if (k + 1 >= cols) f.y = 0.0f; // padding of the row
                     if (k + 2 >= cols) f.z = 0.0f;
                     if (k + 3 >= cols) f.w = 0.0f;
 #pragma unroll
-                    for (int m = 0; m < TERM_TOKENS; m++) {
-                        const float4 x = input4(in, first_token + m, col0 + k);
+                    for (int m = 0; m < TERM_GROUP; m++) {
+                        const float4 x = input4(in, first_token + min(m, tokens - 1), col0 + k);
                         part[m] = fmaf(f.w, x.w, fmaf(f.z, x.z, fmaf(f.y, x.y, fmaf(f.x, x.x, part[m]))));
                     }
                 }
-#if VFORMAT <= 8
-                const float scale = __half2float(scales[c * V_VALUES / width]);
-#else
-                const float scale = 1.0f;
-#endif
 #pragma unroll
-                for (int m = 0; m < TERM_TOKENS; m++) sums[m] = fmaf(part[m], scale, sums[m]);
+                for (int m = 0; m < TERM_GROUP; m++) sums[m] = fmaf(part[m], scale[b], sums[m]);
             }
         }
-        const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
-#pragma unroll
-        for (int m = 0; m < TERM_TOKENS; m++) {
-            const float s = warp_sum(sums[m]);
-            if (lane == 0) scratch[m * WARPS + warp] = s;
-        }
-        __syncthreads();
-        if (threadIdx.x < TERM_TOKENS) {
-            float s = 0.0f;
-            for (int w = 0; w < WARPS; w++) s += scratch[threadIdx.x * WARPS + w];
-            h[(size_t)threadIdx.x * rank + i] = s;
-        }
-        __syncthreads();
     }
+#pragma unroll
+    for (int m = 0; m < TERM_GROUP; m++) {
+        const float s = warp_sum(sums[m]);
+        if (lane == 0 && m < tokens) h[(size_t)m * rank + i] = s;
+    }
+}
+
+__device__ __forceinline__ void prefetch_inner(const unsigned char* v, const unsigned* v_tiles, int i, int lane) {
+    const unsigned* tile = v_tiles;
+    while (i >= (int)(tile[0] + (tile[1] + 15) / 16 * 16)) tile += 6;
+    const size_t bytes = (size_t)((tile[3] + V_VALUES - 1) / V_VALUES) * 16;
+    if (i - (int)tile[0] < (int)tile[1]) prefetch_range(v + (size_t)tile[4] * 16 + (i - tile[0]) * bytes, bytes, lane, 32);
+}
+__device__ __forceinline__ void prefetch_outer(const unsigned char* u, const unsigned* u_tiles, const unsigned* u_index, int first_tile,
+                                               int end_tile, int index, int count) {
+    if (u_index[first_tile] == u_index[end_tile]) return;
+    const unsigned* const last = u_tiles + 4 * (size_t)(u_index[end_tile] - 1);
+    const size_t from = u_tiles[4 * (size_t)u_index[first_tile]], to = last[0] + last[2];
+    prefetch_range(u + from * 32 * UFORMAT, (to - from) * 32 * UFORMAT, index, count);
 }
 
 // Adds U h of a row tile: lane (g, t) gets its share of rows g and g + 8, over ranks 4t.. + 3 of
 // each 16. Of u_tiles 4 words are one factor: its first step of 16 ranks in u, offset in h, steps,
 // offset in scales; u_index [tiles + 1] says which a tile has.
 __device__ __forceinline__ void low_rank_outer(const unsigned char* u, const half* u_scales, const unsigned* u_tiles, const unsigned* u_index,
-                                               const float* h, int rank, int tile, int lane, float (&sums)[2][TERM_TOKENS]) {
+                                               const float* h, int rank, int tile, int tokens, int lane, float (&sums)[2][TERM_GROUP]) {
     const int g = lane / 4, t = lane % 4;
     for (unsigned e = u_index[tile]; e < u_index[tile + 1]; e++) {
         const unsigned* entry = u_tiles + 4 * (size_t)e;
         const unsigned steps = entry[2];
         const float* inner = h + entry[1] + 4 * t;
-        float part[2][TERM_TOKENS];
+        float part[2][TERM_GROUP];
 #pragma unroll
-        for (int m = 0; m < TERM_TOKENS; m++) part[0][m] = part[1][m] = 0.0f;
-#pragma unroll 2
+        for (int m = 0; m < TERM_GROUP; m++) part[0][m] = part[1][m] = 0.0f;
+#pragma unroll OUTER_UNROLL
         for (unsigned s = 0; s < steps; s++) {
             const size_t at = (size_t)(entry[0] + s);
             float4 f[2];
@@ -132,9 +161,9 @@ __device__ __forceinline__ void low_rank_outer(const unsigned char* u, const hal
             f[1] = make_float4(f[1].x * scale.y, f[1].y * scale.y, f[1].z * scale.y, f[1].w * scale.y);
 #endif
 #pragma unroll
-            for (int m = 0; m < TERM_TOKENS; m++) {
+            for (int m = 0; m < TERM_GROUP; m++) {
                 // Other blocks wrote it: from L2.
-                const float4 x = __ldcg((const float4*)(inner + (size_t)m * rank + 16 * s));
+                const float4 x = __ldcg((const float4*)(inner + (size_t)min(m, tokens - 1) * rank + 16 * s));
 #pragma unroll
                 for (int r = 0; r < 2; r++)
                     part[r][m] = fmaf(f[r].w, x.w, fmaf(f[r].z, x.z, fmaf(f[r].y, x.y, fmaf(f[r].x, x.x, part[r][m]))));
@@ -146,7 +175,7 @@ __device__ __forceinline__ void low_rank_outer(const unsigned char* u, const hal
         const float2 scale = make_float2(1.0f, 1.0f);
 #endif
 #pragma unroll
-        for (int m = 0; m < TERM_TOKENS; m++) {
+        for (int m = 0; m < TERM_GROUP; m++) {
             sums[0][m] = fmaf(part[0][m], scale.x, sums[0][m]);
             sums[1][m] = fmaf(part[1][m], scale.y, sums[1][m]);
         }
@@ -157,35 +186,35 @@ __device__ __forceinline__ void low_rank_outer(const unsigned char* u, const hal
 #if SPARSE
 // Adds a run of sparse entries: lane l gets every second one of row l / 2. The run's first 8 words
 // say where the entries of its 16 rows end; an entry is f16 value << 16 | row << 12 | column.
-__device__ __forceinline__ void sparse_run(const Input& in, int first_token, const unsigned* run, int first_column, int lane, float (&sums)[TERM_TOKENS]) {
+__device__ __forceinline__ void sparse_run(const Input& in, int first_token, int tokens, const unsigned* run, int first_column, int lane, float (&sums)[TERM_GROUP]) {
     const int row = lane / 2;
     const unsigned word = run[row / 2], before = row ? run[(row - 1) / 2] : 0u;
     const int end = (int)(row & 1 ? word >> 16 : word & 0xffffu);
     const int start = row ? (int)((row - 1) & 1 ? before >> 16 : before & 0xffffu) : 0;
-#pragma unroll 4
+#pragma unroll SPARSE_UNROLL
     for (int i = start + lane % 2; i < end; i += 2) {
         const unsigned entry = run[8 + i];
         const float value = f16_value(entry >> 16);
         const int k = first_column + (int)(entry & 4095u);
 #pragma unroll
-        for (int m = 0; m < TERM_TOKENS; m++) sums[m] = fmaf(value, input1(in, first_token + m, k), sums[m]);
+        for (int m = 0; m < TERM_GROUP; m++) sums[m] = fmaf(value, input1(in, first_token + min(m, tokens - 1), k), sums[m]);
     }
 }
 #endif
 
 #if LOWRANK || SPARSE
-// Puts both down as [TERM_TOKENS, 16]: `outer` as low_rank_outer leaves it, `sparse` as sparse_run.
-__device__ __forceinline__ void put_terms(const float (&outer)[2][TERM_TOKENS], const float (&sparse)[TERM_TOKENS], float* slot, int lane) {
+// Puts both down as [tokens, 16]: `outer` as low_rank_outer leaves it, `sparse` as sparse_run.
+__device__ __forceinline__ void put_terms(const float (&outer)[2][TERM_GROUP], const float (&sparse)[TERM_GROUP], float* slot, int tokens, int lane) {
     const int g = lane / 4, t = lane % 4;
 #pragma unroll
-    for (int m = 0; m < TERM_TOKENS; m++) {
+    for (int m = 0; m < TERM_GROUP; m++) {
         float low = outer[0][m], high = outer[1][m], entries = sparse[m];
         low += __shfl_xor_sync(HLRC_FULL_WARP, low, 1), high += __shfl_xor_sync(HLRC_FULL_WARP, high, 1);
         low += __shfl_xor_sync(HLRC_FULL_WARP, low, 2), high += __shfl_xor_sync(HLRC_FULL_WARP, high, 2);
         entries += __shfl_xor_sync(HLRC_FULL_WARP, entries, 1);
         // Lane l has row l / 2 of the entries; rows g and g + 8 are with lanes 2 g and 2 g + 16.
         const float entries_low = __shfl_sync(HLRC_FULL_WARP, entries, 2 * g), entries_high = __shfl_sync(HLRC_FULL_WARP, entries, 2 * g + 16);
-        if (t == 0) slot[m * 16 + g] = low + entries_low, slot[m * 16 + g + 8] = high + entries_high;
+        if (t == 0 && m < tokens) slot[m * 16 + g] = low + entries_low, slot[m * 16 + g + 8] = high + entries_high;
     }
 }
 #endif
