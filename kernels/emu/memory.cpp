@@ -61,14 +61,10 @@ static void touch_global(size_t index, size_t offset, unsigned bytes, bool write
         const unsigned n = std::min(bytes, 4 - unsigned(offset % 4));
         const uint8_t mask = uint8_t(((1u << n) - 1) << (offset % 4));
         if (word.write.bytes & mask) {
-            bool fine;
-            if (word.block == b.linear) {
-                fine = ordered(b, t, word.write);
-            } else {
-                // The writer's block released after the write, this block acquired after that.
-                fine = m.released[word.block] > word.time && b.acquired > word.time;
-            }
-            if (!fine)
+            // The writer's block released after the write, this block acquired after that; within
+            // a block a barrier will do too.
+            const bool published = m.released[word.block] > word.time && b.acquired > word.time;
+            if (!published && !(word.block == b.linear && ordered(b, t, word.write)))
                 fail("race: it %s byte %zu of %s that thread %u of block %u wrote, with nothing that orders the two", write ? "writes" : "reads",
                      offset, buffer.name, word.write.thread, word.block);
         }
