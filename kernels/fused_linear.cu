@@ -14,8 +14,8 @@
 // the order of the warps behind one barrier at the end; what a tile that is split between blocks
 // (SPLIT) lacks comes from later blocks through `partial`, in the order of the blocks. Nothing is
 // added atomically: results do not depend on scheduling, and those of a token not on M.
-// Of 16 warps 4 see to the other terms where there are any: rows of V, each by one warp of the
-// grid; S x; and, when all of h is there, U h. The others never wait for them.
+// Of 16 warps 4 see to the other terms where there are any: quarters of rows of V, each by one
+// warp of the grid; S x; and, when all of h is there, U h. The others never wait for them.
 //
 // Q x is in int8 (ACT 0) or f16 (ACT 1), float weights, U V x and S x in f32.
 //
@@ -35,7 +35,7 @@
 //   W · STAGES · UNIT_BYTES (W = LOWRANK or SPARSE ? (FORMAT == 5 ? 1 : 12) : 16) + M · (X_BYTES + X_PADDING) + TABLE_BYTES + (R + 16) · 64 · M
 //   + (LOWRANK or SPARSE: (R + 16) · 64 · (EXPERTS == 2 ? 1 : M)) + 128 + 96 · M
 // counter: (2 + grid.x) · grid.y words, 0 before the first launch and after each. partial (SPLIT):
-// grid.x · grid.y · P · 16 · M floats. h: [tokens or slots, rank].
+// grid.x · grid.y · P · 16 · M floats. h: [rows of x (EXPERTS: slots), 4, rank].
 //
 // Bytes: every weight once; x once a block.
 //
@@ -53,7 +53,7 @@
 #define SUPER (PAIR * VIRTUAL)
 #define TERMS (LOWRANK || SPARSE)
 // Warps that stream Q; the others see to the terms meanwhile.
-#define STREAM_WARPS (TERMS ? (FORMAT == 5 ? 1 : 12) : 16)
+#define STREAM_WARPS (TERMS ? (FORMAT == 5 ? 1 : WARPS - 4) : WARPS)
 #define TERM_WARPS (WARPS - STREAM_WARPS)
 
 // Start of the part of `index` when n items are shared out among `parts`.
@@ -199,7 +199,7 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
     ids += EXPERTS == 2 ? slot * top_k : slot;
     counter += (size_t)slot * (2 + blocks);
     partial += (size_t)slot * blocks * SUPER * 16 * M;
-    h += (size_t)slot * rank * (EXPERTS == 2 ? M : 1);
+    h += (size_t)slot * rank * INNER_PARTS * (EXPERTS == 2 ? M : 1);
 #endif
     const Weights w = {q, (const unsigned char*)scales, zeros, ids, tiles};
     const int stream_warp = warp - TERM_WARPS;
@@ -225,7 +225,8 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
 #if TERMS && !EXPERTS
     if (stream_warp < 0) {
 #if LOWRANK
-        for (int i = block + warp * blocks; i < rank; i += TERM_WARPS * blocks) prefetch_inner(v, v_tiles, i, lane);
+        for (int item = warp + block * TERM_WARPS; item < rank * INNER_PARTS; item += TERM_WARPS * blocks)
+            prefetch_inner(v, v_tiles, item / INNER_PARTS, item % INNER_PARTS, lane);
         if (term_rows > 0) prefetch_outer(u, u_tiles, u_index, term_row, term_row + term_rows, warp * 32 + lane, TERM_WARPS * 32);
 #endif
 #if SPARSE
@@ -249,14 +250,21 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
 #if TERMS
     if (stream_warp < 0) {
 #if LOWRANK
-        // Row i of V for row j of x is item j rank + i; a warp takes whole items.
-        const int items = rank * VIRTUAL;
-        for (int item = block + warp * blocks; item < items; item += TERM_WARPS * blocks) {
-            const int j = item / rank;
+        // Part p of row i of V, for row j of x, is item (j rank + i) INNER_PARTS + p.
+        const int items = rank * VIRTUAL * INNER_PARTS;
+        for (int item = warp + block * TERM_WARPS; item < items; item += TERM_WARPS * blocks) {
+            const int part = item % INNER_PARTS, i = item / INNER_PARTS % rank, j = item / INNER_PARTS / rank;
+            const unsigned* list = v_tiles + (EXPERTS ? 6 * (size_t)v_index[ids[j]] : 0);
+            const bool aligned = in.vectors && aligned_inner(list, rank);
 #pragma unroll 1
-            for (int m = 0; m < TERM_TOKENS; m += TERM_GROUP)
-                low_rank_inner(in, j + m, min(TERM_GROUP, TERM_TOKENS - m), v, v_scales, v_tiles + (EXPERTS ? 6 * (size_t)v_index[ids[j]] : 0),
-                               h + (size_t)(j + m) * rank, rank, item % rank, lane);
+            for (int m = 0; m < TERM_TOKENS; m += TERM_GROUP) {
+                const int tokens = min(TERM_GROUP, TERM_TOKENS - m);
+                float* const to = h + (size_t)(j + m) * INNER_PARTS * rank;
+                if (aligned)
+                    low_rank_inner<true>(in, j + m, tokens, v, v_scales, list, to, rank, i, part, lane);
+                else
+                    low_rank_inner<false>(in, j + m, tokens, v, v_scales, list, to, rank, i, part, lane);
+            }
             __syncwarp();
             if (lane == 0) add_release(counter, 1);
         }
@@ -286,7 +294,7 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
                         while (load_acquire(counter) < (unsigned)items) {}
                     waited = true;
                     __syncwarp();
-                    low_rank_outer(u, u_scales, u_tiles, u_index, h + (size_t)(j + m) * rank, rank, tile, tokens, lane, outer_sums);
+                    low_rank_outer(u, u_scales, u_tiles, u_index, h + (size_t)(j + m) * INNER_PARTS * rank, rank, tile, tokens, lane, outer_sums);
                 }
 #endif
                 if (item + 1 == to || run + 1 == runs)

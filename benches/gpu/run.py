@@ -60,21 +60,23 @@ def checks():
 SHAPES = [(4096, 4096), (4096, 14336), (8192, 8192), (8192, 28672)]
 
 
+def stages(variant):
+    """Fewer units on their way where activations of many tokens fill shared memory."""
+    return dict(variant, STAGES=2) if variant["M"] > 2 else variant
+
+
 def timings(quick):
     both = SHAPES + [(14336, 4096), (28672, 8192)]
     for bits, m, xin in itertools.product((4, 3, 2), (1, 2, 4, 8), (0, 3)):
         for rank, sparse in itertools.product((0, 16, 64, 256), (0, 1)):
-            if quick and (bits == 3 or m in (2, 4) or rank in (16, 256) or (m > 1 and xin == 0) or (rank == 0) == sparse):
+            if quick and (bits == 3 or m in (2, 4) or rank in (16, 256) or (m > 1 and xin == 0)):
                 continue
             for rows, cols in SHAPES if rank or sparse else both:
-                yield dict(BITS=bits, M=m, XIN=xin, LOWRANK=int(rank > 0), SPARSE=sparse), dict(rows=rows, cols=cols, rank=max(rank, 16))
+                yield stages(dict(BITS=bits, M=m, XIN=xin, LOWRANK=int(rank > 0), SPARSE=sparse)), dict(rows=rows, cols=cols, rank=max(rank, 16))
     for bits in (4, 2):
-        for split in (0, 1):
+        for split in (0, 1) if not quick else (0,):
             for rows, cols in SHAPES[:3] + [(1024, 8192), (6144, 4096), (10240, 8192)]:
                 yield dict(BITS=bits, XIN=1, SPLIT=split), dict(rows=rows, cols=cols)
-    for stages in (2, 3, 6):
-        for rows, cols in SHAPES[2:]:
-            yield dict(BITS=4, XIN=3, STAGES=stages), dict(rows=rows, cols=cols)
     for rows, cols in SHAPES[:3]:
         yield dict(BITS=8, XIN=3), dict(rows=rows, cols=cols)
         yield dict(BITS=4, ACT=1), dict(rows=rows, cols=cols)

@@ -7,8 +7,10 @@
 #include "packs.cuh"
 #include "reduce.cuh"
 
+#ifndef WARPS
 #define WARPS 16
-#define THREADS 512
+#endif
+#define THREADS (32 * WARPS)
 
 // Activations of all tokens as one `mma` operand, and what scales them. ACT 0: codes s8, in each
 // 64 columns byte 16 t + 4 i + b is column 16 i + 4 t + b. ACT 1 with codes as weights: f16 in the
@@ -41,42 +43,37 @@ struct Input {
     float* mean;    // [M]
 };
 
-// Four neighbouring inputs as the linear sees them, 0 beyond the columns.
-__device__ __forceinline__ float4 input4(const Input& in, int m, int k) {
-    float v[4];
-    const float* x = in.x + (size_t)m * in.ld + k;
-    if (in.vectors && (k & 3) == 0 && k + 3 < in.cols) {
-        const float4 four = *(const float4*)x;
-        v[0] = four.x, v[1] = four.y, v[2] = four.z, v[3] = four.w;
-    } else {
-#pragma unroll
-        for (int b = 0; b < 4; b++) v[b] = k + b < in.cols ? x[b] : 0.0f;
-    }
+// Four neighbouring floats, 0 beyond the columns.
+__device__ __forceinline__ float4 load4(const float* row, int k, int cols, bool vectors) {
+    if (vectors) return k < cols ? *(const float4*)(row + k) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    return make_float4(k < cols ? row[k] : 0.0f, k + 1 < cols ? row[k + 1] : 0.0f, k + 2 < cols ? row[k + 2] : 0.0f, k + 3 < cols ? row[k + 3] : 0.0f);
+}
+// Four neighbouring inputs as the linear sees them, 0 beyond the columns; k is a multiple of 4
+// where `vectors`.
+__device__ __forceinline__ float4 input4(const Input& in, int m, int k, bool vectors) {
+    float4 v = load4(in.x + (size_t)m * in.ld, k, in.cols, vectors);
 #if XIN == 1 || XIN == 2
+    const float4 gain = load4(in.gain, k, in.cols, vectors);
     const float inverse = in.inverse[m];
 #if XIN == 2
     const float mean = in.mean[m];
-#endif
-#pragma unroll
-    for (int b = 0; b < 4; b++) {
-        if (k + b >= in.cols) continue;
-#if XIN == 2
-        v[b] = fmaf((v[b] - mean) * inverse, in.gain[k + b], in.beta ? in.beta[k + b] : 0.0f);
+    float4 beta = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    if (in.beta) beta = load4(in.beta, k, in.cols, vectors);
+    // Gain and shift are 0 beyond the columns, and so is what comes out.
+    v.x = fmaf((v.x - mean) * inverse, gain.x, beta.x), v.y = fmaf((v.y - mean) * inverse, gain.y, beta.y);
+    v.z = fmaf((v.z - mean) * inverse, gain.z, beta.z), v.w = fmaf((v.w - mean) * inverse, gain.w, beta.w);
 #else
-        v[b] = v[b] * inverse * in.gain[k + b];
+    v.x = v.x * inverse * gain.x, v.y = v.y * inverse * gain.y, v.z = v.z * inverse * gain.z, v.w = v.w * inverse * gain.w;
 #endif
-    }
 #endif
-    return make_float4(v[0], v[1], v[2], v[3]);
+    return v;
 }
 // The same as Q sees them: times the scales of columns.
-__device__ __forceinline__ float4 scaled4(const Input& in, const float* xscale, int m, int k) {
-    float4 v = input4(in, m, k);
+__device__ __forceinline__ float4 scaled4(const Input& in, const float* xscale, int m, int k, bool vectors) {
+    float4 v = input4(in, m, k, vectors);
 #if XSCALE
-    if (k < in.cols) v.x *= xscale[k];
-    if (k + 1 < in.cols) v.y *= xscale[k + 1];
-    if (k + 2 < in.cols) v.z *= xscale[k + 2];
-    if (k + 3 < in.cols) v.w *= xscale[k + 3];
+    const float4 scale = load4(xscale, k, in.cols, vectors);
+    v.x *= scale.x, v.y *= scale.y, v.z *= scale.z, v.w *= scale.w;
 #endif
     return v;
 }
@@ -194,64 +191,13 @@ __device__ __forceinline__ void table_entry(float4* table, int tile, int m, floa
 }
 #endif
 
-// Fills shared memory from all threads; a barrier must follow. `corrections` [M] gets the sum of
-// all zero-point terms of a token where rows share one zero point; `powers` [M] the token's power
-// of two.
-__device__ __forceinline__ void place_inputs(const Input& in, const float* xscale, const signed char* xq, const float* xs,
-                                             const int* xsum, const Pack& pack, unsigned char* placed, int stride, float4* table,
-                                             float* powers, float* corrections, float* scratch) {
+#if FORMAT == 0
+// Rounds and places the inputs of all tokens; adds zero-point terms to `total`.
+template <bool VECTORS>
+__device__ __forceinline__ void round_inputs(const Input& in, const float* xscale, const Pack& pack, unsigned char* placed, int stride,
+                                             float4* table, const float* powers, float (&total)[M]) {
     const int quads = pack.tiles * 16;
-#if FORMAT == 5
-    (void)quads;
-#elif FORMAT != 0
-    for (int first = threadIdx.x; first < quads; first += 4 * THREADS)
-        for (int m = 0; m < M; m++) {
-            float4 v[4];
-#pragma unroll
-            for (int i = 0; i < 4; i++) v[i] = scaled4(in, xscale, m, 4 * (first + i * THREADS));
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                if (first + i * THREADS < quads) *(float4*)(placed + (size_t)m * stride + 16 * (first + i * THREADS)) = v[i];
-        }
-#else
-    float total[M];
-#pragma unroll
-    for (int m = 0; m < M; m++) total[m] = 0.0f;
-#if ACT == 1
-    // The largest magnitude gets the exponent of 2^14.
-    for (int m = 0; m < M; m++) {
-        float largest = 0.0f;
-        for (int q = threadIdx.x; q < quads; q += THREADS) {
-            const float4 v = scaled4(in, xscale, m, 4 * q);
-            largest = fmaxf(largest, fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w))));
-        }
-        largest = block_max(largest, scratch);
-        const int exponent = max(1, min(253, (int)(__float_as_uint(largest) >> 23))); // subnormal and infinite ones too
-        if (threadIdx.x == 0) powers[m] = __uint_as_float((unsigned)max(1, exponent - 14) << 23);
-    }
-    __syncthreads();
-#endif
-#if XIN == 3 && ACT == 0
-    // Codes lie as they are wanted.
-    const int width = (in.cols + 63) / 64 * 64;
-    for (int item = threadIdx.x; item < M * pack.tiles * 4; item += THREADS) {
-        const int m = item / (pack.tiles * 4), part = item % (pack.tiles * 4);
-        async_copy16_or_zero(placed + (size_t)m * stride + 16 * part, 16 * part < width ? xq + (size_t)m * width + 16 * part : xq, 16 * part < width);
-    }
-    async_commit();
-    for (int item = threadIdx.x; item < M * pack.tiles; item += THREADS) {
-        const int m = item / pack.tiles, tile = item % pack.tiles;
-        const bool there = 64 * tile < width;
-        const size_t at = (size_t)m * (width / 32) + 2 * tile;
-        const float scale0 = there ? xs[at] : 0.0f, scale1 = there ? xs[at + 1] : 0.0f;
-        const int sum0 = there ? xsum[at] : 0, sum1 = there ? xsum[at + 1] : 0;
-        float correction = 0.0f;
-        table_entry(table, tile, m, scale0, scale1, sum0, sum1, correction);
-#pragma unroll
-        for (int token = 0; token < M; token++) total[token] += token == m ? correction : 0.0f;
-    }
-    async_wait<0>();
-#else
+    (void)table, (void)powers;
     // Several loads are on their way before the first is used: one thread's items are THREADS
     // apart in the line of all tokens' quads.
     constexpr int BATCH = 4;
@@ -263,7 +209,7 @@ __device__ __forceinline__ void place_inputs(const Input& in, const float* xscal
 #pragma unroll
         for (int i = 0; i < BATCH; i++) {
             token[i] = m, quad[i] = q;
-            v[i] = m < M ? scaled4(in, xscale, m, 4 * q) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            v[i] = scaled4(in, xscale, min(m, M - 1), 4 * q, VECTORS);
             q += THREADS;
             while (q >= quads && m < M) q -= quads, m++;
         }
@@ -297,6 +243,71 @@ __device__ __forceinline__ void place_inputs(const Input& in, const float* xscal
             for (int to = 0; to < M; to++) total[to] += to == token[i] ? correction : 0.0f;
         }
     }
+}
+#endif
+
+// Fills shared memory from all threads; a barrier must follow. `corrections` [M] gets the sum of
+// all zero-point terms of a token where rows share one zero point; `powers` [M] the token's power
+// of two.
+__device__ __forceinline__ void place_inputs(const Input& in, const float* xscale, const signed char* xq, const float* xs,
+                                             const int* xsum, const Pack& pack, unsigned char* placed, int stride, float4* table,
+                                             float* powers, float* corrections, float* scratch) {
+    const int quads = pack.tiles * 16;
+    (void)quads;
+#if FORMAT == 5
+#elif FORMAT != 0
+    for (int first = threadIdx.x; first < quads; first += 4 * THREADS)
+        for (int m = 0; m < M; m++) {
+            float4 v[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) v[i] = scaled4(in, xscale, m, 4 * (first + i * THREADS), in.vectors);
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                if (first + i * THREADS < quads) *(float4*)(placed + (size_t)m * stride + 16 * (first + i * THREADS)) = v[i];
+        }
+#else
+    float total[M];
+#pragma unroll
+    for (int m = 0; m < M; m++) total[m] = 0.0f;
+#if ACT == 1
+    // The largest magnitude gets the exponent of 2^14.
+    for (int m = 0; m < M; m++) {
+        float largest = 0.0f;
+        for (int q = threadIdx.x; q < quads; q += THREADS) {
+            const float4 v = scaled4(in, xscale, m, 4 * q, in.vectors);
+            largest = fmaxf(largest, fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w))));
+        }
+        largest = block_max(largest, scratch);
+        const int exponent = max(1, min(253, (int)(__float_as_uint(largest) >> 23))); // subnormal and infinite ones too
+        if (threadIdx.x == 0) powers[m] = __uint_as_float((unsigned)max(1, exponent - 14) << 23);
+    }
+    __syncthreads();
+#endif
+#if XIN == 3 && ACT == 0
+    // Codes lie as they are wanted.
+    const int width = (in.cols + 63) / 64 * 64;
+    for (int item = threadIdx.x; item < M * pack.tiles * 4; item += THREADS) {
+        const int m = item / (pack.tiles * 4), part = item % (pack.tiles * 4);
+        async_copy16_or_zero(placed + (size_t)m * stride + 16 * part, 16 * part < width ? xq + (size_t)m * width + 16 * part : xq, 16 * part < width);
+    }
+    async_commit();
+    for (int item = threadIdx.x; item < M * pack.tiles; item += THREADS) {
+        const int m = item / pack.tiles, tile = item % pack.tiles;
+        const bool there = 64 * tile < width;
+        const size_t at = (size_t)m * (width / 32) + 2 * tile;
+        const float scale0 = there ? xs[at] : 0.0f, scale1 = there ? xs[at + 1] : 0.0f;
+        const int sum0 = there ? xsum[at] : 0, sum1 = there ? xsum[at + 1] : 0;
+        float correction = 0.0f;
+        table_entry(table, tile, m, scale0, scale1, sum0, sum1, correction);
+#pragma unroll
+        for (int token = 0; token < M; token++) total[token] += token == m ? correction : 0.0f;
+    }
+    async_wait<0>();
+#else
+    if (in.vectors)
+        round_inputs<true>(in, xscale, pack, placed, stride, table, powers, total);
+    else
+        round_inputs<false>(in, xscale, pack, placed, stride, table, powers, total);
 #endif
 #if ZEROS && GROUP == 0
     sum_tokens(total, scratch, corrections);

@@ -9,9 +9,9 @@
 #define TERM_TOKENS (EXPERTS == 2 ? 1 : M) // rows of x that meet one row of a term
 
 // Tokens that a loop over a term sees to at once, so that sums fit into registers.
-#define TERM_GROUP (TERM_TOKENS > 4 ? 4 : TERM_TOKENS)
+#define TERM_GROUP (TERM_TOKENS > 2 ? 2 : TERM_TOKENS)
 // Loads on their way in loops over terms, as registers allow.
-constexpr int OUTER_UNROLL = TERM_TOKENS <= 2 ? 4 : 1, SPARSE_UNROLL = TERM_TOKENS <= 2 ? 4 : 1;
+constexpr int OUTER_UNROLL = TERM_TOKENS == 1 ? 2 : 1;
 
 // Asks for bytes ahead of their loads: thread `index` of `count`.
 __device__ __forceinline__ void prefetch_range(const void* p, size_t bytes, int index, int count) {
@@ -40,13 +40,17 @@ __device__ __forceinline__ float4 factor4(const uint4& w, int quad) {
 #endif
 }
 
-// h[m, i] = V[i, :] x[m, :] for one row i, by a warp, for `tokens` rows of x from `first_token` on,
-// at most TERM_GROUP.
+// Parts that a row of V is cut into, each of some of its words: sums of one warp each.
+#define INNER_PARTS 4
+
+// Part `part` of h[m, i] = V[i, :] x[m, :] for one row i, by a warp, for `tokens` rows of x from
+// `first_token` on, at most TERM_GROUP. h is [rows of x, INNER_PARTS, rank], here from the first.
 //
 // Of v_tiles 6 words say where a block of rows lies: offset in h, rows, first column, columns,
 // offset in v (16 bytes), offset in scales. Its rows are padded to 16 in h; those are 0.
+template <bool VECTORS>
 __device__ __forceinline__ void low_rank_inner(const Input& in, int first_token, int tokens, const unsigned char* v, const half* v_scales,
-                                               const unsigned* v_tiles, float* h, int rank, int i, int lane) {
+                                               const unsigned* v_tiles, float* h, int rank, int i, int part, int lane) {
     const unsigned* tile = v_tiles;
     while (i >= (int)(tile[0] + (tile[1] + 15) / 16 * 16)) tile += 6;
     const int row = i - (int)tile[0], col0 = (int)tile[2], cols = (int)tile[3];
@@ -54,67 +58,72 @@ __device__ __forceinline__ void low_rank_inner(const Input& in, int first_token,
 #pragma unroll
     for (int m = 0; m < TERM_GROUP; m++) sums[m] = 0.0f;
     if (row < (int)tile[1]) {
-        const int words = (cols + V_VALUES - 1) / V_VALUES;
+        const int words = (cols + V_VALUES - 1) / V_VALUES, end = words * (part + 1) / INNER_PARTS;
         const uint4* w = (const uint4*)v + tile[4] + (size_t)row * words;
 #if VFORMAT <= 8
         const int width = VFORMAT == 8 ? 64 : 32;
         const half* scales = v_scales + tile[5] + (size_t)row * ((cols + width - 1) / width);
 #endif
-        constexpr int BATCH = TERM_TOKENS <= 4 ? 4 : 1; // loads on their way
-        for (int first = lane; first < words; first += 32 * BATCH) {
+        constexpr int BATCH = 1; // words on their way
+        for (int first = words * part / INNER_PARTS + lane; first < end; first += 32 * BATCH) {
             uint4 word[BATCH];
             float scale[BATCH];
 #pragma unroll
             for (int b = 0; b < BATCH; b++) {
-                const int c = first + 32 * b;
-                scale[b] = 0.0f;
-                word[b] = make_uint4(0u, 0u, 0u, 0u);
-                if (c >= words) continue;
+                const int c = min(first + 32 * b, words - 1);
+                const bool there = first + 32 * b < end;
                 word[b] = load_stream(w + c);
 #if VFORMAT <= 8
-                scale[b] = __half2float(scales[c * V_VALUES / width]);
+                scale[b] = there ? __half2float(scales[c * V_VALUES / width]) : 0.0f;
 #else
-                scale[b] = 1.0f;
+                scale[b] = there ? 1.0f : 0.0f;
 #endif
             }
 #pragma unroll
             for (int b = 0; b < BATCH; b++) {
-                const int c = first + 32 * b;
-                if (c >= words) break;
-                float part[TERM_GROUP];
+                const int c = min(first + 32 * b, words - 1);
+                float part_sums[TERM_GROUP];
 #pragma unroll
-                for (int m = 0; m < TERM_GROUP; m++) part[m] = 0.0f;
+                for (int m = 0; m < TERM_GROUP; m++) part_sums[m] = 0.0f;
 #pragma unroll
                 for (int quad = 0; quad < V_VALUES / 4; quad++) {
                     const int k = c * V_VALUES + 4 * quad;
-                    if (k >= cols) break;
                     float4 f = factor4(word[b], quad);
-                    if (k + 1 >= cols) f.y = 0.0f; // padding of the row
-                    if (k + 2 >= cols) f.z = 0.0f;
-                    if (k + 3 >= cols) f.w = 0.0f;
+                    // Beyond the block's columns is padding.
+                    f.x = k < cols ? f.x : 0.0f, f.y = k + 1 < cols ? f.y : 0.0f;
+                    f.z = k + 2 < cols ? f.z : 0.0f, f.w = k + 3 < cols ? f.w : 0.0f;
 #pragma unroll
                     for (int m = 0; m < TERM_GROUP; m++) {
-                        const float4 x = input4(in, first_token + min(m, tokens - 1), col0 + k);
-                        part[m] = fmaf(f.w, x.w, fmaf(f.z, x.z, fmaf(f.y, x.y, fmaf(f.x, x.x, part[m]))));
+                        const float4 x = input4(in, first_token + min(m, tokens - 1), col0 + k, VECTORS);
+                        part_sums[m] = fmaf(f.w, x.w, fmaf(f.z, x.z, fmaf(f.y, x.y, fmaf(f.x, x.x, part_sums[m]))));
                     }
                 }
 #pragma unroll
-                for (int m = 0; m < TERM_GROUP; m++) sums[m] = fmaf(part[m], scale[b], sums[m]);
+                for (int m = 0; m < TERM_GROUP; m++) sums[m] = fmaf(part_sums[m], scale[b], sums[m]);
             }
         }
     }
 #pragma unroll
     for (int m = 0; m < TERM_GROUP; m++) {
         const float s = warp_sum(sums[m]);
-        if (lane == 0 && m < tokens) h[(size_t)m * rank + i] = s;
+        if (lane == 0 && m < tokens) h[((size_t)m * INNER_PARTS + part) * rank + i] = s;
     }
 }
+// Whether all blocks of V start at columns where four inputs can be loaded at once.
+__device__ __forceinline__ bool aligned_inner(const unsigned* v_tiles, int rank) {
+    bool aligned = true;
+    for (const unsigned* tile = v_tiles; (int)tile[0] < rank; tile += 6) {
+        aligned &= (tile[2] & 3u) == 0;
+        if ((int)(tile[0] + (tile[1] + 15) / 16 * 16) >= rank) break;
+    }
+    return aligned;
+}
 
-__device__ __forceinline__ void prefetch_inner(const unsigned char* v, const unsigned* v_tiles, int i, int lane) {
+__device__ __forceinline__ void prefetch_inner(const unsigned char* v, const unsigned* v_tiles, int i, int part, int lane) {
     const unsigned* tile = v_tiles;
     while (i >= (int)(tile[0] + (tile[1] + 15) / 16 * 16)) tile += 6;
-    const size_t bytes = (size_t)((tile[3] + V_VALUES - 1) / V_VALUES) * 16;
-    if (i - (int)tile[0] < (int)tile[1]) prefetch_range(v + (size_t)tile[4] * 16 + (i - tile[0]) * bytes, bytes, lane, 32);
+    const size_t words = (tile[3] + V_VALUES - 1) / V_VALUES, from = words * part / INNER_PARTS, to = words * (part + 1) / INNER_PARTS;
+    if (i - (int)tile[0] < (int)tile[1]) prefetch_range(v + ((size_t)tile[4] + (i - tile[0]) * words + from) * 16, (to - from) * 16, lane, 32);
 }
 __device__ __forceinline__ void prefetch_outer(const unsigned char* u, const unsigned* u_tiles, const unsigned* u_index, int first_tile,
                                                int end_tile, int index, int count) {
@@ -162,8 +171,14 @@ __device__ __forceinline__ void low_rank_outer(const unsigned char* u, const hal
 #endif
 #pragma unroll
             for (int m = 0; m < TERM_GROUP; m++) {
-                // Other blocks wrote it: from L2.
-                const float4 x = __ldcg((const float4*)(inner + (size_t)min(m, tokens - 1) * rank + 16 * s));
+                // Other blocks wrote it: from L2. Parts are added in their order.
+                const float* at = inner + (size_t)min(m, tokens - 1) * INNER_PARTS * rank + 16 * s;
+                float4 x = __ldcg((const float4*)at);
+#pragma unroll
+                for (int p = 1; p < INNER_PARTS; p++) {
+                    const float4 more = __ldcg((const float4*)(at + (size_t)p * rank));
+                    x.x += more.x, x.y += more.y, x.z += more.z, x.w += more.w;
+                }
 #pragma unroll
                 for (int r = 0; r < 2; r++)
                     part[r][m] = fmaf(f[r].w, x.w, fmaf(f[r].z, x.z, fmaf(f[r].y, x.y, fmaf(f[r].x, x.x, part[r][m]))));
@@ -188,16 +203,24 @@ __device__ __forceinline__ void low_rank_outer(const unsigned char* u, const hal
 // say where the entries of its 16 rows end; an entry is f16 value << 16 | row << 12 | column.
 __device__ __forceinline__ void sparse_run(const Input& in, int first_token, int tokens, const unsigned* run, int first_column, int lane, float (&sums)[TERM_GROUP]) {
     const int row = lane / 2;
-    const unsigned word = run[row / 2], before = row ? run[(row - 1) / 2] : 0u;
+    const unsigned word = run[row / 2], before = run[max(row - 1, 0) / 2];
     const int end = (int)(row & 1 ? word >> 16 : word & 0xffffu);
     const int start = row ? (int)((row - 1) & 1 ? before >> 16 : before & 0xffffu) : 0;
-#pragma unroll SPARSE_UNROLL
-    for (int i = start + lane % 2; i < end; i += 2) {
-        const unsigned entry = run[8 + i];
-        const float value = f16_value(entry >> 16);
-        const int k = first_column + (int)(entry & 4095u);
+    constexpr int BATCH = TERM_TOKENS == 1 ? 6 : 2; // entries on their way
+    for (int first = start + lane % 2; first < end; first += 2 * BATCH) {
+        unsigned entry[BATCH];
 #pragma unroll
-        for (int m = 0; m < TERM_GROUP; m++) sums[m] = fmaf(value, input1(in, first_token + min(m, tokens - 1), k), sums[m]);
+        for (int b = 0; b < BATCH; b++) entry[b] = first + 2 * b < end ? run[8 + first + 2 * b] : 0u; // 0 · x[0]
+#pragma unroll
+        for (int b = 0; b < BATCH; b++) {
+            const float value = f16_value(entry[b] >> 16);
+            const int k = first_column + (int)(entry[b] & 4095u);
+#pragma unroll
+            for (int m = 0; m < TERM_GROUP; m++) {
+                const float x = input1(in, first_token + min(m, tokens - 1), k);
+                sums[m] = first + 2 * b < end ? fmaf(value, x, sums[m]) : sums[m]; // x may be NaN
+            }
+        }
     }
 }
 #endif
