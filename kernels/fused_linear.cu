@@ -14,7 +14,7 @@
 // the order of the warps behind one barrier at the end; what a tile that is split between blocks
 // (SPLIT) lacks comes from later blocks through `partial`, in the order of the blocks. Nothing is
 // added atomically: results do not depend on scheduling, and those of a token not on M.
-// Of 16 warps 4 see to the other terms where there are any: quarters of rows of V, each by one
+// Of 16 warps 4 see to the other terms where there are any: eighths of rows of V, each by one
 // warp of the grid; S x; and, when all of h is there, U h. The others never wait for them.
 //
 // Q x is in int8 (ACT 0) or f16 (ACT 1), float weights, U V x and S x in f32.
@@ -35,7 +35,7 @@
 //   W · STAGES · UNIT_BYTES (W = LOWRANK or SPARSE ? (FORMAT == 5 ? 1 : 12) : 16) + M · (X_BYTES + X_PADDING) + TABLE_BYTES + (R + 16) · 64 · M
 //   + (LOWRANK or SPARSE: (R + 16) · 64 · (EXPERTS == 2 ? 1 : M)) + 128 + 96 · M
 // counter: (2 + grid.x) · grid.y words, 0 before the first launch and after each. partial (SPLIT):
-// grid.x · grid.y · P · 16 · M floats. h: [rows of x (EXPERTS: slots), 4, rank].
+// grid.x · grid.y · P · 16 · M floats. h: [rows of x (EXPERTS: slots), 8, rank].
 //
 // Bytes: every weight once; x once a block.
 //
@@ -277,6 +277,15 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
         for (int m = 0; m < TERM_TOKENS; m += TERM_GROUP) {
             const int tokens = min(TERM_GROUP, TERM_TOKENS - m);
             float outer_sums[2][TERM_GROUP], sparse_sums[TERM_GROUP];
+#if SPARSE
+            const auto offsets = [&](int item) { return s_offsets + packed_tile(w, term_row + min(item, to - 1) / runs) * runs + min(item, to - 1) % runs; };
+            Run now, next, later, last;
+            if (from < to) {
+                load_offsets(now, offsets(from), true), load_offsets(next, offsets(from + 1), from + 1 < to), load_offsets(later, offsets(from + 2), from + 2 < to);
+                load_ends(now, s, lane), load_ends(next, s, lane);
+                load_entries(now, s);
+            }
+#endif
             for (int item = from; item < to; item++) {
                 const int line = term_row + item / runs, run = item % runs;
                 const size_t tile = packed_tile(w, line);
@@ -285,8 +294,11 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
 #pragma unroll
                     for (int i = 0; i < TERM_GROUP; i++) outer_sums[0][i] = outer_sums[1][i] = sparse_sums[i] = 0.0f;
 #if SPARSE
-                const unsigned* offset = s_offsets + tile * runs + run;
-                if (offset[1] > offset[0]) sparse_run(in, j + m, tokens, s + offset[0], run * SPARSE_COLUMNS, lane, sparse_sums);
+                load_offsets(last, offsets(item + 3), item + 3 < to);
+                load_ends(later, s, lane);
+                load_entries(next, s);
+                multiply_run(now, in, j + m, tokens, s, run * SPARSE_COLUMNS, sparse_sums);
+                now = next, next = later, later = last;
 #endif
 #if LOWRANK
                 if (run == 0) {

@@ -64,7 +64,7 @@ static bool check(cudaKernel_t kernel, const Settings& s) {
     p.s = device(c.entries), p.s_offsets = device(c.entry_offsets), p.bias = device(c.bias), p.residual = device(c.residual);
     p.ids = device(c.ids), p.weights = device(c.weights);
     const size_t outputs = (size_t)c.outputs * c.out_rows;
-    p.h = device(std::vector<float>((size_t)4 * c.rank * (s["EXPERTS"] == 1 ? c.outputs : c.x_rows) + 1, NAN));
+    p.h = device(std::vector<float>((size_t)8 * c.rank * (s["EXPERTS"] == 1 ? c.outputs : c.x_rows) + 1, NAN));
     p.partial = device(std::vector<float>((size_t)grid * grid_y * super * 16 * s["M"], NAN));
     p.counter = device(std::vector<uint32_t>((size_t)(2 + grid) * grid_y, 0));
     p.y = device(std::vector<float>(outputs, NAN));
@@ -218,7 +218,7 @@ static void time_case(cudaKernel_t kernel, const Settings& s, double ceiling) {
     shared_p.xq = random_bytes((size_t)m * width, 9), shared_p.xs = device(std::vector<float>((size_t)m * width / 32, 0.01f)), shared_p.xsum = device(std::vector<int>((size_t)m * width / 32, 3));
     shared_p.gain = device(std::vector<float>(cols, 1.0f));
     shared_p.s_offsets = device(offsets);
-    shared_p.h = random_bytes((size_t)m * std::max(rank, 1) * 16, 1), shared_p.partial = random_bytes((size_t)grid * fused_super(s) * 16 * m * 4, 1);
+    shared_p.h = random_bytes((size_t)m * std::max(rank, 1) * 32, 1), shared_p.partial = random_bytes((size_t)grid * fused_super(s) * 16 * m * 4, 1);
     shared_p.counter = device(std::vector<uint32_t>(2 + grid, 0)), shared_p.y = random_bytes((size_t)m * rows * 4, 1);
     shared_p.residual = random_bytes((size_t)m * rows * 4, 1, 0x007fffff, 0x3f000000), shared_p.bias = random_bytes((size_t)rows * 4, 1, 0x007fffff, 0x3f000000);
     shared_p.rows = rows, shared_p.cols = cols, shared_p.tiles = tiles, shared_p.ldx = cols, shared_p.ldy = shared_p.ldr = rows / (s["GLU"] ? 2 : 1);

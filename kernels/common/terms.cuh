@@ -41,7 +41,7 @@ __device__ __forceinline__ float4 factor4(const uint4& w, int quad) {
 }
 
 // Parts that a row of V is cut into, each of some of its words: sums of one warp each.
-#define INNER_PARTS 4
+#define INNER_PARTS 8
 
 // Part `part` of h[m, i] = V[i, :] x[m, :] for one row i, by a warp, for `tokens` rows of x from
 // `first_token` on, at most TERM_GROUP. h is [rows of x, INNER_PARTS, rank], here from the first.
@@ -64,7 +64,7 @@ __device__ __forceinline__ void low_rank_inner(const Input& in, int first_token,
         const int width = VFORMAT == 8 ? 64 : 32;
         const half* scales = v_scales + tile[5] + (size_t)row * ((cols + width - 1) / width);
 #endif
-        constexpr int BATCH = 1; // words on their way
+        constexpr int BATCH = TERM_TOKENS == 1 ? 2 : 1; // words on their way
         for (int first = words * part / INNER_PARTS + lane; first < end; first += 32 * BATCH) {
             uint4 word[BATCH];
             float scale[BATCH];
@@ -199,28 +199,46 @@ __device__ __forceinline__ void low_rank_outer(const unsigned char* u, const hal
 #endif
 
 #if SPARSE
-// Adds a run of sparse entries: lane l gets every second one of row l / 2. The run's first 8 words
-// say where the entries of its 16 rows end; an entry is f16 value << 16 | row << 12 | column.
-__device__ __forceinline__ void sparse_run(const Input& in, int first_token, int tokens, const unsigned* run, int first_column, int lane, float (&sums)[TERM_GROUP]) {
+// A run of sparse entries of a row tile, as a warp works on it: lane l has every second entry of
+// row l / 2. The run's first 8 words say where the entries of its 16 rows end; an entry is f16
+// value << 16 | row << 12 | column. Runs are loaded in steps, so that those of several runs can be
+// on their way at once.
+constexpr int RUN_BATCH = TERM_TOKENS == 1 ? 10 : 3; // entries of a lane that are loaded ahead
+struct Run {
+    unsigned offset, end_offset;  // in s
+    int first, end;               // of this lane's entries, from the run's first
+    unsigned entry[RUN_BATCH];
+};
+__device__ __forceinline__ void load_offsets(Run& r, const unsigned* offsets, bool there) {
+    r.offset = there ? offsets[0] : 0u;
+    r.end_offset = there ? offsets[1] : 0u;
+}
+__device__ __forceinline__ void load_ends(Run& r, const unsigned* s, int lane) {
     const int row = lane / 2;
-    const unsigned word = run[row / 2], before = run[max(row - 1, 0) / 2];
-    const int end = (int)(row & 1 ? word >> 16 : word & 0xffffu);
-    const int start = row ? (int)((row - 1) & 1 ? before >> 16 : before & 0xffffu) : 0;
-    constexpr int BATCH = TERM_TOKENS == 1 ? 6 : 2; // entries on their way
-    for (int first = start + lane % 2; first < end; first += 2 * BATCH) {
-        unsigned entry[BATCH];
+    const bool some = r.end_offset > r.offset;
+    const unsigned word = some ? s[r.offset + row / 2] : 0u, before = some && row ? s[r.offset + (row - 1) / 2] : 0u;
+    r.end = (int)(row & 1 ? word >> 16 : word & 0xffffu);
+    r.first = (int)((row - 1) & 1 ? before >> 16 : before & 0xffffu) + lane % 2;
+}
+__device__ __forceinline__ void load_entries(Run& r, const unsigned* s) {
 #pragma unroll
-        for (int b = 0; b < BATCH; b++) entry[b] = first + 2 * b < end ? run[8 + first + 2 * b] : 0u; // 0 · x[0]
+    for (int b = 0; b < RUN_BATCH; b++) r.entry[b] = r.first + 2 * b < r.end ? s[r.offset + 8 + r.first + 2 * b] : 0u;
+}
+// sums += entries · x for `tokens` rows of x from `first_token` on.
+__device__ __forceinline__ void multiply_run(Run& r, const Input& in, int first_token, int tokens, const unsigned* s, int first_column, float (&sums)[TERM_GROUP]) {
+    while (r.first < r.end) {
 #pragma unroll
-        for (int b = 0; b < BATCH; b++) {
-            const float value = f16_value(entry[b] >> 16);
-            const int k = first_column + (int)(entry[b] & 4095u);
+        for (int b = 0; b < RUN_BATCH; b++) {
+            const float value = f16_value(r.entry[b] >> 16);
+            const int k = first_column + (int)(r.entry[b] & 4095u); // the run's first where there is no entry
 #pragma unroll
             for (int m = 0; m < TERM_GROUP; m++) {
                 const float x = input1(in, first_token + min(m, tokens - 1), k);
-                sums[m] = first + 2 * b < end ? fmaf(value, x, sums[m]) : sums[m]; // x may be NaN
+                sums[m] = r.first + 2 * b < r.end ? fmaf(value, x, sums[m]) : sums[m]; // x may be NaN
             }
         }
+        r.first += 2 * RUN_BATCH;
+        load_entries(r, s);
     }
 }
 #endif

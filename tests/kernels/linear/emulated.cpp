@@ -73,7 +73,7 @@ static bool run_case(Run run, const Settings& s) {
     const uint32_t poison = 0x7fc12345;
     float poisoned;
     memcpy(&poisoned, &poison, 4);
-    const std::vector<float> h((size_t)4 * c.rank * (s["EXPERTS"] == 1 ? c.outputs : c.x_rows), poisoned);
+    const std::vector<float> h((size_t)8 * c.rank * (s["EXPERTS"] == 1 ? c.outputs : c.x_rows), poisoned);
     const std::vector<float> partial(s["SPLIT"] ? (size_t)grid * grid_y * super * 16 * m : 0, poisoned);
     const std::vector<uint32_t> counter(s["SPLIT"] || s["LOWRANK"] ? (size_t)(2 + grid) * grid_y : 0, 0);
     const std::vector<float> y((size_t)c.outputs * ldy, poisoned);
