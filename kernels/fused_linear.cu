@@ -32,7 +32,7 @@
 // wait for one another). Dynamic shared memory, rounded up to 16 at each +, with
 // P = (GLU ? 2 : 1) · (EXPERTS == 2 ? M : 1), R = SPLIT ? ceil(ceil(tiles · P' · units / grid.x) /
 // units) + 1 : P · ceil(tiles / (GLU ? 2 : 1) / grid.x), P' = (EXPERTS == 2 ? M : 1):
-//   W · STAGES · UNIT_BYTES (W = LOWRANK or SPARSE ? (FORMAT == 5 ? 1 : 12) : 16) + M · (X_BYTES + X_PADDING) + TABLE_BYTES + (R + 16) · 64 · M
+//   W · STAGES · UNIT_BYTES (W = LOWRANK or SPARSE ? (FORMAT == 5 ? 1 : 12) : 16) + M · X_STRIDE + TABLE_BYTES + (R + 16) · 64 · M
 //   + (LOWRANK or SPARSE: (R + 16) · 64 · (EXPERTS == 2 ? 1 : M)) + 128 + 96 · M
 // counter: (2 + grid.x) · grid.y words, 0 before the first launch and after each. partial (SPLIT):
 // grid.x · grid.y · P · 16 · M floats. h: [rows of x (EXPERTS: slots), 8, rank].
@@ -44,7 +44,7 @@
 #ifndef SPLIT
 #define SPLIT 0
 #endif
-#include "common/epilogue.cuh"
+#include "common/activation.cuh"
 #include "common/products.cuh"
 #include "common/terms.cuh"
 
@@ -171,7 +171,7 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
     const Pack pack(cols);
     const int units = pack.units, lines = tiles * VIRTUAL;
     const Range range = block_range(lines, units, block, blocks);
-    const int first_row = range.first / units, last_row = range.end > range.first ? (range.end - 1) / units : first_row;
+    [[maybe_unused]] const int first_row = range.first / units, last_row = range.end > range.first ? (range.end - 1) / units : first_row;
 
     // Shared memory.
     HLRC_DYNAMIC_SHARED(shared);
@@ -180,7 +180,7 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
 #else
     const int slots = SUPER * ((tiles / PAIR + blocks - 1) / blocks) + WARPS;
 #endif
-    const int stride = X_BYTES(pack.tiles) + (X_BYTES(pack.tiles) ? X_PADDING_OF(pack.tiles) : 0);
+    const int stride = X_STRIDE(pack.tiles);
     unsigned char* ring = shared;
     unsigned char* placed = ring + STREAM_WARPS * STAGES * UNIT_BYTES;
     float4* table = (float4*)(placed + M * stride);
@@ -288,7 +288,6 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
 #endif
             for (int item = from; item < to; item++) {
                 const int line = term_row + item / runs, run = item % runs;
-                const size_t tile = packed_tile(w, line);
                 const int j = EXPERTS == 2 ? line % VIRTUAL : 0;
                 if (item == from || run == 0)
 #pragma unroll
@@ -306,7 +305,7 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
                         while (load_acquire(counter) < (unsigned)items) {}
                     waited = true;
                     __syncwarp();
-                    low_rank_outer(u, u_scales, u_tiles, u_index, h + (size_t)(j + m) * INNER_PARTS * rank, rank, tile, tokens, lane, outer_sums);
+                    low_rank_outer(u, u_scales, u_tiles, u_index, h + (size_t)(j + m) * INNER_PARTS * rank, rank, packed_tile(w, line), tokens, lane, outer_sums);
                 }
 #endif
                 if (item + 1 == to || run + 1 == runs)
@@ -317,7 +316,9 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
 #endif
     {
         // The stream.
+#if FORMAT != 5
         const Placed placed_here = placed_for(placed, stride, table, lane);
+#endif
         float sums[2][SUMS];
 #pragma unroll
         for (int c = 0; c < SUMS; c++) sums[0][c] = sums[1][c] = 0.0f;
@@ -329,9 +330,9 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
 #if FORMAT != 5
             const int chunks = pack.chunks(unit), groups = pack.groups_of(unit);
             if (chunks == UNIT_CHUNKS && groups == UNIT_GROUPS)
-                multiply_unit<true>(here, unit * UNIT_TILES, chunks, groups, placed_here, stride, lane, sums);
+                multiply_unit<true>(here, unit, chunks, groups, placed_here, stride, lane, sums);
             else
-                multiply_unit<false>(here, unit * UNIT_TILES, chunks, groups, placed_here, stride, lane, sums);
+                multiply_unit<false>(here, unit, chunks, groups, placed_here, stride, lane, sums);
 #endif
             __syncwarp(); // scales are read
             if (i + STAGES < count) copy_and_advance(ahead, here, w, pack, lines, lane);
@@ -381,7 +382,7 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
             value[p] = 0.0f;
 #pragma unroll
             for (int j = 0; j < VIRTUAL; j++) {
-                const int line = super * SUPER + p * VIRTUAL + j, at = (EXPERTS == 2 ? j : m) * 16 + r;
+                [[maybe_unused]] const int line = super * SUPER + p * VIRTUAL + j, at = (EXPERTS == 2 ? j : m) * 16 + r;
                 float sum = 0.0f;
 #if FORMAT != 5
                 if (line <= last_row) sum = gather_sums<STREAM_WARPS>(sums_slots, 16 * M, range.first, range.end, line, units, first_row, at);
@@ -390,8 +391,8 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
                     for (int b = block + 1; b < helpers; b++)
                         sum += __ldcg(partial + ((size_t)b * SUPER + p * VIRTUAL + j) * 16 * M + at);
 #endif
-                const size_t tile = packed_tile(w, line);
 #if FORMAT == 0 && GROUP == 0
+                const size_t tile = packed_tile(w, line);
 #if ZEROS
                 sum = fmaf(row_zero(zeros + tile * ZERO_BYTES, r), corrections[at / 16], sum);
 #endif
@@ -411,7 +412,7 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
             value[p] += bias[(super * PAIR + p) * 16 + r];
 #endif
         }
-        float out = activate(value[0]);
+        float out = activate<ACTIVATION>(value[0]);
 #if GLU
         out *= value[1];
 #endif

@@ -7,14 +7,14 @@ inline size_t fused_shared(const Settings& s, int cols, int tiles, int grid) {
     const long format = s["FORMAT"], bits = s["BITS"], group = s["GROUP"], m = s["M"];
     const bool codes = format == 0, combine = s["EXPERTS"] == 2;
     const long chunk_tiles = codes && (bits == 2 || bits == 3) ? 2 : 1, unit_tiles = codes || format == 5 ? 4 : 1;
-    const long chunk_bytes = codes ? chunk_tiles * 128 * bits : format == 5 ? 0 : format == 3 ? 4096 : 2048;
+    const long chunk_bytes = codes ? chunk_tiles * 128 * bits : format == 5 ? 0 : 2048;
     const long unit_groups = codes && group ? unit_tiles * 64 / group : 0;
     const long zero_bytes = s["ZEROS"] ? (bits == 8 ? 16 : 8) : 0;
     const long unit_codes = unit_tiles / chunk_tiles * chunk_bytes;
     const long unit_bytes = (unit_codes + unit_groups * (32 + zero_bytes) + 15) / 16 * 16;
     const long stages = s["STAGES"] ? s["STAGES"] : unit_codes == 0 ? 2 : std::min(8L, std::max(2L, 8192 / unit_codes));
     const long column_tiles = (cols + 64 * chunk_tiles - 1) / (64 * chunk_tiles) * chunk_tiles;
-    const long units = format == 5 ? 1 : (column_tiles + unit_tiles - 1) / unit_tiles;
+    const long units = format == 5 ? 1 : (column_tiles * (format == 3 ? 2 : 1) + unit_tiles - 1) / unit_tiles;
     const long x_bytes = format == 5 ? 0 : !codes ? column_tiles * 256 : s["ACT"] ? column_tiles * 128 : column_tiles * 64;
     const long padding = !x_bytes ? 0 : codes && !s["ACT"] ? (column_tiles % 2 ? 0 : 64) : 16;
     const long table = codes && !s["ACT"] ? column_tiles * (m == 1 ? 1 : (m + 1) / 2 * 2) * 16 : 0;

@@ -15,19 +15,15 @@
 // Activations of all tokens as one `mma` operand, and what scales them. ACT 0: codes s8, in each
 // 64 columns byte 16 t + 4 i + b is column 16 i + 4 t + b. ACT 1 with codes as weights: f16 in the
 // same order, divided with the token's power of two. Float weights: f32 in plain order.
+// Bytes of a token, padded so that those of neighbours meet in no bank.
 #if FORMAT == 5
-#define X_BYTES(tiles) 0
-#define X_PADDING_OF(tiles) 0
+#define X_STRIDE(tiles) 0
 #elif FORMAT != 0
-#define X_BYTES(tiles) ((tiles) * 256)
-#define X_PADDING_OF(tiles) 16
+#define X_STRIDE(tiles) ((tiles) * 256 + 16)
 #elif ACT == 1
-#define X_BYTES(tiles) ((tiles) * 128)
-#define X_PADDING_OF(tiles) 16
+#define X_STRIDE(tiles) ((tiles) * 128 + 16)
 #else
-#define X_BYTES(tiles) ((tiles) * 64)
-// Rows of neighbouring tokens lie 64 bytes apart modulo 128: no bank conflicts.
-#define X_PADDING_OF(tiles) (((tiles) & 1) ? 0 : 64)
+#define X_STRIDE(tiles) ((tiles) * 64 + ((tiles) % 2 ? 0 : 64))
 #endif
 // Tokens of a table entry; a lane reads two neighbours.
 #define TABLE_TOKENS (M == 1 ? 1 : (M + 1) / 2 * 2)
@@ -252,10 +248,9 @@ __device__ __forceinline__ void round_inputs(const Input& in, const float* xscal
 __device__ __forceinline__ void place_inputs(const Input& in, const float* xscale, const signed char* xq, const float* xs,
                                              const int* xsum, const Pack& pack, unsigned char* placed, int stride, float4* table,
                                              float* powers, float* corrections, float* scratch) {
-    const int quads = pack.tiles * 16;
-    (void)quads;
 #if FORMAT == 5
 #elif FORMAT != 0
+    const int quads = pack.tiles * 16;
     for (int first = threadIdx.x; first < quads; first += 4 * THREADS)
         for (int m = 0; m < M; m++) {
             float4 v[4];
@@ -270,6 +265,7 @@ __device__ __forceinline__ void place_inputs(const Input& in, const float* xscal
 #pragma unroll
     for (int m = 0; m < M; m++) total[m] = 0.0f;
 #if ACT == 1
+    const int quads = pack.tiles * 16;
     // The largest magnitude gets the exponent of 2^14.
     for (int m = 0; m < M; m++) {
         float largest = 0.0f;

@@ -10,3 +10,10 @@ __device__ __forceinline__ float2 bf16x2(unsigned word) {
     return make_float2(__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000u));
 }
 __device__ __forceinline__ unsigned f16x2_bits(float x, float y) { return f16_bits(x) | f16_bits(y) << 16; }
+// Two halves and their bits.
+__device__ __forceinline__ __half2 bits_half2(unsigned word) {
+    return __halves2half2(__ushort_as_half((unsigned short)(word & 0xffffu)), __ushort_as_half((unsigned short)(word >> 16)));
+}
+__device__ __forceinline__ unsigned half2_bits(__half2 h) {
+    return __half_as_ushort(__low2half(h)) | (unsigned)__half_as_ushort(__high2half(h)) << 16;
+}

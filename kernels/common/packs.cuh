@@ -27,10 +27,12 @@
 #else
 #define CHUNK_TILES 1
 #define UNIT_TILES 1
-#define CHUNK_BYTES (FORMAT == 3 ? 4096 : 2048)
+#define CHUNK_BYTES 2048
 #endif
 #define UNIT_CHUNKS (UNIT_TILES / CHUNK_TILES)
 #define UNIT_COLUMNS (64 * UNIT_TILES)
+// Units of a tile of f32: its halves of 32 columns.
+#define TILE_UNITS (FORMAT == 3 ? 2 : 1)
 #define UNIT_CODES (UNIT_CHUNKS * CHUNK_BYTES)
 
 #if FORMAT == 0 && GROUP != 0
@@ -56,16 +58,16 @@ struct Pack {
     int groups; // per row
     __device__ __forceinline__ explicit Pack(int cols) {
         tiles = (cols + 64 * CHUNK_TILES - 1) / (64 * CHUNK_TILES) * CHUNK_TILES;
-        units = FORMAT == 5 ? 1 : (tiles + UNIT_TILES - 1) / UNIT_TILES;
+        units = FORMAT == 5 ? 1 : (tiles * TILE_UNITS + UNIT_TILES - 1) / UNIT_TILES;
 #if UNIT_GROUPS
         groups = (cols + GROUP - 1) / GROUP;
 #else
         groups = 0;
 #endif
     }
-    __device__ __forceinline__ int chunks(int unit) const { return min(UNIT_CHUNKS, tiles / CHUNK_TILES - unit * UNIT_CHUNKS); }
+    __device__ __forceinline__ int chunks(int unit) const { return min(UNIT_CHUNKS, tiles * TILE_UNITS / CHUNK_TILES - unit * UNIT_CHUNKS); }
     __device__ __forceinline__ int groups_of(int unit) const { return min(UNIT_GROUPS, groups - unit * UNIT_GROUPS); }
-    __device__ __forceinline__ size_t row_bytes() const { return (size_t)(tiles / CHUNK_TILES) * CHUNK_BYTES; }
+    __device__ __forceinline__ size_t row_bytes() const { return (size_t)(tiles * TILE_UNITS / CHUNK_TILES) * CHUNK_BYTES; }
 };
 
 #if FORMAT == 0

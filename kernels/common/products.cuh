@@ -19,9 +19,10 @@ struct Placed {
 };
 
 __device__ __forceinline__ Placed placed_for(const unsigned char* x, int stride, const float4* table, int lane) {
-    const int g = lane / 4, t = lane % 4;
+    const int t = lane % 4;
     Placed p;
 #if FORMAT == 0
+    const int g = lane / 4;
     // Columns of the product beyond the tokens are never read: any token will do for them.
     p.x = x + (size_t)(g < M ? g : M - 1) * stride + (ACT == 0 ? 16 : 32) * t;
     p.table = table + (M == 1 ? 0 : 2 * (2 * t < M ? t : (M - 1) / 2));
@@ -35,10 +36,10 @@ __device__ __forceinline__ Placed placed_for(const unsigned char* x, int stride,
 #if FORMAT == 0 && ACT == 0
 // sums += scale · (codes · activations − zero point · Σ activations), exact inside a block of 32.
 template <bool FULL>
-__device__ __forceinline__ void multiply_unit(const unsigned char* unit, int first_tile, int chunks, int groups, const Placed& placed,
+__device__ __forceinline__ void multiply_unit(const unsigned char* unit, int index, int chunks, int groups, const Placed& placed,
                                               int stride, int lane, float (&sums)[2][SUMS]) {
     (void)stride;
-    const int g = lane / 4;
+    [[maybe_unused]] const int g = lane / 4;
     float2 zeros = make_float2(1.0f, 1.0f);
     float group_sums[2][SUMS];
 #pragma unroll
@@ -47,7 +48,7 @@ __device__ __forceinline__ void multiply_unit(const unsigned char* unit, int fir
         const Chunk codes = load_chunk(unit, chunk, FULL ? UNIT_CHUNKS : chunks, lane);
 #pragma unroll
         for (int inner = 0; inner < CHUNK_TILES; inner++) {
-            const int here = chunk * CHUNK_TILES + inner, tile = first_tile + here; // tile of the unit, of the row
+            const int here = chunk * CHUNK_TILES + inner, tile = index * UNIT_TILES + here; // tile of the unit, of the row
             const uint4 x = *(const uint4*)(placed.x + tile * 64);
             float4 entry[SUMS];
 #pragma unroll
@@ -66,7 +67,6 @@ __device__ __forceinline__ void multiply_unit(const unsigned char* unit, int fir
                 // Column where a group of scales starts in the unit.
                 const int column = 64 * here + 32 * half_tile;
                 const bool starts = GROUP == 0 || column % (GROUP ? GROUP : 1) == 0;
-                const bool ends = GROUP != 0 && (column + 32) % (GROUP ? GROUP : 1) == 0;
 #if ZEROS && GROUP != 0
                 if (starts && (FULL || column / GROUP < groups))
                     zeros = zero_points(unit + UNIT_ZEROS + column / GROUP * ZERO_BYTES, g);
@@ -88,7 +88,7 @@ __device__ __forceinline__ void multiply_unit(const unsigned char* unit, int fir
                             sum = fmaf(product, scale, none || (ZEROS && GROUP == 0) ? sum : sum + before);
                     }
 #if GROUP != 0
-                const bool last = !FULL && here + 1 == chunks * CHUNK_TILES && half_tile;
+                const bool ends = (column + 32) % GROUP == 0, last = !FULL && here + 1 == chunks * CHUNK_TILES && half_tile;
                 if (ends || last) {
                     const int group = column / GROUP;
                     if (FULL || group < groups) { // beyond the columns there is no scale
@@ -113,16 +113,15 @@ __device__ __forceinline__ void codes_to_f16(unsigned codes, __half2 minus, unsi
 #endif
     // 0x6400 is 1024, whose last place is 1.
     const unsigned first = __byte_perm(codes, 0x64646464u, 0x4140), second = __byte_perm(codes, 0x64646464u, 0x4342);
-    const __half2 a = __hsub2(*(const __half2*)&first, minus), b = __hsub2(*(const __half2*)&second, minus);
-    low = *(const unsigned*)&a, high = *(const unsigned*)&b;
+    low = half2_bits(__hsub2(bits_half2(first), minus)), high = half2_bits(__hsub2(bits_half2(second), minus));
 }
 
 // sums += scale · (codes − zero point) · activations, all in f16 with sums in f32.
 template <bool FULL>
-__device__ __forceinline__ void multiply_unit(const unsigned char* unit, int first_tile, int chunks, int groups, const Placed& placed,
+__device__ __forceinline__ void multiply_unit(const unsigned char* unit, int index, int chunks, int groups, const Placed& placed,
                                               int stride, int lane, float (&sums)[2][SUMS]) {
     (void)stride;
-    const int g = lane / 4;
+    [[maybe_unused]] const int g = lane / 4;
     float2 zeros = make_float2((float)MIDPOINT, (float)MIDPOINT);
     if (BITS == 8) zeros = make_float2(0.0f, 0.0f);
     if (ZEROS && GROUP == 0) zeros = make_float2(0.0f, 0.0f); // taken off at the end
@@ -133,7 +132,7 @@ __device__ __forceinline__ void multiply_unit(const unsigned char* unit, int fir
         const Chunk codes = load_chunk(unit, chunk, FULL ? UNIT_CHUNKS : chunks, lane);
 #pragma unroll
         for (int inner = 0; inner < CHUNK_TILES; inner++) {
-            const int here = chunk * CHUNK_TILES + inner, tile = first_tile + here;
+            const int here = chunk * CHUNK_TILES + inner, tile = index * UNIT_TILES + here;
             const uint4 x0 = *(const uint4*)(placed.x + tile * 128), x1 = *(const uint4*)(placed.x + tile * 128 + 16);
 #pragma unroll
             for (int half_tile = 0; half_tile < 2; half_tile++) {
@@ -185,11 +184,12 @@ __device__ __forceinline__ void multiply_unit(const unsigned char* unit, int fir
 #elif FORMAT != 5
 // sums += weights · activations in f32, over this lane's columns.
 template <bool FULL>
-__device__ __forceinline__ void multiply_unit(const unsigned char* unit, int first_tile, int chunks, int groups, const Placed& placed,
+__device__ __forceinline__ void multiply_unit(const unsigned char* unit, int index, int chunks, int groups, const Placed& placed,
                                               int stride, int lane, float (&sums)[2][SUMS]) {
     (void)chunks, (void)groups;
+    const unsigned char* const x_here = placed.x + index * (256 / TILE_UNITS);
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 4 / TILE_UNITS; i++) {
         float w[2][4];
 #if FORMAT == 3
 #pragma unroll
@@ -212,7 +212,7 @@ __device__ __forceinline__ void multiply_unit(const unsigned char* unit, int fir
 #endif
 #pragma unroll
         for (int m = 0; m < M; m++) {
-            const float4 x = *(const float4*)(placed.x + (size_t)m * stride + first_tile * 256 + 64 * i);
+            const float4 x = *(const float4*)(x_here + (size_t)m * stride + 64 * i);
 #pragma unroll
             for (int r = 0; r < 2; r++)
                 sums[r][m] = fmaf(w[r][3], x.w, fmaf(w[r][2], x.z, fmaf(w[r][1], x.y, fmaf(w[r][0], x.x, sums[r][m]))));

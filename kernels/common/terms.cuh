@@ -8,6 +8,8 @@
 #define SPARSE_COLUMNS 4096
 #define TERM_TOKENS (EXPERTS == 2 ? 1 : M) // rows of x that meet one row of a term
 
+// Parts that a row of V is cut into, each of some of its words: sums of one warp each.
+#define INNER_PARTS 8
 // Tokens that a loop over a term sees to at once, so that sums fit into registers.
 #define TERM_GROUP (TERM_TOKENS > 2 ? 2 : TERM_TOKENS)
 // Loads on their way in loops over terms, as registers allow.
@@ -39,9 +41,6 @@ __device__ __forceinline__ float4 factor4(const uint4& w, int quad) {
     return make_float4((float)((s & 15) - 8), (float)((s >> 4 & 15) - 8), (float)((s >> 8 & 15) - 8), (float)((s >> 12 & 15) - 8));
 #endif
 }
-
-// Parts that a row of V is cut into, each of some of its words: sums of one warp each.
-#define INNER_PARTS 8
 
 // Part `part` of h[m, i] = V[i, :] x[m, :] for one row i, by a warp, for `tokens` rows of x from
 // `first_token` on, at most TERM_GROUP. h is [rows of x, INNER_PARTS, rank], here from the first.
@@ -138,7 +137,10 @@ __device__ __forceinline__ void prefetch_outer(const unsigned char* u, const uns
 // offset in scales; u_index [tiles + 1] says which a tile has.
 __device__ __forceinline__ void low_rank_outer(const unsigned char* u, const half* u_scales, const unsigned* u_tiles, const unsigned* u_index,
                                                const float* h, int rank, int tile, int tokens, int lane, float (&sums)[2][TERM_GROUP]) {
-    const int g = lane / 4, t = lane % 4;
+    const int t = lane % 4;
+#if UFORMAT <= 8
+    const int g = lane / 4;
+#endif
     for (unsigned e = u_index[tile]; e < u_index[tile + 1]; e++) {
         const unsigned* entry = u_tiles + 4 * (size_t)e;
         const unsigned steps = entry[2];

@@ -8,6 +8,7 @@ mod data;
 mod embed;
 mod emulate;
 mod emulator;
+mod linear;
 mod many;
 mod moe;
 mod prefill;

@@ -41,19 +41,49 @@ pub(crate) fn shared_library(name: &str, source: &Path, defines: &[String]) -> O
     hash.update(format!("{FLAGS:?} {defines:?} {compiler} {runtime:?}"));
     let path = folder().join(format!("{name}-{}.so", hex(&hash.finalize()[..10])));
     if !path.exists() {
+        compile(source, defines, &path);
+    }
+    Some(path)
+}
+
+/// Compiles and links a kernel; there must be a compiler. Headers stand where the source's do.
+pub(crate) fn compile(source: &Path, defines: &[String], path: &Path) {
+    let (compiler, runtime) = toolchain().expect("a compiler");
+    let partial = path.with_extension(format!("{}.partial", unique()));
+    let object = path.with_extension(format!("{}.o", unique()));
+    let mut command = Command::new(compiler);
+    command.args(FLAGS).args(defines);
+    command.args(["-x", "c++", "-c"]).arg(source);
+    command.arg("-o").arg(&object);
+    run_compiler(&mut command);
+    // Linked without the sanitizers, so that their hooks are the emulation's.
+    let mut command = Command::new(compiler);
+    command.args(["-shared", "-o"]).arg(&partial).arg(&object);
+    command.args(runtime);
+    run_compiler(&mut command);
+    std::fs::remove_file(&object).expect("removed");
+    std::fs::rename(&partial, path).expect("renamed");
+}
+
+/// A program of the tests, compiled where it is not there yet; `None` without a compiler.
+pub(crate) fn program(name: &str, source: &Path) -> Option<PathBuf> {
+    let (compiler, _) = toolchain()?;
+    let mut hash = Sha256::new();
+    hash.update(headers_hash());
+    for file in [
+        source,
+        Path::new("benches/gpu/linear_case.hpp"),
+        Path::new("benches/gpu/linear_launch.hpp"),
+    ] {
+        hash.update(std::fs::read(file).unwrap_or_else(|e| panic!("{}: {e}", file.display())));
+    }
+    let path = folder().join(format!("{name}-{}", hex(&hash.finalize()[..10])));
+    if !path.exists() {
         let partial = path.with_extension(format!("{}.partial", unique()));
-        let object = path.with_extension(format!("{}.o", unique()));
         let mut command = Command::new(compiler);
-        command.args(FLAGS).args(defines);
-        command.args(["-Ikernels", "-x", "c++", "-c"]).arg(source);
-        command.arg("-o").arg(&object);
+        command.args(["-std=c++17", "-O2", "-Wall", "-Werror", "-o"]);
+        command.arg(&partial).arg(source).arg("-ldl");
         run_compiler(&mut command);
-        // Linked without the sanitizers, so that their hooks are the emulation's.
-        let mut command = Command::new(compiler);
-        command.args(["-shared", "-o"]).arg(&partial).arg(&object);
-        command.args(runtime);
-        run_compiler(&mut command);
-        std::fs::remove_file(&object).expect("removed");
         std::fs::rename(&partial, &path).expect("renamed");
     }
     Some(path)
