@@ -429,8 +429,7 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
         }
     }
 #if LOWRANK || SPLIT
-    // Counters are left at 0.
-    __syncthreads();
+    // Counters are left at 0; nobody reads those of this launch any more.
     if (threadIdx.x == 0) {
 #if SPLIT
         for (int b = block + 1; b < helpers; b++) store_release(counter + 2 + b, 0);

@@ -84,7 +84,8 @@ __device__ __forceinline__ float input1(const Input& in, int m, int k) {
     return v;
 }
 
-// Sums over the block of one number per token, left in out[m]; `scratch` has M * WARPS floats.
+// Sums over the block of one number per token, left in out[m] by thread m: a barrier must follow
+// before others read it or `scratch`, M * WARPS floats, is used again.
 __device__ __forceinline__ void sum_tokens(const float (&v)[M], float* scratch, float* out) {
     const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
 #pragma unroll
@@ -98,7 +99,6 @@ __device__ __forceinline__ void sum_tokens(const float (&v)[M], float* scratch, 
         for (int w = 0; w < WARPS; w++) s += scratch[threadIdx.x * WARPS + w];
         out[threadIdx.x] = s;
     }
-    __syncthreads();
 }
 
 // Mean and inverse deviation of each token.

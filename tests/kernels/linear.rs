@@ -39,6 +39,7 @@ const SHAPES: &[&str] = &[
     "rows=96 cols=1100 grid=5 schedule=2 rank=20 blocks=3 per_mille=20",
     "rows=16 cols=37 grid=1 ldx_extra=2 rank=3 per_mille=100",
     "rows=80 cols=576 grid=4 schedule=2 seed=5 rank=17 blocks=2",
+    "rows=160 cols=2300 grid=1 rank=16",
 ];
 
 /// Splits `NAME=VALUE NAME=VALUE`.

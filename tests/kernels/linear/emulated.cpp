@@ -118,6 +118,8 @@ static bool run_case(Run run, const Settings& s) {
         first = result;
         for (size_t i = 0; i < counter.size(); i++)
             if (((uint32_t*)p.counter)[i]) failed = "a counter is not 0 at the end";
+        const HlrcEmuBuffer* codes = b.find("q");
+        if (!failed && codes && !s["EXPERTS"] && codes->loaded != codes->bytes) failed = "codes are not read exactly once";
         uint64_t loaded = 0, floor = 0;
         for (const char* name : {"q", "scales", "zeros", "v", "v_scales", "u", "u_scales", "s"})
             if (const HlrcEmuBuffer* at = b.find(name)) floor += at->bytes;
