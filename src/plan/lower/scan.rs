@@ -115,6 +115,11 @@ impl<'a> Scan<'a> {
                     let problem = "has no kernel; `hlrc-opt inspect --graph` shows where it stands";
                     return Err(PlanError::unsupported(&op_type, &op.name, problem));
                 }
+                OpKind::Grad(grad) => {
+                    let problem = "belongs to a graph of training, which is not planned; plan the \
+                                   model that `train` writes";
+                    return Err(PlanError::unsupported(&grad.name(), &op.name, problem));
+                }
             }
             self.done.insert(id);
         }
@@ -169,6 +174,7 @@ impl<'a> Scan<'a> {
             OpKind::Moe(_) => "moe",
             OpKind::Native(native) => native.name(),
             OpKind::Onnx(_) => "onnx",
+            OpKind::Grad(_) => "grad",
         };
         let place = match op.name.is_empty() {
             false => op.name.clone(),
