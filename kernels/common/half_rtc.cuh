@@ -5,6 +5,8 @@
 struct __align__(2) __half { unsigned short bits; };
 struct __align__(4) __half2 { __half x, y; };
 struct __align__(2) __nv_bfloat16 { unsigned short bits; };
+typedef __half half;
+typedef __half2 half2;
 
 __device__ __forceinline__ float __half2float(__half h) {
     float f;

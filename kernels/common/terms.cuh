@@ -13,7 +13,7 @@
 // Tokens that a loop over a term sees to at once, so that sums fit into registers.
 #define TERM_GROUP (TERM_TOKENS > 2 ? 2 : TERM_TOKENS)
 // Loads on their way in loops over terms, as registers allow.
-constexpr int OUTER_UNROLL = TERM_TOKENS == 1 ? 2 : 1;
+[[maybe_unused]] constexpr int OUTER_UNROLL = TERM_TOKENS == 1 ? 2 : 1;
 
 // Asks for bytes ahead of their loads: thread `index` of `count`.
 __device__ __forceinline__ void prefetch_range(const void* p, size_t bytes, int index, int count) {
