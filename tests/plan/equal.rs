@@ -72,6 +72,8 @@ fn compare(model: &Model, options: &Options, precision: Precision, count: usize)
     }
 }
 
+/// Positions of every plan: as many as the smallest fixture has.
+const CONTEXT: u32 = 40;
 /// Most relative error of logits where nothing is rounded: sums in another order.
 const SUMS: f64 = 1e-5;
 /// The same where keys and values are f16.
@@ -158,7 +160,7 @@ fn check(name: &str, path: &Path, pipeline: &str, count: usize) {
     let model = Model::new(path, pipeline);
     let exact = Options {
         exact: true,
-        ..options(64)
+        ..options(CONTEXT)
     };
     let e = compare(&model, &exact, Precision::Exact, count);
     let (unrounded, decoding, prompt) = (e.unrounded, e.decoding, e.prompt);
@@ -174,8 +176,8 @@ fn check(name: &str, path: &Path, pipeline: &str, count: usize) {
         prompt <= 2.0 * HALVES,
         "{name} {pipeline}: the prompt is off by {prompt:e}"
     );
-    let first = first_projection(&model, &options(64));
-    let rounded = compare(&model, &options(64), Precision::Int8, count).unrounded;
+    let first = first_projection(&model, &options(CONTEXT));
+    let rounded = compare(&model, &options(CONTEXT), Precision::Int8, count).unrounded;
     eprintln!("{name} {pipeline}: 8 bits: first projection {first:.1e}, logits {rounded:.1e}");
     assert!(
         first <= SUMS,
@@ -247,7 +249,7 @@ fn caches_in_8_bits_and_in_pages() {
         exact: true,
         kv,
         page,
-        ..options(64)
+        ..options(CONTEXT)
     };
     let compare = |kv, page| compare(&model, &exact(kv, page), Precision::Exact, 40);
     let plain = compare(KvFormat::F16, None);
@@ -268,7 +270,7 @@ fn several_sequences_decode_together() {
     let three = Options {
         exact: true,
         batch: 3,
-        ..options(64)
+        ..options(CONTEXT)
     };
     let e = compare(&model, &three, Precision::Exact, 8);
     assert!(e.unrounded <= SUMS && e.decoding <= HALVES && e.prompt <= 2.0 * HALVES);

@@ -109,6 +109,7 @@ fn fused_shared(
     let chunk_bytes = match format {
         0 => chunk_tiles * 128 * bits,
         5 => 0,
+        // Of f32, half a tile.
         _ => 2048,
     };
     let unit_groups = if codes && group > 0 {
