@@ -33,22 +33,22 @@ static T* device(const std::vector<T>& from) {
     CHECK(cudaMemcpy(p, from.data(), from.size() * sizeof(T), cudaMemcpyHostToDevice));
     return p;
 }
-static void launch(cudaKernel_t kernel, FusedPointers& p, int grid, int grid_y, size_t shared, cudaStream_t stream, bool dependent) {
+static void launch(cudaKernel_t kernel, FusedPointers& p, int grid, int grid_y, size_t shared, int threads, cudaStream_t stream, bool dependent) {
     cudaLaunchConfig_t config{};
-    config.gridDim = dim3(grid, grid_y), config.blockDim = dim3(512), config.dynamicSmemBytes = shared, config.stream = stream;
+    config.gridDim = dim3(grid, grid_y), config.blockDim = dim3(threads), config.dynamicSmemBytes = shared, config.stream = stream;
     cudaLaunchAttribute attribute{};
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
     config.attrs = &attribute, config.numAttrs = dependent ? 1 : 0;
     CHECK(cudaLaunchKernelExC(&config, (const void*)kernel, p.arguments().data()));
 }
-static int resident_blocks(cudaKernel_t kernel, size_t shared) {
+static int resident_blocks(cudaKernel_t kernel, size_t shared, int threads) {
     int blocks = 0;
     if (cudaFuncSetAttribute((const void*)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared) != cudaSuccess) {
         cudaGetLastError();
         return 0;
     }
-    CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, (const void*)kernel, 512, shared));
+    CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, (const void*)kernel, threads, shared));
     return blocks;
 }
 
@@ -70,7 +70,7 @@ static bool check(cudaKernel_t kernel, const Settings& s) {
     p.y = device(std::vector<float>(outputs, NAN));
     p.rows = c.rows, p.cols = c.cols, p.tiles = c.tiles, p.ldx = c.cols, p.ldy = p.ldr = c.out_rows, p.rank = c.rank, p.top_k = (int)s["top_k"];
     p.eps = (float)c.eps, p.scale = (float)c.scale, p.softcap = (float)c.softcap;
-    if (!resident_blocks(kernel, shared)) {
+    if (!resident_blocks(kernel, shared, 32 * (int)s["WARPS"])) {
         printf("FAIL %zu bytes of shared memory do not fit\n", shared);
         return false;
     }
@@ -79,7 +79,7 @@ static bool check(cudaKernel_t kernel, const Settings& s) {
     double error = 0;
     for (int pass = 0; pass < 3; pass++) {
         CHECK(cudaMemset(p.y, 0xff, outputs * 4));
-        launch(kernel, p, grid, grid_y, shared, 0, false);
+        launch(kernel, p, grid, grid_y, shared, 32 * (int)s["WARPS"], 0, false);
         CHECK(cudaDeviceSynchronize());
         CHECK(cudaMemcpy(out.data(), p.y, outputs * 4, cudaMemcpyDeviceToHost));
         error = std::fmax(error, relative_error(out, c.y));
@@ -190,11 +190,11 @@ static void time_case(cudaKernel_t kernel, const Settings& s, double ceiling) {
     int grid = (int)s["grid"];
     if (!s.values.count("grid")) {
         const size_t guess = fused_shared(s, cols, tiles, sms);
-        const int per_sm = std::max(1, std::min(resident_blocks(kernel, guess), s["per_sm"] ? (int)s["per_sm"] : 1));
+        const int per_sm = std::max(1, std::min(resident_blocks(kernel, guess, 32 * (int)s["WARPS"]), s["per_sm"] ? (int)s["per_sm"] : 1));
         grid = sms * per_sm;
     }
     const size_t shared = fused_shared(s, cols, tiles, grid);
-    const int resident = resident_blocks(kernel, shared);
+    const int resident = resident_blocks(kernel, shared, 32 * (int)s["WARPS"]);
     if (resident * sms < grid) {
         printf("skip: %zu bytes of shared memory, %d blocks fit", shared, resident * sms);
         for (const auto& v : s.values) printf(" %s=%ld", v.first.c_str(), v.second);
@@ -248,7 +248,7 @@ static void time_case(cudaKernel_t kernel, const Settings& s, double ceiling) {
         cudaGraph_t graph;
         cudaGraphExec_t exec;
         CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-        for (int i = 0; i < launches; i++) launch(kernel, all[i % copies], grid, 1, shared, stream, dependent);
+        for (int i = 0; i < launches; i++) launch(kernel, all[i % copies], grid, 1, shared, 32 * (int)s["WARPS"], stream, dependent);
         CHECK(cudaStreamEndCapture(stream, &graph));
         CHECK(cudaGraphInstantiate(&exec, graph, 0));
         std::vector<float> times;

@@ -45,7 +45,7 @@ struct Settings {
     long operator[](const char* name) const {
         const auto it = values.find(name);
         if (it != values.end()) return it->second;
-        static const std::map<std::string, long> otherwise = {{"BITS", 4},   {"GROUP", 64}, {"M", 1},          
+        static const std::map<std::string, long> otherwise = {{"WARPS", 16},  {"BITS", 4},   {"GROUP", 64}, {"M", 1},          
                                                               {"VFORMAT", 8}, {"UFORMAT", 8}, {"rows", 64},     {"cols", 256},
                                                               {"grid", 4},    {"top_k", 1},   {"experts", 1},   {"rank", 16},
                                                               {"tokens", 1},  {"per_mille", 5}, {"seed", 1},    {"blocks", 1}};

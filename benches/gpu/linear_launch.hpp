@@ -20,10 +20,10 @@ inline size_t fused_shared(const Settings& s, int cols, int tiles, int grid) {
     const long table = codes && !s["ACT"] ? column_tiles * (m == 1 ? 1 : (m + 1) / 2 * 2) * 16 : 0;
     const long pair = s["GLU"] ? 2 : 1, virtual_rows = combine ? m : 1, super = pair * virtual_rows;
     const bool terms = s["LOWRANK"] || s["SPARSE"];
-    const long warps = terms ? format == 5 ? 1 : 12 : 16;
+    const long all = s["WARPS"], warps = terms ? format == 5 ? 1 : all - 4 : all;
     long slots;
-    if (s["SPLIT"]) slots = ((tiles * virtual_rows * units + grid - 1) / grid + units - 1) / units + 1 + 16;
-    else slots = super * ((tiles / pair + grid - 1) / grid) + 16;
+    if (s["SPLIT"]) slots = ((tiles * virtual_rows * units + grid - 1) / grid + units - 1) / units + 1 + all;
+    else slots = super * ((tiles / pair + grid - 1) / grid) + all;
     return warps * stages * unit_bytes + m * (x_bytes + padding) + table + slots * 64 * m + (terms ? slots * 64 * (combine ? 1 : m) : 0) + 128 + 96 * m;
 }
 inline int fused_super(const Settings& s) { return (s["GLU"] ? 2 : 1) * (s["EXPERTS"] == 2 ? (int)s["M"] : 1); }

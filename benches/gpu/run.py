@@ -18,7 +18,7 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 KERNELS = os.path.join(HERE, "..", "..", "kernels")
 DEFAULTS = dict(FORMAT=0, BITS=4, GROUP=64, ZEROS=0, M=1, ACT=0, XIN=0, XSCALE=0, LOWRANK=0, VFORMAT=8, UFORMAT=8, SPARSE=0,
-                ACTIVATION=0, GLU=0, BIAS=0, RESIDUAL=0, SOFTCAP=0, EXPERTS=0, SPLIT=0)
+                ACTIVATION=0, GLU=0, BIAS=0, RESIDUAL=0, SOFTCAP=0, EXPERTS=0, SPLIT=0, WARPS=16)
 
 
 def defines(variant):

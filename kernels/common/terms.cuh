@@ -69,7 +69,7 @@ __device__ __forceinline__ void low_rank_inner(const Input& in, int first_token,
             float scale[BATCH];
 #pragma unroll
             for (int b = 0; b < BATCH; b++) {
-                const int c = min(first + 32 * b, words - 1);
+                const int c = min(first + 32 * b, end - 1);
                 const bool there = first + 32 * b < end;
                 word[b] = load_stream(w + c);
 #if VFORMAT <= 8
@@ -80,7 +80,7 @@ __device__ __forceinline__ void low_rank_inner(const Input& in, int first_token,
             }
 #pragma unroll
             for (int b = 0; b < BATCH; b++) {
-                const int c = min(first + 32 * b, words - 1);
+                const int c = min(first + 32 * b, end - 1);
                 float part_sums[TERM_GROUP];
 #pragma unroll
                 for (int m = 0; m < TERM_GROUP; m++) part_sums[m] = 0.0f;

@@ -30,6 +30,7 @@ const PLAIN: &[(&str, i64)] = &[
     ("EXPERTS", 0),
     ("SPLIT", 0),
     ("STAGES", 2),
+    ("WARPS", 16),
 ];
 
 /// Shapes with and without tails, few and many blocks, all schedules.
@@ -156,6 +157,8 @@ fn low_rank_and_sparse_terms() {
         "LOWRANK=1 VFORMAT=16 UFORMAT=16",
         "LOWRANK=1 VFORMAT=32 UFORMAT=32 FORMAT=5 GROUP=0 SPARSE=1",
         "SPARSE=1 BITS=2 M=1 XIN=1",
+        "LOWRANK=1 SPARSE=1 BITS=8 WARPS=5",
+        "LOWRANK=1 M=2 FORMAT=1 GROUP=0 WARPS=6",
     ];
     check(&variants, SHAPES);
     check(

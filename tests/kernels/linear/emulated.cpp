@@ -84,7 +84,7 @@ static bool run_case(Run run, const Settings& s) {
 
     HlrcEmuLaunch l{};
     l.grid[0] = grid, l.grid[1] = grid_y, l.grid[2] = 1;
-    l.block[0] = 512, l.block[1] = l.block[2] = 1;
+    l.block[0] = 32 * (uint32_t)s["WARPS"], l.block[1] = l.block[2] = 1;
     l.dynamic_shared = fused_shared(s, c.cols, c.tiles, grid);
     l.shared_limit = s["shared_limit"] ? s["shared_limit"] : 232448;
     l.schedule = (uint32_t)s["schedule"];
