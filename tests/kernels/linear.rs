@@ -313,16 +313,25 @@ fn mutants_are_killed() {
     let Some(program) = toolchain::program("linear", Path::new(DRIVER)) else {
         return;
     };
-    let mut survivors = Vec::new();
-    for mutant in &all {
-        let (seen, text) = killed(mutant, &program);
-        println!("{} `{}`: {}", mutant.file, mutant.to, text.trim());
-        if !seen {
-            survivors.push(format!(
-                "{}: `{}` → `{}`",
-                mutant.file, mutant.from, mutant.to
-            ));
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    let survivors = std::sync::Mutex::new(Vec::new());
+    let work = || {
+        let relaxed = std::sync::atomic::Ordering::Relaxed;
+        while let Some(mutant) = all.get(next.fetch_add(1, relaxed)) {
+            let (seen, text) = killed(mutant, &program);
+            println!("{} `{}`: {}", mutant.file, mutant.to, text.trim());
+            if !seen {
+                let line = format!("{}: `{}` → `{}`", mutant.file, mutant.from, mutant.to);
+                survivors.lock().expect("no panic").push(line);
+            }
         }
-    }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(work);
+        }
+    });
+    let survivors = survivors.into_inner().expect("no panic");
     assert!(survivors.is_empty(), "alive:\n{}", survivors.join("\n"));
 }
