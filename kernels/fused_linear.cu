@@ -3,7 +3,7 @@
 // kernel: fused_linear abi=2
 // defines: FORMAT=0,1,2,3,5 BITS=0,2,3,4,8 GROUP=0,32,64,128,256 ZEROS=0,1 M=1..8 ACT=0,1 XIN=0..3 XSCALE=0,1 LOWRANK=0,1 VFORMAT=0,4,8,16,32 UFORMAT=0,4,8,16,32 SPARSE=0,1 ACTIVATION=0..5 GLU=0,1 BIAS=0,1 RESIDUAL=0,1 SOFTCAP=0,1 EXPERTS=0..2 SPLIT=0,1 STAGES=2..8 WARPS=5..16
 // args: x:const f32* xq:const s8* xs:const f32* xsum:const i32* gain:const f32* beta:const f32* xscale:const f32* q:const u8* scales:const f16* zeros:const u8* v:const u8* v_scales:const f16* v_tiles:const u32* v_index:const u32* u:const u8* u_scales:const f16* u_tiles:const u32* u_index:const u32* s:const u32* s_offsets:const u32* bias:const f32* residual:const f32* ids:const i32* weights:const f32* h:f32* partial:f32* counter:u32* y:f32* rows:i32 cols:i32 tiles:i32 ldx:i32 ldy:i32 ldr:i32 rank:i32 top_k:i32 eps:f32 scale:f32 softcap:f32
-// block: 32*WARPS
+// block: 512
 //
 // How it works. All units of weights (16 rows × 256 columns) of the launch stand in one line, row
 // tile after row tile; each warp of the grid takes an equal run of them, which is contiguous in
@@ -28,7 +28,7 @@
 // top_k): row `slot` of y is expert ids[slot] of row slot / top_k of x. 2 (M = top_k, grid.y =
 // tokens): row t of y is the sum over j of weights[t, j] · expert ids[t, j] of row t · top_k + j.
 //
-// Launch: block 32 · WARPS; grid.x · grid.y at most what is resident at once where SPLIT or LOWRANK (blocks
+// Launch: block 32 · WARPS (512 unless WARPS is less); grid.x · grid.y at most what is resident at once where SPLIT or LOWRANK (blocks
 // wait for one another). Dynamic shared memory, rounded up to 16 at each +, with
 // P = (GLU ? 2 : 1) · (EXPERTS == 2 ? M : 1), R = SPLIT ? ceil(ceil(tiles · P' · units / grid.x) /
 // units) + 1 : P · ceil(tiles / (GLU ? 2 : 1) / grid.x), P' = (EXPERTS == 2 ? M : 1):
