@@ -195,7 +195,7 @@ fn is_empty(term: &Term) -> bool {
         Term::LowRank(l) => l.blocks.iter().all(|b| b.rank == 0),
         Term::Sparse(s) => s.nnz == 0,
         Term::Columns(c) => c.count == 0,
-        Term::Dense(_) | Term::Quant(_) | Term::Trellis(_) => false,
+        Term::Dense(_) | Term::Quant(_) | Term::Trellis(_) | Term::Custom(_) => false,
     }
 }
 

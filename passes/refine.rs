@@ -153,7 +153,7 @@ impl MatrixPass for Refine {
         let before = damped_objective(&metric, &residual, rows)?;
         // What both terms stand for together.
         for place in [found.quantized, found.low_rank] {
-            peel.earlier[place].term.add_rows(0..rows, &mut residual);
+            peel.earlier[place].term.add_rows(0..rows, &mut residual)?;
         }
         let target = residual;
         let total = damped_objective(&metric, &target, rows)?;

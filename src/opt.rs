@@ -129,6 +129,8 @@ struct Fingerprint<'a> {
     shard_size: u64,
     bisect: Option<u64>,
     calibration: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    plugins: Vec<String>,
     module: String,
     inputs: Vec<(String, u64, u128)>,
 }
@@ -153,6 +155,7 @@ fn fingerprint(job: &Job<'_>, input: &Input<'_>) -> String {
         shard_size: job.shard_size,
         bisect: job.run.bisect_limit,
         calibration: job.run.moments.map(|m| m.identity()),
+        plugins: job.schedule.plugins(),
         module: crate::weights::Digest::of(text.as_bytes()).to_hex(),
         inputs: input.files.iter().map(stamp).collect(),
     };

@@ -85,7 +85,7 @@ fn term_and_residual_add_up() {
                 assert!(turned || sum == w, "{name}: no term, so nothing may change");
                 continue;
             };
-            term.add_rows(0..rows, &mut sum);
+            term.add_rows(0..rows, &mut sum).expect("decodes");
             let error: Vec<f32> = sum.iter().zip(&w).map(|(a, b)| a - b).collect();
             let relative = (norm2(&error) / norm2(&w)).sqrt();
             assert!(
@@ -173,8 +173,9 @@ fn stored_rows_give_the_same_term() {
             let mut residual = w.clone();
             let term = peel(pass.as_ref(), &mut residual, rows, cols).term;
             let (mut ours, mut theirs) = (vec![0.0; w.len()], vec![0.0; w.len()]);
-            stored.term.add_rows(0..rows, &mut ours);
-            term.expect("a term").add_rows(0..rows, &mut theirs);
+            stored.term.add_rows(0..rows, &mut ours).expect("decodes");
+            let term = term.expect("a term");
+            term.add_rows(0..rows, &mut theirs).expect("decodes");
             assert!(ours == theirs, "{name}: stored rows give another term");
             let close = |a: f64, b: f64| (a - b).abs() <= 1e-9 * b;
             assert!(close(stored.weight_squares, norm2(&w)), "{name}");

@@ -6,12 +6,13 @@
 /// `hlrc-opt passes NAME` prints above the options. A name with hyphens needs its file stated:
 /// `pass_entry!("two-words" in "two_words.rs", …)`. (`file!()` won't do: where this crate is a
 /// dependency it is absolute, and `include_str!` starts at the folder of the pass.)
+#[macro_export]
 macro_rules! pass_entry {
     ($name:literal, $options:ty, $build:expr) => {
-        $crate::passes::shared::entry::pass_entry!(@ $name, concat!($name, ".rs"), $options, $build);
+        $crate::pass_entry!(@ $name, concat!($name, ".rs"), $options, $build);
     };
     ($name:literal in $file:literal, $options:ty, $build:expr) => {
-        $crate::passes::shared::entry::pass_entry!(@ $name, $file, $options, $build);
+        $crate::pass_entry!(@ $name, $file, $options, $build);
     };
     (@ $name:literal, $file:expr, $options:ty, $build:expr) => {
         /// This pass in the registry.
@@ -25,21 +26,21 @@ macro_rules! pass_entry {
                 name: $name,
                 summary: entry::first_line(DOC),
                 doc: DOC,
-                schema: $crate::pass::registry::schema_of::<$options>,
-                build: |pairs| {
-                    let options: $options = $crate::pass::registry::options(pairs)?;
+                schema: &$crate::pass::entry::schema_of::<$options>,
+                build: &|pairs| {
+                    let options: $options = $crate::pass::entry::options(pairs)?;
                     ($build)(options)
                 },
             }
         };
     };
 }
-pub(crate) use pass_entry;
+pub use crate::pass_entry;
 
 /// The `//!` lines that a source starts with, without their marks, and their length.
 ///
 /// At most `N` bytes are kept; the length is of all.
-pub(crate) const fn header<const N: usize>(source: &str) -> ([u8; N], usize) {
+pub const fn header<const N: usize>(source: &str) -> ([u8; N], usize) {
     let (source, mut out) = (source.as_bytes(), [0; N]);
     let (mut at, mut len) = (0, 0);
     while at + 2 < source.len()
@@ -67,7 +68,7 @@ pub(crate) const fn header<const N: usize>(source: &str) -> ([u8; N], usize) {
 }
 
 /// Bytes as text; a source file is UTF-8, so nothing else can occur.
-pub(crate) const fn text(bytes: &'static [u8]) -> &'static str {
+pub const fn text(bytes: &'static [u8]) -> &'static str {
     match std::str::from_utf8(bytes) {
         Ok(text) => text,
         Err(_) => "",
@@ -75,7 +76,7 @@ pub(crate) const fn text(bytes: &'static [u8]) -> &'static str {
 }
 
 /// The text up to its first line's end.
-pub(crate) const fn first_line(text: &'static str) -> &'static str {
+pub const fn first_line(text: &'static str) -> &'static str {
     let bytes = text.as_bytes();
     let mut end = 0;
     while end < bytes.len() && bytes[end] != b'\n' {

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::numeric::FactorFormat;
-use crate::pass::{Peeled, Residual};
+use crate::pass::Residual;
 
 /// How factors are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -65,16 +65,6 @@ impl ResidualOption {
             Some(ResidualOption::Keep) => Residual::Keep,
             Some(ResidualOption::Drop) => Residual::DropNow,
             None => Residual::Drop,
-        }
-    }
-}
-
-impl Peeled {
-    /// No term; a remark says why.
-    pub(in crate::passes) fn nothing() -> Self {
-        Peeled {
-            term: None,
-            note: "nothing".to_string(),
         }
     }
 }

@@ -3,7 +3,6 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::numeric::hessian::HessianError;
 use crate::pass::{Calibration, PassError, Peel};
 
 /// In which metric terms are chosen.
@@ -76,11 +75,5 @@ pub fn metric_bytes(option: Option<MetricOption>, cols: u64) -> u64 {
     match option {
         Some(MetricOption::Weights) => 0,
         _ => cols.saturating_mul(cols).saturating_mul(4 * 6),
-    }
-}
-
-impl From<HessianError> for PassError {
-    fn from(error: HessianError) -> Self {
-        PassError::new(error)
     }
 }

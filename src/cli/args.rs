@@ -27,6 +27,9 @@ pub struct Cli {
     /// What `opt` takes.
     #[command(flatten)]
     pub opt: OptArgs,
+    /// Which plugins are loaded.
+    #[command(flatten)]
+    pub plugins: super::plugin::args::PluginArgs,
 }
 
 const EXAMPLES: &str = "\
@@ -63,6 +66,7 @@ Exit codes:
   130  interrupted; --resume continues
 
 Environment:
+  HLRC_PLUGIN_PATH   plugins to load, or folders of them, with `:` between
   NO_COLOR           no colours, as --color=never
   RAYON_NUM_THREADS  threads where --threads is not given"
     )
@@ -104,6 +108,8 @@ pub enum Command {
     RunReproducer(ReproducerArgs),
     /// Write the skeleton of a new pass with its golden test
     NewPass(NewPassArgs),
+    /// List plugins, look at one, try one, or write a new one
+    Plugin(super::plugin::args::PluginCommand),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
     /// Print the manual page

@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 
 /// Long options that LLVM's tools take with a single dash.
-const SINGLE_DASH: [&str; 20] = [
+const SINGLE_DASH: [&str; 21] = [
     "passes",
     "pass-pipeline",
     "verify-each",
@@ -20,6 +20,7 @@ const SINGLE_DASH: [&str; 20] = [
     "opt-bisect-limit",
     "stop-after",
     "run-reproducer",
+    "load-pass-plugin",
     "pass-remarks-output",
     "help",
     "version",
@@ -27,7 +28,7 @@ const SINGLE_DASH: [&str; 20] = [
 ];
 
 /// The subcommands, as `args` defines them.
-pub const COMMANDS: [&str; 17] = [
+pub const COMMANDS: [&str; 18] = [
     "opt",
     "quantize",
     "run",
@@ -43,6 +44,7 @@ pub const COMMANDS: [&str; 17] = [
     "passes",
     "run-reproducer",
     "new-pass",
+    "plugin",
     "completions",
     "man",
 ];
@@ -71,14 +73,25 @@ pub fn normalise(argv: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     with_command(out)
 }
 
-/// Puts the subcommand first: before `-q`, `-v` and `--color=…` that stand ahead of it, or as `opt`.
+/// Puts the subcommand first: before `-q`, `-v`, `--color=…` and options about plugins that stand ahead of
+/// it, or as `opt`.
 fn with_command(mut argv: Vec<OsString>) -> Vec<OsString> {
     let talk = |a: &OsString| {
         let text = a.to_str().unwrap_or("");
         text.starts_with("--color=")
             || matches!(text, "-q" | "--quiet" | "--verbose" | "-v" | "-vv")
     };
-    let ahead = argv.iter().skip(1).take_while(|a| talk(a)).count();
+    let mut ahead = 0;
+    while let Some(argument) = argv.get(1 + ahead) {
+        let text = argument.to_str().unwrap_or("");
+        ahead += match text {
+            "--load-pass-plugin" | "--load-plugin" => 2,
+            "--isolate-plugins" => 1,
+            _ if text.starts_with("--load-pass-plugin=") => 1,
+            _ if talk(argument) => 1,
+            _ => break,
+        };
+    }
     let Some(first) = argv.get(1 + ahead).and_then(|a| a.to_str().or(Some(""))) else {
         return argv;
     };
@@ -162,6 +175,26 @@ mod tests {
     fn the_subcommand_comes_first() {
         assert_eq!(normal(&["-q", "inspect", "x"]), ["inspect", "-q", "x"]);
         assert_eq!(normal(&["-v", "x.onnx"]), ["opt", "-v", "x.onnx"]);
+        assert_eq!(
+            normal(&[
+                "-load-pass-plugin",
+                "a.so",
+                "--isolate-plugins",
+                "passes",
+                "a"
+            ]),
+            [
+                "passes",
+                "--load-pass-plugin",
+                "a.so",
+                "--isolate-plugins",
+                "a"
+            ]
+        );
+        assert_eq!(
+            normal(&["--load-pass-plugin=a.so", "x.onnx"]),
+            ["opt", "--load-pass-plugin=a.so", "x.onnx"]
+        );
         assert_eq!(normal(&["--help"]), ["--help"]);
         assert_eq!(normal(&["-V"]), ["-V"]);
         assert!(normal(&[]).is_empty());

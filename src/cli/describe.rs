@@ -44,6 +44,11 @@ pub fn term(module: &Module, matrix: &Matrix, term: &Term) -> String {
         Term::LowRank(low_rank) => format!("low_rank {}", ranks(low_rank)),
         Term::Sparse(sparse) => format!("sparse {}", share(sparse.nnz)),
         Term::Columns(columns) => format!("columns {}", columns.count),
+        Term::Custom(custom) => {
+            let bytes = term.bytes(matrix, &module.weights);
+            let bits = bits_per_weight(bytes, matrix.entries());
+            format!("{} {bits:.2}", custom.kind)
+        }
     }
 }
 

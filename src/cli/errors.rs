@@ -57,6 +57,7 @@ pub fn run(error: &RunError) -> Failure {
 fn store(error: &StoreError) -> Failure {
     match error {
         StoreError::TooLarge(_) => Failure::new(Exit::Infeasible, error.to_string()),
+        StoreError::Kind { .. } => Failure::new(Exit::Plugin, error.to_string()),
         _ => Failure::new(Exit::Input, error.to_string()),
     }
 }

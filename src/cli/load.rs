@@ -10,6 +10,7 @@ use crate::pass::pipeline::error::nearest;
 use crate::pass::{Remark, RemarkKind};
 use crate::report::human;
 use crate::report::progress::Progress;
+use crate::store::StoreError;
 use crate::weights::FileCache;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -196,7 +197,11 @@ impl Executable {
         if let Some(more) = count.checked_sub(TOLD).filter(|&more| more > 0) {
             what += &format!("\n  and {} more", human::plural(more, "remark"));
         }
-        let failure = Failure::new(Exit::Input, what);
+        let exit = match error {
+            ExecError::Store(StoreError::Kind { .. }) => Exit::Plugin,
+            _ => Exit::Input,
+        };
+        let failure = Failure::new(exit, what);
         match error {
             ExecError::NotLanguageModel(_) => {
                 failure.help("`hlrc-opt eval` runs encoders and other models on given inputs")

@@ -21,6 +21,7 @@ mod opt;
 mod outcome;
 mod passes;
 pub mod plan;
+pub mod plugin;
 pub mod prepare;
 pub mod quantize;
 pub mod report;
@@ -44,6 +45,9 @@ use std::process::ExitCode;
 
 /// Runs the command that the process's arguments say; the whole of `main`.
 pub fn main() -> ExitCode {
+    if let Some(code) = plugin::child() {
+        return code;
+    }
     signal::install();
     let argv = argv::normalise(std::env::args_os());
     let cli = match Cli::try_parse_from(argv) {
@@ -122,6 +126,7 @@ fn usage_hint(error: &clap::Error) -> Option<String> {
 }
 
 fn run(cli: Cli) -> Result<Exit, Failure> {
+    plugin::load(&cli.plugins)?;
     match cli.command {
         None => opt::run(&cli.opt),
         Some(Command::Opt(args)) => opt::run(&args),
@@ -141,6 +146,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Some(Command::Completions(args)) => generate::completions(&args),
         Some(Command::Man(args)) => generate::man(&args),
         Some(Command::NewPass(args)) => new_pass::run(&args),
+        Some(Command::Plugin(args)) => plugin::run(&args, &cli.plugins),
     }
 }
 

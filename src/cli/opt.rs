@@ -117,6 +117,7 @@ pub fn rerun(args: &ReproducerArgs) -> Result<Exit, Failure> {
             format!("{place}: the recorded arguments don't fit: {error}"),
         )
     })?;
+    super::plugin::load(&cli.plugins)?;
     let mut again = match cli.command {
         Some(Command::Opt(again)) => *again,
         _ => cli.opt,

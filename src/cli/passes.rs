@@ -5,7 +5,7 @@ use super::table::{Table, wrap};
 use super::{Exit, Failure, print};
 use crate::pass::pipeline::error::did_you_mean;
 use crate::pass::pipeline::{option_docs, preset};
-use crate::pass::registry::{PassEntry, find, passes};
+use crate::pass::{PassEntry, find, passes};
 use serde_json::{Value, json};
 
 /// Columns that descriptions are broken at.
@@ -92,7 +92,7 @@ fn one(name: &str, json: bool) -> Result<String, Failure> {
     })
 }
 
-fn describe(pass: &PassEntry) -> String {
+pub(super) fn describe(pass: &PassEntry) -> String {
     let mut text = format!("{}\n\n{}\n", pass.name, pass.doc.trim_end());
     let docs = option_docs(&(pass.schema)());
     if docs.is_empty() {
@@ -122,7 +122,7 @@ fn plain(value: &Value) -> String {
         .map_or_else(|| value.to_string(), str::to_owned)
 }
 
-fn describe_json(pass: &PassEntry) -> Value {
+pub(super) fn describe_json(pass: &PassEntry) -> Value {
     let schema = (pass.schema)();
     let options: Vec<Value> = option_docs(&schema)
         .into_iter()

@@ -87,6 +87,7 @@ pub fn arguments(args: &OptArgs) -> Vec<String> {
     if args.debug.no_verify_each {
         out.push("--no-verify-each".to_owned());
     }
+    out.extend(super::plugin::arguments());
     out
 }
 

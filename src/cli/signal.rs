@@ -43,6 +43,33 @@ mod unix {
         unsafe { libc::poll(&raw mut input, 1, -1) >= 0 }
     }
 
+    extern "C" fn note(_: libc::c_int) {
+        INTERRUPTED.store(true, Ordering::Relaxed);
+    }
+
+    /// Calls `work` with what is standard output; what others print in the meantime goes to standard
+    /// error. SIGUSR1 sets the flag that a first interrupt sets.
+    ///
+    /// # Errors
+    /// Those of `work`, or of the system.
+    pub fn with_private_stdout(
+        work: impl FnOnce(&mut std::fs::File) -> std::io::Result<()>,
+    ) -> std::io::Result<()> {
+        use std::os::fd::FromRawFd;
+        let handler: extern "C" fn(libc::c_int) = note;
+        // SAFETY: the handler only touches an atomic; dup makes a descriptor that nobody else has, so
+        // that the file may own it.
+        let mut out = unsafe {
+            libc::signal(libc::SIGUSR1, handler as *const () as libc::sighandler_t);
+            let own = libc::dup(libc::STDOUT_FILENO);
+            if own < 0 || libc::dup2(libc::STDERR_FILENO, libc::STDOUT_FILENO) < 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+            std::fs::File::from_raw_fd(own)
+        };
+        work(&mut out)
+    }
+
     /// Installs the handlers.
     pub fn install() {
         // Beyond a file size limit a write then fails like on a full disk, in place of ending the process.
@@ -64,7 +91,22 @@ mod unix {
 }
 
 #[cfg(unix)]
-pub use unix::{install, wait_for_input};
+pub use unix::{install, wait_for_input, with_private_stdout};
+
+/// Calls `work` with what is standard output; what others print in the meantime goes to standard error.
+/// SIGUSR1 sets the flag that a first interrupt sets.
+///
+/// # Errors
+/// Those of `work`.
+#[cfg(not(unix))]
+pub fn with_private_stdout(
+    work: impl FnOnce(&mut std::fs::File) -> std::io::Result<()>,
+) -> std::io::Result<()> {
+    let _ = work;
+    Err(std::io::Error::other(
+        "plugins can't be isolated on this system",
+    ))
+}
 
 /// Without POSIX signals an interrupt ends the process; the journal makes it resumable all the same.
 #[cfg(not(unix))]

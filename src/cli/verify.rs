@@ -5,12 +5,15 @@ use super::diff::held_by_matrices;
 use super::load::{self, Source};
 use super::{Exit, Failure, opt, print, signal};
 use crate::export::hlrc::{MANIFEST_FILE, Manifest};
-use crate::ir::{Module, Storage, Weight, text, verify};
+use crate::ir::site::sites;
+use crate::ir::{Module, Storage, Term, Weight, text, verify};
+use crate::pass::kind;
 use crate::report::human;
 use crate::store::Reader;
 use crate::weights::{FileCache, MatrixView, hash};
 use rayon::prelude::*;
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
 /// Entries decoded at a time: 1 MiB of f32.
@@ -27,6 +30,9 @@ struct Findings {
     bytes: u64,
     /// What is wrong: place and cause.
     faults: Vec<String>,
+    /// Kinds of terms that no loaded plugin defines, so that nobody knows whether they make sense.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    unknown_kinds: BTreeSet<String>,
 }
 
 /// Checks a model.
@@ -57,6 +63,7 @@ pub fn run(args: &VerifyArgs) -> Result<Exit, Failure> {
         .map(Weight::bytes)
         .fold(0, u64::saturating_add);
     found.faults.extend(checked.into_iter().flatten());
+    custom_terms(&reader, &module, &mut found);
     if args.json {
         print((serde_json::to_string_pretty(&found).unwrap_or_default() + "\n").as_bytes())?;
     }
@@ -75,7 +82,12 @@ fn conclude(found: &Findings, json: bool) -> Result<Exit, Failure> {
                 0 => String::new(),
                 count => format!(", {} as the manifest says", human::plural(count, "file")),
             };
-            print(format!("sound: {read}{files}\n").as_bytes())?;
+            let unknown = found.unknown_kinds.iter().map(|kind| {
+                let plugin = kind.split('.').next().unwrap_or(kind);
+                format!("not checked: terms of the kind {kind}, whose plugin {plugin} is not loaded (--load-pass-plugin)\n")
+            });
+            let unknown: String = unknown.collect();
+            print(format!("sound: {read}{files}\n{unknown}").as_bytes())?;
         }
         return Ok(Exit::Ok);
     }
@@ -126,6 +138,23 @@ fn manifest(dir: &Path, found: &mut Findings) -> Result<(), Failure> {
         .collect();
     found.faults.extend(faults.into_iter().flatten());
     Ok(())
+}
+
+/// Asks plugins whether terms of their kinds make sense.
+fn custom_terms(reader: &Reader<'_>, module: &Module, found: &mut Findings) {
+    for site in sites(module) {
+        let Some(matrix) = site.matrix(module) else {
+            continue;
+        };
+        for term in &matrix.terms {
+            let Term::Custom(custom) = term else { continue };
+            if kind::find(&custom.kind).is_none() {
+                found.unknown_kinds.insert(custom.kind.clone());
+            } else if let Err(error) = reader.term(module, matrix, term) {
+                found.faults.push(format!("{}: {error}", site.name));
+            }
+        }
+    }
 }
 
 /// Checks that the module survives being printed and read again.

@@ -1,5 +1,6 @@
 //! A matrix `Σ terms`, located and checked once, multiplied straight from the mapped files.
 
+mod custom;
 mod gradient;
 mod prepare;
 mod release;
@@ -66,6 +67,7 @@ enum PreparedTerm {
         columns: Vec<u32>,
         values: Stored,
     },
+    Custom(custom::PreparedCustom),
 }
 
 /// The coordinates of a term's inputs and outputs.
@@ -176,7 +178,7 @@ impl PreparedMatrix {
         let kept = matrix.terms.iter().filter(|t| match t {
             Term::LowRank(_) => !without.low_rank,
             Term::Sparse(_) | Term::Columns(_) => !without.sparse,
-            Term::Dense(_) | Term::Quant(_) | Term::Trellis(_) => true,
+            Term::Dense(_) | Term::Quant(_) | Term::Trellis(_) | Term::Custom(_) => true,
         });
         let terms: Result<Vec<PreparedTerm>, ExecError> = kept.map(|t| preparer.term(t)).collect();
         Ok(Self {
@@ -268,6 +270,9 @@ impl PreparedMatrix {
                 let view = self.columns(columns, values)?;
                 sparse::matmul_columns(pool, &view, x, tokens, write, out);
             }
+            PreparedTerm::Custom(custom) => {
+                self.multiply_custom(pool, custom, x, tokens, write, out)?;
+            }
         }
         Ok(())
     }
@@ -321,6 +326,7 @@ impl PreparedMatrix {
                 PreparedTerm::Columns { columns, values } => {
                     sparse::add_row_columns(&self.columns(columns, values)?, row, out);
                 }
+                PreparedTerm::Custom(custom) => self.add_custom_row(custom, row, out)?,
             }
         }
         Ok(())

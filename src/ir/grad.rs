@@ -174,6 +174,8 @@ impl Part {
             Term::LowRank(l) => vec![(Part::U, l.u.data), (Part::V, l.v.data)],
             Term::Sparse(s) => vec![(Part::Values, s.values)],
             Term::Columns(c) => vec![(Part::Values, c.values)],
+            // What a plugin stores is a constant here.
+            Term::Custom(_) => Vec::new(),
         }
     }
 

@@ -28,8 +28,8 @@ pub use op::{
     RopeScaling,
 };
 pub use term::{
-    ColumnsTerm, FactorRef, LowRankTerm, Matrix, QuantTerm, Rotation, SparseTerm, Term,
-    TrellisTerm, WeightView,
+    ColumnsTerm, CustomTerm, FactorRef, LowRankTerm, Matrix, QuantTerm, Rotation, SparseTerm, Term,
+    TrellisTerm, WeightView, is_custom_kind, is_word,
 };
 pub use types::{Dim, TensorType, Type};
 pub use weight::{Encoding, Storage, Synthetic, Weight};

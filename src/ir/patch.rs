@@ -22,6 +22,7 @@ pub struct Patch {
     replaced: HashMap<OpRef, Vec<Op>>,
     dropped: Vec<WeightId>,
     ports: HashMap<usize, (Vec<ValueId>, Vec<Operand>)>,
+    whole: Option<Box<Module>>,
 }
 
 /// Why a patch was not applied. The module is as it was.
@@ -60,6 +61,15 @@ impl Patch {
             replaced: HashMap::new(),
             dropped: Vec::new(),
             ports: HashMap::new(),
+            whole: None,
+        }
+    }
+
+    /// A patch that puts `whole` in the place of `module`.
+    pub fn whole(module: &Module, rule: &str, whole: Module) -> Self {
+        Self {
+            whole: Some(Box::new(whole)),
+            ..Self::new(module, rule)
         }
     }
 
@@ -109,6 +119,7 @@ impl Patch {
             && self.replaced.is_empty()
             && self.dropped.is_empty()
             && self.ports.is_empty()
+            && self.whole.is_none()
     }
 
     /// Number of ops replaced or removed.
@@ -125,10 +136,15 @@ impl Patch {
         if module.weights.len() != self.first_weight || values != self.first_values {
             return Err(PatchError::Stale(self.rule));
         }
-        let mut next = module.clone();
+        let mut next = match self.whole.take() {
+            Some(whole) => *whole,
+            None => module.clone(),
+        };
         next.weights.append(&mut self.weights);
         for (index, graph) in next.graphs.iter_mut().enumerate() {
-            graph.values.append(&mut self.values[index]);
+            graph
+                .values
+                .append(self.values.get_mut(index).unwrap_or(&mut Vec::new()));
             self.edit_graph(index, graph);
             if let Some((inputs, outputs)) = self.ports.remove(&index) {
                 graph.body.inputs = inputs;

@@ -1,5 +1,7 @@
 //! Terms: what a linear's matrix is the sum of.
 
+use serde_json::{Map, Value};
+
 use super::{Weight, WeightId};
 use crate::numeric::{Block, FactorFormat, Group, Scheme};
 
@@ -29,6 +31,8 @@ pub enum Term {
     Sparse(SparseTerm),
     /// `columns(@columns, @values, count=4)`: whole columns.
     Columns(ColumnsTerm),
+    /// `kmeans4.codebook(codes=@c, values=@v, {entries=16})`: a kind that a plugin defines.
+    Custom(CustomTerm),
 }
 
 /// A matrix inside a stored tensor.
@@ -133,6 +137,31 @@ pub struct ColumnsTerm {
     pub count: u64,
 }
 
+/// A term of a kind that a plugin defines. Nothing but the plugin knows what it means; its bytes, its
+/// text and its place in files need nobody.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CustomTerm {
+    /// The plugin's name, a dot, and the plugin's name for the kind: `kmeans4.codebook`.
+    pub kind: String,
+    /// Its tensors by name, in the plugin's order.
+    pub tensors: Vec<(String, WeightId)>,
+    /// Small constants.
+    pub attrs: Map<String, Value>,
+}
+
+/// Whether `kind` can be the name of a plugin's kind of term: two words of letters, digits and `_` with a
+/// dot between them, each starting with a letter. Names of built-in kinds have no dot.
+pub fn is_custom_kind(kind: &str) -> bool {
+    kind.split_once('.')
+        .is_some_and(|(plugin, kind)| is_word(plugin) && is_word(kind))
+}
+
+/// Whether `text` is a word of letters, digits and `_` that starts with a letter.
+pub fn is_word(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphabetic())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+}
+
 impl WeightView {
     /// The whole of a two-dimensional tensor stored as `[out, in]`.
     pub fn whole(weight: WeightId) -> Self {
@@ -189,6 +218,7 @@ impl Term {
                 .collect(),
             Term::Sparse(s) => vec![s.values, s.columns, s.offsets],
             Term::Columns(c) => vec![c.columns, c.values],
+            Term::Custom(c) => c.tensors.iter().map(|(_, id)| *id).collect(),
         }
     }
 
@@ -221,6 +251,7 @@ impl Term {
                 f(&mut c.columns);
                 f(&mut c.values);
             }
+            Term::Custom(c) => c.tensors.iter_mut().for_each(|(_, id)| f(id)),
         }
     }
 
@@ -246,7 +277,7 @@ impl Term {
     }
 
     /// The term's name in text.
-    pub fn name(&self) -> &'static str {
+    pub fn name(&self) -> &str {
         match self {
             Term::Dense(_) => "dense",
             Term::Quant(_) => "quant",
@@ -254,6 +285,7 @@ impl Term {
             Term::LowRank(_) => "low_rank",
             Term::Sparse(_) => "sparse",
             Term::Columns(_) => "columns",
+            Term::Custom(c) => &c.kind,
         }
     }
 }

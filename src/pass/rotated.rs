@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::terms::TermData;
-use super::{Peel, Remark, RemarkKind};
+use super::{PassError, Peel, Remark, RemarkKind};
 use crate::ir::Rotation;
 use crate::numeric::hadamard::{Rotation as Side, block_for};
 
@@ -59,12 +59,12 @@ impl Rotation {
         rows: Range<usize>,
         (all, cols): (usize, usize),
         out: &mut [f32],
-    ) {
+    ) -> Result<(), PassError> {
         let block = (self.out_block as usize).max(1);
         let first = rows.start / block * block;
         let last = rows.end.div_ceil(block).saturating_mul(block).min(all);
         let mut values = vec![0f32; (last - first) * cols];
-        term.add_rows(first..last, &mut values);
+        term.add_rows(first..last, &mut values)?;
         // Signs are counted from the matrix's first row.
         let signs = match self.out_block {
             0 | 1 => vec![1.0; all],
@@ -79,6 +79,7 @@ impl Rotation {
         let skip = (rows.start - first) * cols;
         let values = values.get(skip..).unwrap_or(&[]);
         out.iter_mut().zip(values).for_each(|(o, v)| *o += v);
+        Ok(())
     }
 }
 

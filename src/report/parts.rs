@@ -99,6 +99,13 @@ impl Count<'_> {
                     parts.codes += self.bytes(trellis.codes);
                     parts.scales += self.bytes(trellis.scales) + self.bytes(trellis.bits);
                 }
+                Term::Custom(_) => {
+                    parts.codes += term
+                        .weights()
+                        .into_iter()
+                        .map(|w| self.bytes(w))
+                        .sum::<u64>();
+                }
                 Term::LowRank(_) => {
                     parts.factors += term
                         .weights()

@@ -117,7 +117,7 @@ impl SiteReport {
 pub fn term_cost(term: &Term, out: u64, inp: u64) -> (u64, u64, Path) {
     let dense = out.saturating_mul(inp);
     match term {
-        Term::Dense(_) | Term::Quant(_) | Term::Trellis(_) => {
+        Term::Dense(_) | Term::Quant(_) | Term::Trellis(_) | Term::Custom(_) => {
             (dense, dense.saturating_mul(2), Path::Direct)
         }
         Term::Sparse(s) => (s.nnz, s.nnz.saturating_mul(2), Path::Direct),

@@ -1,6 +1,5 @@
 //! From weight references to bytes, matrices and terms.
 
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -13,7 +12,8 @@ use crate::ir::{
 use crate::numeric::sparse::ColumnIndex;
 use crate::numeric::trellis::TrellisMatrix;
 use crate::numeric::{Factor, LowRank, QuantMatrix, Sparse};
-use crate::pass::terms::TermData;
+use crate::pass::kind;
+use crate::pass::terms::{CustomData, CustomTensor, TermData};
 use crate::weights::read::Source;
 use crate::weights::{DType, FileCache, MatrixView, WeightsError};
 
@@ -39,6 +39,14 @@ pub enum StoreError {
         /// The weight, or the term's first one.
         weight: String,
         /// What does not fit.
+        problem: String,
+    },
+    /// A term of a plugin's kind: the plugin is not loaded, or refuses it.
+    #[error("weight @{weight}: {problem}")]
+    Kind {
+        /// The term's first weight.
+        weight: String,
+        /// What is missing or wrong.
         problem: String,
     },
     /// The matrix is too large for this machine's address space.
@@ -226,12 +234,7 @@ impl<'a> Reader<'a> {
     pub fn term(&self, module: &Module, matrix: &Matrix, term: &Term) -> Result<TermData> {
         let rows = matrix.out_features as usize;
         let cols = matrix.in_features as usize;
-        let first = term.weights().first().copied();
-        let name = first.and_then(|w| module.weight(w)).map_or("", |w| &w.name);
-        let damaged = |problem: String| StoreError::Damaged {
-            weight: name.to_string(),
-            problem,
-        };
+        let damaged = |problem: String| damaged(module, term, problem);
         Ok(match term {
             Term::Dense(view) => {
                 let view = self.view(module, matrix, view)?;
@@ -298,6 +301,28 @@ impl<'a> Reader<'a> {
                 sparse.check().map_err(|e| damaged(e.to_string()))?;
                 TermData::Sparse(sparse)
             }
+            Term::Custom(c) => {
+                let kind = kind::needed(&c.kind).map_err(|e| damaged(e.to_string()))?;
+                let tensor = |(name, id): &(String, WeightId)| -> Result<CustomTensor> {
+                    let weight = self.weight(module, *id)?;
+                    Ok(CustomTensor {
+                        name: name.clone(),
+                        dtype: weight.dtype,
+                        shape: weight.dims.clone(),
+                        bytes: self.bytes(module, *id)?,
+                    })
+                };
+                let custom = CustomData {
+                    kind: c.kind.clone(),
+                    rows,
+                    cols,
+                    attrs: c.attrs.clone(),
+                    tensors: c.tensors.iter().map(tensor).collect::<Result<_>>()?,
+                };
+                kind.check(&custom.view())
+                    .map_err(|e| damaged(e.to_string()))?;
+                TermData::Custom(custom)
+            }
         })
     }
 
@@ -321,7 +346,9 @@ impl<'a> Reader<'a> {
                     })?;
                 sum.iter_mut().zip(&values).for_each(|(s, v)| *s += v);
             } else {
-                self.term(module, matrix, term)?.add_rows(0..rows, &mut sum);
+                let data = self.term(module, matrix, term)?;
+                data.add_rows(0..rows, &mut sum)
+                    .map_err(|e| damaged(module, term, e.to_string()))?;
             }
         }
         Ok(sum)
@@ -353,24 +380,14 @@ impl<'a> Reader<'a> {
     }
 }
 
-impl TermData {
-    /// Adds rows of the term to `[rows, cols]` values; a dense term must be f32.
-    pub fn add_rows(&self, rows: Range<usize>, out: &mut [f32]) {
-        match self {
-            TermData::Quant(q) => q.add_rows(rows, out),
-            TermData::Trellis(t) => t.add_rows(rows, out),
-            TermData::Rotated(rotation, term) => {
-                rotation.add_rows(term, rows, term.shape(), out);
-            }
-            TermData::LowRank(l) => l.add_rows(rows, out),
-            TermData::Sparse(s) => s.add_rows(rows, out),
-            TermData::Dense { bytes, cols, .. } => {
-                let values = bytes.chunks_exact(4).skip(rows.start * cols);
-                for (slot, b) in out.iter_mut().zip(values) {
-                    *slot += f32::from_bits(quad(b));
-                }
-            }
-        }
+/// A term whose parts do not fit each other, or whose kind nobody knows.
+fn damaged(module: &Module, term: &Term, problem: String) -> StoreError {
+    let first = term.weights().first().copied();
+    let weight = first.and_then(|w| module.weight(w));
+    let weight = weight.map_or(String::new(), |w| w.name.clone());
+    match term {
+        Term::Custom(_) => StoreError::Kind { weight, problem },
+        _ => StoreError::Damaged { weight, problem },
     }
 }
 

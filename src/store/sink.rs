@@ -225,7 +225,7 @@ impl Sink {
             let fleeting = done.passes_on && (in_files || index + 1 == count);
             let mut ids = Vec::with_capacity(tensors.len());
             for tensor in tensors {
-                let name = self.tensor_name(done.stem, tensor.suffix, index);
+                let name = self.tensor_name(done.stem, &tensor.suffix, index);
                 if fleeting {
                     let (entry, storage) = self.pass_on(done.stage, name, tensor)?;
                     ids.push(add_weight(module, &entry, storage, None));

@@ -12,7 +12,7 @@ use super::{Exit, Failure, print};
 use crate::pass::registry::find;
 use std::path::{Path, PathBuf};
 
-const TEMPLATE: &str = include_str!("template.rs");
+pub(super) const TEMPLATE: &str = include_str!("template.rs");
 const CASE: &str = include_str!("template.hlir");
 const EXPECTED: &str = include_str!("template.out");
 
@@ -83,17 +83,17 @@ pub fn run(args: &NewPassArgs) -> Result<Exit, Failure> {
 
 /// A pass's name in its three spellings.
 #[derive(Debug)]
-struct Name {
+pub(super) struct Name {
     /// `my-pass`, in pipelines.
-    pass: String,
+    pub(super) pass: String,
     /// `my_pass`, the file.
-    module: String,
+    pub(super) module: String,
     /// `MyPass`, the options.
     kind: String,
 }
 
 impl Name {
-    fn new(text: &str) -> Result<Self, Failure> {
+    pub(super) fn new(text: &str) -> Result<Self, Failure> {
         let wrong = |what: &str, help: &str| {
             Failure::new(
                 Exit::Usage,
@@ -133,7 +133,7 @@ impl Name {
         })
     }
 
-    fn fill(&self, template: &str) -> String {
+    pub(super) fn fill(&self, template: &str) -> String {
         template
             .replace("template.rs", &format!("{}.rs", self.module))
             .replace("template", &self.pass)

@@ -107,6 +107,11 @@ impl PreparedMatrix {
                     each.for_each(|(row, out)| super::sparse::add_row_columns(&w, row, out));
                 });
             }
+            PreparedTerm::Custom(custom) => {
+                self.decode_custom(custom, |decode| {
+                    grad::transposed(pool, shape, dy, dx, Accum::Add, decode);
+                })?;
+            }
         }
         Ok(())
     }
@@ -263,6 +268,10 @@ impl PreparedMatrix {
                 }
                 PreparedTerm::Csr { values, .. } | PreparedTerm::Columns { values, .. } => {
                     of(values)?;
+                }
+                PreparedTerm::Custom(custom) => {
+                    let mut tensors = custom.tensors.iter_mut();
+                    tensors.try_for_each(|t| of(&mut t.data))?;
                 }
             }
         }

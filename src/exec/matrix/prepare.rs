@@ -3,7 +3,7 @@
 use super::*;
 
 impl Preparer<'_> {
-    fn stored(&self, id: WeightId) -> Result<Stored, ExecError> {
+    pub(super) fn stored(&self, id: WeightId) -> Result<Stored, ExecError> {
         let absent = || StoreError::Absent(id.to_string());
         let weight = self.module.weight(id).ok_or_else(absent)?;
         Ok(Stored {
@@ -19,6 +19,7 @@ impl Preparer<'_> {
             Term::Trellis(t) => self.trellis(t)?,
             Term::LowRank(l) => self.low_rank(l)?,
             Term::Sparse(s) => self.sparse(s)?,
+            Term::Custom(c) => PreparedTerm::Custom(self.custom(c)?),
             Term::Columns(c) => {
                 let indices = self.stored(c.columns)?;
                 let word = |b: &[u8]| u32::from_le_bytes(b.try_into().unwrap_or_default());

@@ -32,6 +32,7 @@ impl PreparedMatrix {
                     offsets,
                 } => [values, columns, offsets].into_iter().for_each(give),
                 PreparedTerm::Columns { values, .. } => give(values),
+                PreparedTerm::Custom(c) => c.tensors.iter().for_each(|t| give(&t.data)),
             }
         }
     }

@@ -54,6 +54,10 @@ impl Lowerer<'_> {
                     parts.push(self.column_rows(site, indices, matrix, c, part));
                 }
                 Term::Sparse(_) | Term::Columns(_) => {}
+                Term::Custom(_) => {
+                    let table = self.custom(site, matrix, kind, part, false)?;
+                    parts.push(self.gather(site, table, indices));
+                }
             }
         }
         let sum = self.sum(site, &parts);

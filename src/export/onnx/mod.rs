@@ -17,6 +17,7 @@ use crate::weights::{FileCache, WeightsError};
 mod attention;
 mod cache;
 mod codes;
+mod custom;
 mod embed;
 mod external;
 mod factors;

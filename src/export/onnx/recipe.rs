@@ -7,6 +7,7 @@ use super::codes::quant_form;
 use crate::ir::{Module, OpRef};
 use crate::numeric::quant::packed_len;
 use crate::numeric::{Factor, LowRank, QuantMatrix, Side, Sparse};
+use crate::pass::kind;
 use crate::pass::terms::TermData;
 use crate::store::Reader;
 use crate::weights::DType;
@@ -60,6 +61,8 @@ pub(super) enum Form {
     ColumnIndices,
     /// `[count, in]`: row k is one at column k's place.
     OneHot { dtype: DType },
+    /// A constant of the form that a plugin gives its term, by its number.
+    Custom { constant: usize },
 }
 
 /// How to make one tensor.
@@ -109,6 +112,13 @@ impl Recipe {
         }
         if let TermData::Sparse(sparse) = data {
             return sparse_form(sparse, self.form);
+        }
+        if let (TermData::Custom(custom), Form::Custom { constant }) = (data, self.form) {
+            let form = kind::needed(&custom.kind)
+                .ok()?
+                .onnx(&custom.view())
+                .ok()??;
+            return Some(form.tensors.into_iter().nth(constant)?.bytes);
         }
         quant_form(&quant(data, self.piece)?, self.form)
     }
@@ -198,6 +208,12 @@ fn floats(data: &TermData, piece: Piece) -> Option<(Vec<f32>, usize, usize)> {
             columns.len(),
         )),
         (TermData::LowRank(low_rank), piece) => factor_values(low_rank, piece),
+        (TermData::Custom(custom), Piece::Whole) => {
+            let (rows, cols) = (custom.rows, custom.cols);
+            let mut values = vec![0f32; rows.checked_mul(cols)?];
+            custom.add_rows(0..rows, &mut values).ok()?;
+            Some((values, rows, cols))
+        }
         _ => None,
     }
 }

@@ -96,6 +96,10 @@ impl Lowerer<'_> {
                     parts.push(self.columns(site, x, matrix, c, whole));
                 }
                 Term::Sparse(_) | Term::Columns(_) => {}
+                Term::Custom(_) => {
+                    let table = self.custom(site, matrix, kind, whole, true)?;
+                    parts.push(self.standard(site, "MatMul", vec![x, table], Vec::new()));
+                }
             }
         }
         match self.sum(site, &parts) {

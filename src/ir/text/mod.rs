@@ -25,8 +25,8 @@ mod print_op;
 #[cfg(test)]
 mod tests;
 
-pub use parse::{ParseError, parse};
-pub use print::{PrintOptions, print, print_with};
+pub use parse::{ParseError, parse, parse_type};
+pub use print::{PrintOptions, print, print_with, type_text};
 
 /// Version that the first line of a module states.
 pub const VERSION: u32 = 1;

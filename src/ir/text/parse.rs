@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::cursor::Cursor;
 use super::parse_storage::storage;
-use crate::ir::{Graph, Module, Operand, Region, ValueId, Weight, WeightId};
+use crate::ir::{Graph, Module, Operand, Region, Type, ValueId, Weight, WeightId};
 
 /// Text that is not a module.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -40,13 +40,7 @@ pub fn parse(text: &str) -> Result<Module> {
         )));
     }
     c.expect("module")?;
-    let mut parser = Parser {
-        module: Module::default(),
-        weight_ids: HashMap::new(),
-        graph: Graph::default(),
-        scopes: Vec::new(),
-        depth: 0,
-    };
+    let mut parser = Parser::new();
     parser.module.name = c.name()?;
     let attrs = parser.meta(&mut c)?;
     c.expect("{")?;
@@ -67,6 +61,19 @@ pub fn parse(text: &str) -> Result<Module> {
     Ok(parser.module)
 }
 
+/// The type that `text` describes, as `f32[B,S,576]`.
+///
+/// # Errors
+/// [`ParseError`] with the column of the first mistake.
+pub fn parse_type(text: &str) -> Result<Type> {
+    let mut c = Cursor::new(text);
+    let ty = Parser::new().ty(&mut c)?;
+    match c.at_end() {
+        true => Ok(ty),
+        false => Err(c.error("text after the type's end")),
+    }
+}
+
 pub(super) struct Parser {
     pub(super) module: Module,
     weight_ids: HashMap<String, WeightId>,
@@ -76,6 +83,16 @@ pub(super) struct Parser {
 }
 
 impl Parser {
+    fn new() -> Self {
+        Self {
+            module: Module::default(),
+            weight_ids: HashMap::new(),
+            graph: Graph::default(),
+            scopes: Vec::new(),
+            depth: 0,
+        }
+    }
+
     fn weight(&mut self, c: &mut Cursor<'_>) -> Result<WeightId> {
         c.expect("@")?;
         let at = c.position();

@@ -286,7 +286,7 @@ impl ResultName {
     }
 }
 
-fn json_dict(
+pub(super) fn json_dict(
     c: &mut Cursor<'_>,
     depth: usize,
 ) -> Result<serde_json::Map<String, serde_json::Value>> {

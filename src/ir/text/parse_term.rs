@@ -2,9 +2,10 @@
 
 use super::cursor::Cursor;
 use super::parse::{Parser, Result};
+use super::parse_op::json_dict;
 use crate::ir::{
-    ColumnsTerm, FactorRef, LowRankTerm, Matrix, QuantTerm, Rotation, SparseTerm, Term,
-    TrellisTerm, WeightView,
+    ColumnsTerm, CustomTerm, FactorRef, LowRankTerm, Matrix, QuantTerm, Rotation, SparseTerm, Term,
+    TrellisTerm, WeightView, is_custom_kind,
 };
 use crate::numeric::{Block, FactorFormat, Group, Scheme};
 
@@ -70,10 +71,36 @@ impl Parser {
                     count,
                 })
             }
+            kind if is_custom_kind(kind) => self.custom(c, kind)?,
             _ => return Err(c.error_at(at, format!("`{word}` is no kind of term"))),
         };
         c.expect(")")?;
         Ok(term)
+    }
+
+    /// `codes=@c, values=@v, {entries=16}`
+    fn custom(&mut self, c: &mut Cursor<'_>, kind: &str) -> Result<Term> {
+        let mut term = CustomTerm {
+            kind: kind.to_string(),
+            tensors: Vec::new(),
+            attrs: serde_json::Map::new(),
+        };
+        loop {
+            if c.peek() == Some(b'{') {
+                term.attrs = json_dict(c, 0)?;
+                return Ok(Term::Custom(term));
+            }
+            if c.peek() == Some(b')') {
+                return Ok(Term::Custom(term));
+            }
+            let name = c.name()?;
+            c.expect("=")?;
+            let id = self.weight_ref(c)?;
+            term.tensors.push((name, id));
+            if !c.eat(",") {
+                return Ok(Term::Custom(term));
+            }
+        }
     }
 
     fn weight_then_comma(&mut self, c: &mut Cursor<'_>) -> Result<crate::ir::WeightId> {

@@ -333,7 +333,8 @@ pub(super) fn float_text(x: f32) -> String {
     }
 }
 
-pub(super) fn type_text(ty: &Type) -> String {
+/// A type as text has it: `f32[B,S,576]`.
+pub fn type_text(ty: &Type) -> String {
     match ty {
         Type::Tensor(t) => tensor_text(t),
         Type::Sparse(t) => format!("sparse<{}>", tensor_text(t)),

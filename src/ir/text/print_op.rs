@@ -251,6 +251,18 @@ impl Printer<'_> {
                 }
                 let _ = write!(self.out, "count={}", c.count);
             }
+            Term::Custom(c) => {
+                for (i, (name, w)) in c.tensors.iter().enumerate() {
+                    self.comma(i);
+                    self.out.push_str(&bare_or_quoted(name));
+                    self.out.push('=');
+                    self.weight_name(*w);
+                }
+                if !c.attrs.is_empty() {
+                    self.comma(c.tensors.len());
+                    json_dict(&mut self.out, &c.attrs);
+                }
+            }
         }
         self.out.push(')');
     }

@@ -1,9 +1,13 @@
 //! Invariant 4: terms have the shape of their matrix.
 
+use std::collections::HashSet;
+
+use serde_json::{Map, Value};
+
 use super::Verifier;
 use crate::ir::{
-    ColumnsTerm, FactorRef, LowRankTerm, Matrix, QuantTerm, Rotation, SparseTerm, Term,
-    TrellisTerm, WeightId, WeightView,
+    ColumnsTerm, CustomTerm, FactorRef, LowRankTerm, Matrix, QuantTerm, Rotation, SparseTerm, Term,
+    TrellisTerm, WeightId, WeightView, is_custom_kind, is_word,
 };
 use crate::numeric::{Block, FactorFormat, Group, Side};
 use crate::weights::DType;
@@ -37,6 +41,7 @@ impl Verifier<'_> {
                 (None, Term::LowRank(l)) => self.low_rank(matrix, l, place),
                 (None, Term::Sparse(s)) => self.sparse(matrix, s, place),
                 (None, Term::Columns(c)) => self.columns(matrix, c, place),
+                (None, Term::Custom(c)) => self.custom(c, place),
             }
         }
     }
@@ -240,6 +245,29 @@ impl Verifier<'_> {
         self.expect(place, "offsets", s.offsets, DType::U32, rows);
     }
 
+    /// What a plugin's term means only the plugin knows; here its names are checked. Constants are those
+    /// that text has.
+    fn custom(&mut self, term: &CustomTerm, place: &str) {
+        if !is_custom_kind(&term.kind) {
+            let text = format!("`{}` is no name of a plugin's kind of term", term.kind);
+            self.report(place, text);
+        }
+        let names: HashSet<&str> = term.tensors.iter().map(|(name, _)| name.as_str()).collect();
+        if names.len() != term.tensors.len() {
+            self.report(place, format!("{}: two tensors of one name", term.kind));
+        }
+        if let Some(name) = names.into_iter().filter(|name| !is_word(name)).min() {
+            self.report(
+                place,
+                format!("{}: no tensor can be called `{name}`", term.kind),
+            );
+        }
+        if !is_plain(&term.attrs, 0) {
+            let text = "constants are numbers, strings, true and false, and dictionaries of them";
+            self.report(place, format!("{}: {text}", term.kind));
+        }
+    }
+
     fn columns(&mut self, matrix: &Matrix, c: &ColumnsTerm, place: &str) {
         if c.count > matrix.in_features {
             self.report(
@@ -251,4 +279,14 @@ impl Verifier<'_> {
         self.expect(place, "columns", c.columns, DType::U32, Some(c.count));
         self.expect(place, "values", c.values, DType::F16, values);
     }
+}
+
+/// Whether text can hold the constants of a plugin's term.
+fn is_plain(attrs: &Map<String, Value>, depth: usize) -> bool {
+    let plain = |value: &Value| match value {
+        Value::Bool(_) | Value::Number(_) | Value::String(_) => true,
+        Value::Object(inner) => depth < 4 && is_plain(inner, depth + 1),
+        Value::Null | Value::Array(_) => false,
+    };
+    attrs.values().all(plain)
 }

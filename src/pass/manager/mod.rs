@@ -306,10 +306,19 @@ impl Run<'_> {
         self.print_before(module, name);
         let began = std::time::Instant::now();
         let mut remarks = Vec::new();
-        let patch = pass.run(module, &mut remarks).map_err(|e| RunError::Pass {
-            pass: name.to_string(),
-            site: module.name.clone(),
-            message: e.to_string(),
+        let patch = pass.run(module, &mut remarks).map_err(|e| {
+            if self
+                .options
+                .interrupt
+                .load(std::sync::atomic::Ordering::Relaxed)
+            {
+                return RunError::Interrupted { done: 0, total: 0 };
+            }
+            RunError::Pass {
+                pass: name.to_string(),
+                site: module.name.clone(),
+                message: e.to_string(),
+            }
         })?;
         for mut remark in remarks {
             remark.pass = name.to_string();
@@ -332,7 +341,10 @@ impl Run<'_> {
             return Ok(());
         }
         verify(module).map_err(|violations| RunError::Invalid {
-            pass: pass.to_string(),
+            pass: match crate::pass::plugin::of(pass) {
+                Some(plugin) => format!("{pass} (plugin {} {})", plugin.name, plugin.version),
+                None => pass.to_string(),
+            },
             violations,
         })
     }

@@ -94,6 +94,18 @@ impl Schedule {
         })
     }
 
+    /// Plugins whose passes are in the pipeline, with their versions.
+    pub fn plugins(&self) -> Vec<String> {
+        let title = |s: &Scheduled| {
+            let plugin = crate::pass::plugin::of(s.name)?;
+            Some(format!("{} {}", plugin.name, plugin.version))
+        };
+        let mut all: Vec<String> = self.steps.iter().filter_map(title).collect();
+        all.sort();
+        all.dedup();
+        all
+    }
+
     /// Whether any matrix pass runs.
     pub fn has_matrix_passes(&self) -> bool {
         let matrices = |s: &Stage| matches!(s, Stage::Matrices(_));

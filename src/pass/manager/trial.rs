@@ -68,7 +68,8 @@ pub fn trial(
     let terms: Vec<TermData> = done.steps.into_iter().filter_map(|s| s.term).collect();
     let mut left = vec![0f32; rows * cols];
     for term in &terms {
-        term.add_rows(0..rows, &mut left);
+        term.add_rows(0..rows, &mut left)
+            .map_err(|e| failed(e.to_string()))?;
     }
     for (left, weight) in left.iter_mut().zip(&weights) {
         *left = weight - *left;

@@ -84,7 +84,8 @@ pub(super) fn run(job: &Job<'_>, rows: Range<usize>) -> Result<UnitResult, UnitE
     if !job.kept.is_empty() {
         let mut whole = residual.clone();
         for term in &job.kept {
-            term.add_rows(rows.clone(), &mut whole);
+            term.add_rows(rows.clone(), &mut whole)
+                .map_err(UnitError::reading)?;
         }
         weight_squares = matrix::norm2(&whole);
     }
@@ -136,6 +137,12 @@ pub(super) fn run(job: &Job<'_>, rows: Range<usize>) -> Result<UnitResult, UnitE
             (term, _) => term,
         };
         let residual_squares = dropped + matrix::norm2(&residual);
+        if !residual_squares.is_finite() {
+            return Err(UnitError {
+                step: Some(step),
+                message: "it left values in the residual that are not finite".to_string(),
+            });
+        }
         if pass.residual() == Residual::DropNow {
             dropped = residual_squares;
             residual.fill(0.0);

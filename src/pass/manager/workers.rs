@@ -151,7 +151,15 @@ impl Shared<'_> {
                     current = Some((job, open(job)));
                 }
                 match &current {
-                    Some((_, Ok(opened))) => guarded(opened, rows_of(&self.shapes[job], unit)),
+                    Some((_, Ok(opened))) => {
+                        match guarded(opened, rows_of(&self.shapes[job], unit)) {
+                            // A pass that saw the interrupt and gave up is not at fault.
+                            Ended::Failed(_) if self.interrupt.load(Ordering::Relaxed) => {
+                                Ended::Interrupted
+                            }
+                            ended => ended,
+                        }
+                    }
                     Some((_, Err(error))) => Ended::Failed(error.clone()),
                     None => Ended::Interrupted,
                 }

@@ -156,6 +156,10 @@ pub(crate) fn terms(module: &Module, graph: &Graph, op: OpId) -> Result<Terms, P
             Term::Sparse(s) if s.nnz == 0 => {}
             Term::Columns(c) if c.count == 0 => {}
             Term::Sparse(_) | Term::Columns(_) => found.sparse.push(index),
+            Term::Custom(c) => {
+                let what = "are their plugin's, which gives no kernel for devices; use a built-in quantizer";
+                return Err(refuse(format!("terms of the kind {} {what}", c.kind)));
+            }
         }
     }
     Ok(found)

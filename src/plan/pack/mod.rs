@@ -292,7 +292,8 @@ impl Source<'_> {
                 values.iter_mut().zip(&one).for_each(|(v, o)| *v += o);
             }
             for term in &data {
-                term.add_rows(start..end, &mut values);
+                let added = term.add_rows(start..end, &mut values);
+                added.map_err(|e| PlanError::weight(name, e.to_string()))?;
             }
             for tile in values.chunks(ROWS * cols.max(1)) {
                 out.put("q", &dense::tile(format::F16, tile, cols))?;

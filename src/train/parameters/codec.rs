@@ -10,7 +10,7 @@ use crate::ir::{LowRankTerm, Matrix, Module, Op, Part, QuantTerm, Term, WeightId
 use crate::numeric::quant::{Group, Scheme, pack_row, packed_len, unpack_row};
 use crate::numeric::{Block, Factor, FactorFormat, Side};
 use crate::pass::terms::TermData;
-use crate::store::Reader;
+use crate::store::{Reader, StoreError};
 use crate::train::TrainError;
 use crate::train::grad::{Parameter, What};
 use crate::weights::DType;
@@ -192,10 +192,14 @@ impl Codec {
                 };
                 let mut values = vec![0f32; shape.0 * shape.1];
                 // In the term's own coordinates, where its codes are.
-                match reader.term(module, matrix, term)? {
+                let added = match reader.term(module, matrix, term)? {
                     TermData::Rotated(_, inner) => inner.add_rows(0..shape.0, &mut values),
                     plain => plain.add_rows(0..shape.0, &mut values),
-                }
+                };
+                added.map_err(|e| StoreError::Damaged {
+                    weight: op.name.clone(),
+                    problem: e.to_string(),
+                })?;
                 values
             }
         })

@@ -1,17 +1,23 @@
 //! Terms with their data, between the pass that makes them and the store that keeps them.
 
+mod custom;
+mod from_parts;
 mod parts;
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::ir::{
-    ColumnsTerm, FactorRef, LowRankTerm, QuantTerm, Rotation, SparseTerm, Term, TrellisTerm,
-    WeightId, WeightView,
+    ColumnsTerm, CustomTerm, FactorRef, LowRankTerm, QuantTerm, Rotation, SparseTerm, Term,
+    TrellisTerm, WeightId, WeightView,
 };
 use crate::numeric::trellis::TrellisMatrix;
 use crate::numeric::{Block, FactorFormat, LowRank, QuantMatrix, Scheme, Sparse};
 use crate::weights::DType;
 
+pub use custom::{CustomData, CustomTensor};
 pub use parts::quant_tensors;
 use parts::{low_rank_parts, quant_parts, sparse_parts, trellis_bits, trellis_parts};
 
@@ -39,6 +45,8 @@ pub enum TermData {
     LowRank(LowRank),
     /// Entries or columns.
     Sparse(Sparse),
+    /// A kind that a plugin defines.
+    Custom(CustomData),
 }
 
 /// A term's structure without its data; what a journal records.
@@ -84,12 +92,21 @@ pub enum TermSpec {
         /// Number of columns.
         count: u64,
     },
+    /// A kind that a plugin defines.
+    Custom {
+        /// Full name of the kind.
+        name: String,
+        /// Names of its tensors.
+        tensors: Vec<String>,
+        /// Small constants.
+        attrs: Map<String, Value>,
+    },
 }
 
 /// One tensor of a term, ready to be stored.
 pub struct TensorData {
     /// What its name ends in: `codes`, `scales`, `u`, …
-    pub suffix: &'static str,
+    pub suffix: Cow<'static, str>,
     /// Element type.
     pub dtype: DType,
     /// Shape.
@@ -101,7 +118,7 @@ pub struct TensorData {
 impl TensorData {
     fn new(suffix: &'static str, dtype: DType, shape: &[usize], bytes: Vec<u8>) -> Self {
         Self {
-            suffix,
+            suffix: suffix.into(),
             dtype,
             shape: shape.iter().map(|&n| n as u64).collect(),
             pieces: vec![bytes],
@@ -124,6 +141,7 @@ impl TermData {
             TermData::Rotated(_, term) => term.bytes(),
             TermData::LowRank(l) => l.bytes() as u64,
             TermData::Sparse(s) => s.bytes() as u64,
+            TermData::Custom(c) => c.bytes() as u64,
         }
     }
 
@@ -138,6 +156,7 @@ impl TermData {
                 Sparse::Csr { rows, cols, .. } | Sparse::Columns { rows, cols, .. },
             ) => (*rows, *cols),
             TermData::Rotated(_, term) => term.shape(),
+            TermData::Custom(c) => (c.rows, c.cols),
         }
     }
 
@@ -156,6 +175,7 @@ impl TermData {
             TermData::Sparse(Sparse::Columns { columns, .. }) => {
                 format!("{} columns", columns.len())
             }
+            TermData::Custom(c) => c.kind.clone(),
         }
     }
 
@@ -209,6 +229,7 @@ impl TermData {
                 values: none,
                 count: columns.len() as u64,
             }),
+            TermData::Custom(c) => Term::Custom(c.outline()),
         }
     }
 
@@ -226,7 +247,10 @@ impl TermData {
                 whole = Some((spec, tensors));
                 continue;
             };
-            let by_rows = matches!(spec, TermSpec::Quant { .. } | TermSpec::Dense);
+            let by_rows = matches!(
+                spec,
+                TermSpec::Quant { .. } | TermSpec::Dense | TermSpec::Custom { .. }
+            );
             if *first != spec || !by_rows {
                 return Err(super::PassError::new("row tiles of different terms"));
             }
@@ -270,6 +294,7 @@ impl TermData {
             }
             TermData::LowRank(l) => low_rank_parts(l),
             TermData::Sparse(s) => sparse_parts(s),
+            TermData::Custom(c) => c.into_parts(),
         }
     }
 }
@@ -287,6 +312,7 @@ impl TermSpec {
             },
             TermSpec::Sparse { .. } => 3,
             TermSpec::Columns { .. } => 2,
+            TermSpec::Custom { tensors, .. } => tensors.len(),
         }
     }
 
@@ -361,6 +387,18 @@ impl TermSpec {
                 values: next()?,
                 count: *count,
             }),
+            TermSpec::Custom {
+                name,
+                tensors,
+                attrs,
+            } => {
+                let named = |tensor: &String| Ok((tensor.clone(), next()?));
+                Term::Custom(CustomTerm {
+                    kind: name.clone(),
+                    tensors: tensors.iter().map(named).collect::<Result<_, BadSpec>>()?,
+                    attrs: attrs.clone(),
+                })
+            }
         })
     }
 }

@@ -1,0 +1,25 @@
+//! Passes: the traits that a plugin implements, hlrc-opt's own.
+
+#[path = "../../../src/pass/entry.rs"]
+pub mod entry;
+#[path = "../../../src/pass/interface.rs"]
+pub mod interface;
+#[path = "../../../src/pass/kind.rs"]
+pub mod kind;
+#[path = "../../../src/pass/remark.rs"]
+pub mod remark;
+#[path = "../../../src/pass/rotated.rs"]
+pub mod rotated;
+#[path = "../../../src/pass/terms/mod.rs"]
+pub mod terms;
+
+#[allow(dead_code)] // half of it is the host's
+#[path = "../../../src/pass/plugin/borrow.rs"]
+pub(crate) mod borrow;
+
+pub use entry::PassEntry;
+pub use interface::{
+    Access, Calibration, Earlier, MatrixPass, ModulePass, MomentSource, Moments, Pass, PassError,
+    Peel, Peeled, PeeledStored, Quantizer, Residual, Stored,
+};
+pub use remark::{Remark, RemarkKind};

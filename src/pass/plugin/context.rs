@@ -1,0 +1,250 @@
+//! Contexts: what a callback may ask of the host, until it returns.
+//!
+//! A context's number is never used twice, and numbers of contexts that have ended are not in the table: use
+//! after the end is refused, not undefined.
+#![allow(unsafe_code)]
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+
+use hlrc_pass_abi::{
+    HLRC_CANCELLED, HLRC_ERROR, HLRC_EXPIRED, HLRC_INVALID, HLRC_NONE, HLRC_OK, HLRC_PANIC,
+    HlrcContext, HlrcStatus, HlrcStr, HlrcTensor, HlrcTerm, HlrcTermView,
+};
+
+use super::borrow::{lend, named};
+use super::scene::Scene;
+use crate::pass::terms::TermData;
+use crate::pass::{PassError, Remark};
+
+/// What a context holds.
+pub(super) struct State {
+    /// The site at hand, or the op.
+    pub(super) site: String,
+    /// What the plugin said with `fail`.
+    pub(super) failure: Option<String>,
+    /// Why the last call was refused.
+    pub(super) refused: String,
+    /// Remarks that were made.
+    pub(super) remarks: Vec<Remark>,
+    /// Text for the progress line.
+    pub(super) note: String,
+    /// State of the random numbers.
+    pub(super) random: u64,
+    /// Terms by handle, less one.
+    pub(super) terms: Vec<Option<TermData>>,
+    /// What this kind of callback has besides.
+    pub(super) scene: Scene,
+    /// What was lent, kept until the end.
+    kept: Vec<Box<dyn Any + Send>>,
+}
+
+static CONTEXTS: RwLock<Option<HashMap<u64, Arc<Mutex<State>>>>> = RwLock::new(None);
+static NEXT: AtomicU64 = AtomicU64::new(1);
+
+/// An open context; ends when it is closed or dropped.
+pub(super) struct Context {
+    pub(super) number: HlrcContext,
+    state: Arc<Mutex<State>>,
+}
+
+impl Context {
+    /// Opens one for a callback on `site`.
+    pub(super) fn open(site: &str, seed: u64, scene: Scene) -> Self {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let state = Arc::new(Mutex::new(State {
+            site: site.to_string(),
+            failure: None,
+            refused: String::new(),
+            remarks: Vec::new(),
+            note: String::new(),
+            random: seed,
+            terms: Vec::new(),
+            scene,
+            kept: Vec::new(),
+        }));
+        let mut all = CONTEXTS.write().unwrap_or_else(|e| e.into_inner());
+        all.get_or_insert_default().insert(number, state.clone());
+        Self { number, state }
+    }
+
+    /// The state; other threads of the plugin may still be at it.
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Ends it, and says what the callback's status means. `Ok(false)` is `HLRC_NONE`.
+    pub(super) fn close(&self, status: HlrcStatus) -> Result<bool, PassError> {
+        self.forget();
+        let mut state = self.state();
+        let said = state.failure.take();
+        let refused = std::mem::take(&mut state.refused);
+        let text = match (status, said) {
+            (HLRC_OK, _) => return Ok(true),
+            (HLRC_NONE, None) => return Ok(false),
+            (HLRC_CANCELLED, None) => "it stopped, as it was asked to".to_string(),
+            (HLRC_PANIC, Some(text)) => format!("it panicked: {text}"),
+            (_, Some(text)) => text,
+            (HLRC_PANIC, None) => "it panicked".to_string(),
+            (HLRC_INVALID, None) if !refused.is_empty() => refused,
+            (HLRC_EXPIRED, None) => "it used a context whose callback had returned".to_string(),
+            (status, None) if refused.is_empty() => {
+                format!("it returned status {status}, without a message")
+            }
+            (status, None) => {
+                format!("it returned status {status}; the host had refused: {refused}")
+            }
+        };
+        Err(PassError::new(text))
+    }
+
+    fn forget(&self) {
+        let mut all = CONTEXTS.write().unwrap_or_else(|e| e.into_inner());
+        all.get_or_insert_default().remove(&self.number);
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        self.forget();
+    }
+}
+
+/// Does what a plugin asks of an open context; never panics, never blocks for long.
+pub(super) fn with(
+    context: HlrcContext,
+    work: impl FnOnce(&mut State) -> Result<(), PassError>,
+) -> HlrcStatus {
+    let known = {
+        let all = CONTEXTS.read().unwrap_or_else(|e| e.into_inner());
+        all.as_ref().and_then(|all| all.get(&context).cloned())
+    };
+    let Some(known) = known else {
+        return if (1..NEXT.load(Ordering::Relaxed)).contains(&context) {
+            HLRC_EXPIRED
+        } else {
+            HLRC_INVALID
+        };
+    };
+    let mut state = known.lock().unwrap_or_else(|e| e.into_inner());
+    match catch_unwind(AssertUnwindSafe(|| work(&mut state))) {
+        Ok(Ok(())) => HLRC_OK,
+        Ok(Err(error)) => {
+            state.refused = error.to_string();
+            HLRC_INVALID
+        }
+        Err(_) => {
+            state.refused = "the host panicked; this is a bug in hlrc-opt".to_string();
+            HLRC_ERROR
+        }
+    }
+}
+
+impl State {
+    /// Keeps what is lent until the context ends.
+    pub(super) fn keep<T: Send + 'static>(&mut self, value: T) -> *const T {
+        let kept = Box::new(value);
+        let place: *const T = &raw const *kept;
+        self.kept.push(kept);
+        place
+    }
+
+    /// Lends a text.
+    pub(super) fn lend(&mut self, text: String) -> HlrcStr {
+        let place = self.keep(text);
+        // SAFETY: a kept value stays where it is until the context ends.
+        lend(unsafe { &*place })
+    }
+
+    /// Lends a list; first element and length.
+    pub(super) fn lend_list<T: Send + 'static>(&mut self, list: Vec<T>) -> (*const T, usize) {
+        let place = self.keep(list);
+        // SAFETY: a kept value stays where it is until the context ends.
+        let list: &Vec<T> = unsafe { &*place };
+        (list.as_ptr(), list.len())
+    }
+
+    /// Takes a term in; its handle.
+    pub(super) fn add_term(&mut self, term: TermData) -> HlrcTerm {
+        self.terms.push(Some(term));
+        self.terms.len() as HlrcTerm
+    }
+
+    /// The term of a handle.
+    pub(super) fn term(&self, handle: HlrcTerm) -> Result<&TermData, PassError> {
+        let index = usize::try_from(handle).ok().and_then(|n| n.checked_sub(1));
+        let term = index.and_then(|index| self.terms.get(index)?.as_ref());
+        term.ok_or_else(|| PassError::new(format!("no term has the handle {handle}")))
+    }
+
+    /// Gives a term's memory back; other handles keep their meaning.
+    pub(super) fn drop_term(&mut self, handle: HlrcTerm) -> Result<(), PassError> {
+        self.term(handle)?;
+        self.terms[handle as usize - 1] = None;
+        Ok(())
+    }
+
+    /// Takes the term of a handle out.
+    pub(super) fn take_term(&mut self, handle: HlrcTerm) -> Result<TermData, PassError> {
+        self.term(handle)?;
+        let taken = self.terms[handle as usize - 1].take();
+        taken.ok_or_else(|| PassError::new("the term is gone"))
+    }
+
+    /// The term of a handle with its parts laid out for C, until the context ends.
+    pub(super) fn view(&mut self, term: TermData) -> Result<HlrcTermView, PassError> {
+        let (rows, cols) = term.shape();
+        let (spec, tensors) = term.into_parts();
+        let (kind, attributes) = named(&spec)?;
+        let mut views = Vec::with_capacity(tensors.len());
+        for tensor in tensors {
+            let name = self.lend(tensor.suffix.into_owned());
+            let (dims, rank) = self.lend_list(tensor.shape);
+            let (data, len) = self.lend_list(tensor.pieces.concat());
+            views.push(HlrcTensor {
+                name,
+                dtype: tensor.dtype.onnx_number() as u32,
+                rank: rank as u32,
+                dims,
+                data,
+                len,
+            });
+        }
+        let kind = self.lend(kind);
+        let attributes = self.lend(attributes);
+        let (tensors, tensor_count) = self.lend_tensors(views);
+        Ok(HlrcTermView {
+            size: size_of::<HlrcTermView>(),
+            kind,
+            rows: rows as u64,
+            cols: cols as u64,
+            attributes,
+            tensors,
+            tensor_count,
+        })
+    }
+
+    fn lend_tensors(&mut self, views: Vec<HlrcTensor>) -> (*const HlrcTensor, usize) {
+        let place = self.keep(Lent(views));
+        // SAFETY: a kept value stays where it is until the context ends.
+        let list = unsafe { &(*place).0 };
+        (list.as_ptr(), list.len())
+    }
+
+    /// Lends structs that point to other lent things.
+    pub(super) fn lend_operands<T: 'static>(&mut self, list: Vec<T>) -> (*const T, usize) {
+        let place = self.keep(Lent(list));
+        // SAFETY: a kept value stays where it is until the context ends.
+        let list = unsafe { &(*place).0 };
+        (list.as_ptr(), list.len())
+    }
+}
+
+/// Pointers to what the same context keeps.
+struct Lent<T>(Vec<T>);
+
+// SAFETY: the pointers are never followed here; plugins get them, with the rule when they end.
+unsafe impl<T> Send for Lent<T> {}

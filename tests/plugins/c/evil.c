@@ -1,0 +1,166 @@
+/* A plugin that a test builds in several ways, each wrong in another. HOW says which. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "hlrc_pass.h"
+
+#define TEXT(literal) {(const uint8_t *)(literal), sizeof(literal) - 1}
+#ifndef HOW
+#define HOW 0
+#endif
+#ifndef MAJOR
+#define MAJOR HLRC_ABI_MAJOR
+#endif
+#ifndef MINOR
+#define MINOR 0
+#endif
+
+static const HlrcHost *host;
+static HlrcContext kept;
+static uint64_t zero_dims[2] = {8, 8};
+
+static HlrcStatus create(const HlrcPassDef *def, HlrcContext context, HlrcStr options, HlrcUser *pass) {
+  (void)def, (void)options;
+  kept = context;
+  *pass = NULL;
+  return HLRC_OK;
+}
+
+static HlrcStatus traits(HlrcUser pass, HlrcContext context, HlrcMatrixTraits *traits) {
+  (void)pass, (void)context;
+  traits->access = HOW == 1 ? 77 : HLRC_ACCESS_WHOLE;
+  traits->residual = HLRC_RESIDUAL_KEEP;
+  return HLRC_OK;
+}
+
+static HlrcStatus peel(HlrcUser pass, HlrcContext context, HlrcPeel *peel) {
+  (void)pass;
+  HlrcTerm term = 0;
+  HlrcStr kind = TEXT("dense"), none = TEXT("{}"), bad = {(const uint8_t *)"\xff\xfe", 2};
+  HlrcTensor tensor = {TEXT("weight"), 1, 2, zero_dims, (const uint8_t *)peel->residual, 8 * 8 * 4};
+  switch (HOW) {
+  case 2: /* a term handle that was never given out */
+    peel->term = 12345;
+    return HLRC_OK;
+  case 3: /* a context that never was */
+    return host->term_new(999999999, kind, none, 8, 8, &tensor, 1, &term);
+  case 4: /* a context whose callback has returned */
+    return host->remark(kept, HLRC_REMARK_PASSED, none, none);
+  case 5: /* fewer bytes than the shape takes */
+    tensor.len = 4;
+    return host->term_new(context, kind, none, 8, 8, &tensor, 1, &term);
+  case 6: /* a null pointer to data */
+    tensor.data = NULL;
+    return host->term_new(context, kind, none, 8, 8, &tensor, 1, &term);
+  case 7: /* text that is no UTF-8 */
+    return host->remark(context, HLRC_REMARK_PASSED, none, bad);
+  case 8: /* an op of a module, where there is none */
+  {
+    uint32_t count;
+    return host->graph_count(context, &count);
+  }
+  case 9: /* an earlier term that is not there */
+    return host->earlier_set(context, 3, 1);
+  case 10: /* an error without a message */
+    return 42;
+  case 11: /* a kind of term that nobody defines */
+  {
+    HlrcStr unknown = TEXT("evil.unknown");
+    return host->term_new(context, unknown, none, 8, 8, &tensor, 1, &term);
+  }
+  case 12: /* a kind of element that is none */
+    tensor.dtype = 4000;
+    return host->term_new(context, kind, none, 8, 8, &tensor, 1, &term);
+  case 13: /* attributes that are no JSON */
+    return host->term_new(context, kind, bad, 8, 8, &tensor, 1, &term);
+  default:
+    return HLRC_OK;
+  }
+}
+
+static HlrcStatus run(HlrcUser pass, HlrcContext context) {
+  (void)pass;
+  HlrcOpRef at = {0, 0}, fresh = {0, 0}, nowhere = {7, 7};
+  HlrcOpInfo info = {.size = sizeof info};
+  uint32_t number = 0;
+  HlrcStr text = TEXT("hlir 1 this is no module");
+  switch (HOW) {
+  case 20: /* an op that is not there */
+    return host->op_info(context, nowhere, &info);
+  case 21: /* a weight that is not there */
+    return host->weight_drop(context, 12345);
+  case 22: /* an input that means nothing */
+  {
+    HlrcOperand input = {HLRC_OPERAND_VALUE, 4321};
+    if (host->op_copy(context, at, &fresh) != HLRC_OK) return HLRC_ERROR;
+    return host->op_set_inputs(context, fresh, &input, 1);
+  }
+  case 23: /* a change of an op that is not its own */
+    return host->op_clear_terms(context, at);
+  case 24: /* text that is no module */
+    return host->module_set_text(context, text);
+  case 25: /* a module that breaks a rule: an op without inputs */
+    if (host->op_copy(context, at, &fresh) != HLRC_OK) return HLRC_ERROR;
+    if (host->op_set_inputs(context, fresh, NULL, 0) != HLRC_OK) return HLRC_ERROR;
+    return host->op_replace(context, at, &fresh, 1);
+  case 26: /* edits, then an error: nothing of them may count */
+    if (host->op_replace(context, at, NULL, 0) != HLRC_OK) return HLRC_ERROR;
+    {
+      HlrcStr why = TEXT("changed my mind");
+      host->fail(context, why);
+    }
+    return HLRC_ERROR;
+  case 27: /* well done: the op is copied, renamed and put back; a weight is read */
+  {
+    HlrcStr name = TEXT("renamed");
+    HlrcTensor data;
+    HlrcTerm term;
+    HlrcTermView view = {.size = sizeof view};
+    float rows[2 * 8];
+    if (host->weight_count(context, &number) != HLRC_OK || number != 1) return HLRC_ERROR;
+    if (host->weight_data(context, 0, &data) != HLRC_OK || data.rank != 2) return HLRC_ERROR;
+    if (host->op_info(context, at, &info) != HLRC_OK || info.rows != 8) return HLRC_ERROR;
+    if (host->op_term(context, at, 0, &term) != HLRC_OK) return HLRC_ERROR;
+    if (host->term_view(context, term, &view) != HLRC_OK || view.cols != 8) return HLRC_ERROR;
+    if (host->op_rows(context, at, 3, 2, rows) != HLRC_OK) return HLRC_ERROR;
+    if (memcmp(rows, data.data + 3 * 8 * 4, sizeof rows) != 0) return HLRC_ERROR;
+    if (host->op_rows(context, at, 7, 2, rows) != HLRC_INVALID) return HLRC_ERROR;
+    if (host->op_copy(context, at, &fresh) != HLRC_OK) return HLRC_ERROR;
+    if (host->op_set_name(context, fresh, name) != HLRC_OK) return HLRC_ERROR;
+    return host->op_replace(context, at, &fresh, 1);
+  }
+  default:
+    return HLRC_OK;
+  }
+}
+
+static const HlrcPassDef pass_def = {
+    .size = sizeof(HlrcPassDef),
+    .name = TEXT("evil"),
+    .summary = TEXT("Does what it must not."),
+    .schema = TEXT(""),
+    .create = create,
+    .traits = traits,
+#if HOW >= 20
+    .run = run,
+#else
+    .peel = peel,
+#endif
+};
+static const HlrcPassDef *const passes[] = {&pass_def, &pass_def};
+
+static const HlrcPlugin plugin = {
+    .size = HOW == 30 ? 24 : sizeof(HlrcPlugin),
+    .abi_major = MAJOR,
+    .abi_minor = MINOR,
+    .name = TEXT("evil"),
+    .version = TEXT("1"),
+    .passes = passes,
+    .pass_count = HOW == 31 ? 2 : 1,
+};
+
+const HlrcPlugin *hlrc_plugin(const HlrcHost *given) {
+  host = given;
+  (void)peel, (void)run;
+  return HOW == 32 ? NULL : &plugin;
+}

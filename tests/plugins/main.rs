@@ -1,0 +1,12 @@
+//! Plugins: the examples do what their goldens say, broken ones are refused, misbehaving ones are errors.
+//!
+//! `UPDATE_GOLDENFILES=1 cargo test --release --test plugins` accepts new results of the examples.
+
+mod common;
+mod goldens;
+mod isolated;
+mod kinds;
+mod loading;
+mod misbehaving;
+mod moved;
+mod scaffold;
