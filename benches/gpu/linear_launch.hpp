@@ -12,7 +12,7 @@ inline size_t fused_shared(const Settings& s, int cols, int tiles, int grid) {
     const long zero_bytes = s["ZEROS"] ? (bits == 8 ? 16 : 8) : 0;
     const long unit_codes = unit_tiles / chunk_tiles * chunk_bytes;
     const long unit_bytes = (unit_codes + unit_groups * (32 + zero_bytes) + 15) / 16 * 16;
-    const long stages = s["STAGES"] ? s["STAGES"] : unit_codes == 0 ? 2 : std::min(8L, std::max(2L, 8192 / unit_codes));
+    const long stages = s["STAGES"] ? s["STAGES"] : unit_codes == 0 || unit_codes > 2048 ? 2 : 4;
     const long column_tiles = (cols + 64 * chunk_tiles - 1) / (64 * chunk_tiles) * chunk_tiles;
     const long units = format == 5 ? 1 : (column_tiles * (format == 3 ? 2 : 1) + unit_tiles - 1) / unit_tiles;
     const long x_bytes = format == 5 ? 0 : !codes ? column_tiles * 256 : s["ACT"] ? column_tiles * 128 : column_tiles * 64;

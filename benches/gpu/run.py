@@ -52,7 +52,7 @@ def checks():
         yield dict(LOWRANK=1, VFORMAT=v, UFORMAT=u, M=2, SPARSE=1), [dict(s, rank=20, blocks=3) for s in shapes]
     for m, glu in ((1, 0), (2, 1)):
         yield dict(LOWRANK=1, SPARSE=1, SPLIT=1, M=m, GLU=glu, ACTIVATION=glu), [dict(s, grid=s["grid"] * 3 + 1) for s in shapes]
-    yield dict(M=8, SPLIT=1, BITS=2), [dict(rows=512, cols=4096, grid=200), dict(rows=1024, cols=8192, grid=132)]
+    yield dict(M=8, SPLIT=1, BITS=2, STAGES=4), [dict(rows=512, cols=4096, grid=200), dict(rows=1024, cols=8192, grid=132)]
     for mode in (1, 2):
         yield dict(EXPERTS=mode, M=mode, LOWRANK=1), [dict(s, experts=5, tokens=3, top_k=2) for s in shapes]
 
@@ -131,6 +131,7 @@ def main():
                 line = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", program, "check", cubin(variant, options)]
                 line += arguments(variant, dict(rows=96, cols=1100, grid=5))
                 done = subprocess.run(line, capture_output=True, text=True)
+                bad += done.returncode != 0
                 print(tool, variant, "clean" if done.returncode == 0 else "NOT CLEAN\n" + "\n".join(done.stdout.splitlines()[-12:]), flush=True)
 
     results = []

@@ -46,9 +46,10 @@
 #define UNIT_ZEROS (UNIT_SCALES + 32 * UNIT_GROUPS)
 #define UNIT_BYTES ((UNIT_ZEROS + ZERO_BYTES * UNIT_GROUPS + 15) / 16 * 16)
 
-// Units on their way per warp: 64 KiB a block, at most 8 units and at least 2.
+// Units on their way per warp where the plan does not say: 8 KiB, 2 to 4 units. More do not help
+// (docs/kernel-notes.md).
 #ifndef STAGES
-#define STAGES (UNIT_CODES == 0 || UNIT_CODES > 4096 ? 2 : 8192 / UNIT_CODES > 8 ? 8 : 8192 / UNIT_CODES)
+#define STAGES (UNIT_CODES == 0 || UNIT_CODES > 2048 ? 2 : 4)
 #endif
 
 // Sizes of a matrix of this pack.
