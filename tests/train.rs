@@ -111,7 +111,7 @@ fn training_against_the_original_lowers_the_divergence() {
     ]);
     let judged: Value = serde_json::from_str(&common::succeed(&mut eval)).expect("JSON");
     let models = judged["models"].as_array().expect("models");
-    let kl = |i: usize| models[i]["kl"]["mean"].as_f64().expect("a mean");
+    let kl = |i: usize| models[i]["against"]["kl"]["mean"].as_f64().expect("a mean");
     assert!(kl(1) < kl(0), "{} to {}", kl(0), kl(1));
     common::succeed(tool().arg("verify").arg(&out));
     common::succeed(
@@ -300,14 +300,14 @@ fn what_cannot_be_done_is_said() {
     };
     let (code, text) = said(&["--params", "lowrank"]);
     assert!(
-        code == Some(2) && text.contains("it has dense, norms, scales"),
+        code == Some(2) && text.contains("it has codes, dense, norms, scales"),
         "{text}"
     );
     let (code, text) = said(&["--only", "nosuch"]);
     assert!(code == Some(2) && text.contains("nosuch"), "{text}");
     let (code, text) = said(&["--mode", "blocks"]);
     assert!(code == Some(2) && text.contains("--teacher"), "{text}");
-    let (code, text) = said(&["--lr", "1e30", "--clip", "0"]);
+    let (code, text) = said(&["--params", "norms", "--lr", "1e38", "--clip", "0"]);
     assert!(
         code == Some(1) && text.contains("step") && text.contains("finite"),
         "{text}"

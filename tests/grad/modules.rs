@@ -22,7 +22,8 @@ impl Text {
         self.seed += 1;
         let seed = self.seed;
         self.weights += &format!(
-            "  weight @{name} : f32[{dims}] = synthetic(seed={seed}, power=0.7, scale={scale:?}, outliers=0.0)\n"
+            "  weight @{name} : f32[{dims}] = synthetic(seed={seed}, power=1.0, scale={:?}, outliers=0.0, rank=0)\n",
+            0.6 * scale
         );
     }
 
