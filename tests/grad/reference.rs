@@ -216,12 +216,13 @@ impl<'a> Reference<'a> {
             Term::Trellis(t) => {
                 let data = self.reader.term(self.module, matrix, term).expect("a term");
                 let mut plain = vec![0f32; rows * cols];
-                match data {
+                let added = match data {
                     hlrc::pass::terms::TermData::Rotated(_, inner) => {
                         inner.add_rows(0..rows, &mut plain)
                     }
                     other => other.add_rows(0..rows, &mut plain),
-                }
+                };
+                added.expect("a trellis decodes");
                 let before = self.halves(t.scales);
                 let scales = self.at(t.scales, None, What::Part(Part::Scales), || before.clone());
                 for (i, x) in w.iter_mut().enumerate() {
