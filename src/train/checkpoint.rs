@@ -16,6 +16,9 @@ use crate::weights::read::Source;
 use crate::weights::safetensors::Header;
 use crate::weights::{DType, MappedFile};
 
+/// Tensors of a checkpoint, by name.
+type Tensors = HashMap<String, Bytes>;
+
 /// Where a run keeps what it would go on from.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -171,7 +174,7 @@ impl Store {
     pub(super) fn load_block(
         &self,
         block: usize,
-    ) -> Result<Option<(HashMap<String, Bytes>, Vec<Record>)>, TrainError> {
+    ) -> Result<Option<(Tensors, Vec<Record>)>, TrainError> {
         let name = block_file(block);
         let Some((header, tensors)) = self.read::<BlockHeader>(&name)? else {
             return Ok(None);
@@ -233,10 +236,7 @@ impl Store {
         written.map_err(|source| TrainError::Io { path, source })
     }
 
-    fn read<H: DeserializeOwned>(
-        &self,
-        name: &str,
-    ) -> Result<Option<(H, HashMap<String, Bytes>)>, TrainError> {
+    fn read<H: DeserializeOwned>(&self, name: &str) -> Result<Option<(H, Tensors)>, TrainError> {
         let path = self.folder.join(name);
         if !path.is_file() {
             return Ok(None);

@@ -85,8 +85,8 @@ impl Child {
         matrix: Option<&mut [f32]>,
     ) -> Result<Answer, String> {
         let lend = |e: std::io::Error| format!("the file shared with its process: {e}");
-        if let Some(matrix) = &matrix {
-            let bytes = self.room(size_of_val::<[f32]>(matrix)).map_err(lend)?;
+        if let Some(matrix) = matrix.as_deref() {
+            let bytes = self.room(size_of_val(matrix)).map_err(lend)?;
             let values = bytes.chunks_exact_mut(4).zip(matrix.iter());
             values.for_each(|(b, x)| b.copy_from_slice(&x.to_le_bytes()));
         }
