@@ -273,6 +273,7 @@ impl<'a> Reference<'a> {
                     }
                 }
             }
+            Term::Custom(_) => unreachable!("no module here has terms of plugins"),
         }
         w
     }
