@@ -123,13 +123,12 @@ fn fused(plan: &Plan, step: &Step) -> Option<String> {
     if variant.kernel == "attention_decode" {
         with.push("append");
     }
-    let parts = step.args.iter().find_map(|(_, value)| match value {
-        super::Value::Section { weight, .. } => plan.weight(weight),
+    let weight = match step.args.get("q") {
+        Some(super::Value::Section { weight, .. }) => plan.weight(weight),
         _ => None,
-    });
-    let parts = parts
-        .filter(|_| variant.kernel == "fused_linear")
-        .map_or(0, |w| w.parts.len());
+    };
+    let linear = variant.kernel == "fused_linear" || variant.kernel == "linear_prefill";
+    let parts = weight.filter(|_| linear).map_or(0, |w| w.parts.len());
     let mut text = String::new();
     if parts > 1 {
         text = format!("{parts} matrices");

@@ -102,12 +102,14 @@ fn fused_shared(
     let of = |name: &str| u64::try_from(variant.define(name)).unwrap_or(0);
     let is = |name: &str| of(name) != 0;
     let (format, bits, group, m) = (of("FORMAT"), of("BITS"), of("GROUP"), of("M").max(1));
-    let (codes, combine) = (format == 0, of("EXPERTS") == 2);
+    // A trellis takes its activations as codes do; its bits differ from column to column, 8 at most.
+    let (codes, combine) = (matches!(format, 0 | 4), of("EXPERTS") == 2);
     // A chunk is the least that a lane loads at once; a unit, 256 columns of codes, a stage of the ring.
-    let chunk_tiles = if codes && bits < 4 { 2 } else { 1 };
+    let chunk_tiles = if format == 0 && bits < 4 { 2 } else { 1 };
     let unit_tiles = if codes || format == 5 { 4 } else { 1 };
     let chunk_bytes = match format {
         0 => chunk_tiles * 128 * bits,
+        4 => 1024,
         5 => 0,
         // Of f32, half a tile.
         _ => 2048,
