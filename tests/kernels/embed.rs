@@ -162,7 +162,7 @@ fn codes_are_decoded() {
                 .collect();
             let table: Vec<f64> = (0..rows * width)
                 .map(|i| {
-                    let g = i / width * groups + if group == 0 { 0 } else { i % width / group };
+                    let g = i / width * groups + (i % width).checked_div(group).unwrap_or(0);
                     let z = if zeros {
                         f64::from(zero[g])
                     } else {

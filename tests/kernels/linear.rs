@@ -301,7 +301,7 @@ fn killed(mutant: &Mutant, program: &Path) -> (bool, String) {
     (!good, text)
 }
 
-/// Each mutant is seen by some schedule: set `HLRC_MUTANTS=1`, as CI does; it takes minutes.
+/// Each mutant is seen by some schedule: set `HLRC_MUTANTS=1`; it takes minutes.
 #[test]
 fn mutants_are_killed() {
     let all = mutants();

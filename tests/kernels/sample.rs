@@ -89,10 +89,10 @@ fn tokens_are_those_of_a_sort() {
             .map(|&(t, p, k)| (t, p, random.unit() as f32, k))
             .collect();
         let mut logits = random.normals(params.len() * ld, 3.0);
-        for i in 0..logits.len() {
+        for logit in &mut logits {
             match random.below(8) {
-                0 => logits[i] = f32::NEG_INFINITY,
-                1 | 2 => logits[i] = (logits[i] * 2.0).round() / 2.0, // many equals
+                0 => *logit = f32::NEG_INFINITY,
+                1 | 2 => *logit = (*logit * 2.0).round() / 2.0, // many equals
                 _ => {}
             }
         }

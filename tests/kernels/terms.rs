@@ -88,11 +88,7 @@ pub(crate) fn base(case: &Case, random: &mut Random) -> Base {
         .map(|_| random.below(1 << case.bits) as u8)
         .collect();
     let value = |i: usize| {
-        let group = if case.group == 0 {
-            0
-        } else {
-            i % cols / case.group
-        };
+        let group = (i % cols).checked_div(case.group).unwrap_or(0);
         let at = i / cols * groups + group;
         let middle = if case.zeros {
             f64::from(zero[at])
@@ -268,7 +264,7 @@ pub(crate) fn sparse(case: &Case, values: &mut [f64], random: &mut Random) -> (V
             offsets.push(words.len() as u32);
             let mut ends = [0u16; 16];
             let mut entries = Vec::new();
-            for r in 0..16 {
+            for (r, end) in ends.iter_mut().enumerate() {
                 let row = tile * 16 + r;
                 for c in chunk * 4096..cols.min((chunk + 1) * 4096) {
                     // Some tiles have none.
@@ -280,7 +276,7 @@ pub(crate) fn sparse(case: &Case, values: &mut [f64], random: &mut Random) -> (V
                         );
                     }
                 }
-                ends[r] = entries.len() as u16;
+                *end = entries.len() as u16;
             }
             if !entries.is_empty() {
                 words.extend(
