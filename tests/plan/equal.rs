@@ -80,7 +80,7 @@ const SUMS: f64 = 1e-5;
 const HALVES: f64 = 2e-3;
 /// Where activations are rounded to 8 bits: one of them that falls to the other side of a middle, since
 /// sums in front of it are in another order.
-const ONE_CODE: f64 = 1e-2;
+const ONE_CODE: f64 = 2e-2;
 
 /// The first layer's queries by the plan, against the executor's.
 fn first_projection(model: &Model, options: &Options) -> f64 {
@@ -211,14 +211,17 @@ fn stories_equal_the_executor() {
 
 #[test]
 fn rotated_codes_equal_the_executor() {
-    for pipeline in [
-        "trellis",
-        "outlier,trellis{bits=2.5}",
-        "rotate,int4",
-        "trellis,embeddings(trellis{bits=4})",
-    ] {
+    for pipeline in ["trellis", "outlier,trellis{bits=2.5}", "rotate,int4"] {
         check("stories260K", Path::new(STORIES), pipeline, 8);
     }
+}
+
+#[test]
+fn a_rotated_head_is_refused() {
+    let model = Model::new(Path::new(STORIES), "trellis,embeddings(trellis{bits=4})");
+    let refused = hlrc::plan::lower::lower(&model.module, &options(CONTEXT));
+    let text = refused.err().expect("refused").to_string();
+    assert!(text.contains("a head of rotated codes"), "{text}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use super::program::Growing;
 use super::terms::{self, format};
 use crate::plan::kernels::Launch;
 use crate::plan::pack::recipe::{PartTerms, Recipe, Stack};
-use crate::plan::{Estimate, Place, Program, Value, cost};
+use crate::plan::{Estimate, Place, PlanError, Program, Value, cost};
 
 /// Rows of a launch with one block per token.
 pub(super) fn per_token(tokens: u64, block: u32) -> Launch {
@@ -87,6 +87,7 @@ impl Emit<'_> {
                 let job = Job::of(step);
                 let Some(mut job) = job else { return Ok(()) };
                 if job.last && p.prefill {
+                    self.refuse_rotated(name, &job)?;
                     job.x = self.last_row(p, *x);
                     job.tokens = 1;
                     job.y = Value::buffer("logits");
@@ -142,6 +143,19 @@ impl Emit<'_> {
     pub(super) fn width_of(&self, norm: &Norm) -> u64 {
         let gain = self.module.weight(norm.gain);
         gain.and_then(|w| w.elements()).unwrap_or(0)
+    }
+
+    /// Launches that turn activations are for all tokens of a prompt, not for its last alone.
+    fn refuse_rotated(&self, name: &str, job: &Job) -> Result<()> {
+        for part in job.experts.iter().flatten() {
+            let (matrix, _) = terms::matrix(self.graph, part.op)?;
+            if matrix.terms.iter().any(|t| t.rotation().is_some()) {
+                let problem = "a head of rotated codes has no kernel for the last token of a prompt; \
+                               give the vocabulary a pass that does not rotate, as `vocabulary(int4)`";
+                return Err(PlanError::unsupported("linear", name, problem));
+            }
+        }
+        Ok(())
     }
 
     /// Copies the last token's row to a buffer of its own.
