@@ -20,6 +20,7 @@ const FLAGS: &[&str] = &[
     "-Wno-unknown-pragmas",
     "-Werror",
     "-DHLRC_EMU",
+    "-Ikernels",
 ];
 /// Flags of the emulation's own sources.
 const RUNTIME_FLAGS: &[&str] = &[
