@@ -91,7 +91,7 @@ def arguments(variant, case):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--arch", default="sm_90")
-    parser.add_argument("--work", default="/tmp/fused_linear")
+    parser.add_argument("--work", default="target/fused_linear")
     parser.add_argument("--out", default=os.environ.get("OUT", "."))
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", default="", help="check or time")
