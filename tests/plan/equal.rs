@@ -220,7 +220,7 @@ fn rotated_codes_equal_the_executor() {
 fn a_rotated_head_is_refused() {
     let model = Model::new(Path::new(STORIES), "trellis,embeddings(trellis{bits=4})");
     let refused = hlrc::plan::lower::lower(&model.module, &options(CONTEXT));
-    let text = refused.err().expect("refused").to_string();
+    let text = refused.expect_err("refused").to_string();
     assert!(text.contains("a head of rotated codes"), "{text}");
 }
 
