@@ -150,27 +150,32 @@ __device__ __forceinline__ void measure_inputs(const Input& in, float eps, float
 }
 
 #if FORMAT == 0 && ACT == 0
-// Rounds four inputs with the 28 others of their block of 32, which neighbouring lanes hold;
-// returns their codes. As ggml's q8_0 activations: scale absmax / 127, to nearest even.
-__device__ __forceinline__ unsigned round4(float4 v, float& scale, int& sum) {
-    unsigned largest = max(max(__float_as_uint(v.x) & 0x7fffffffu, __float_as_uint(v.y) & 0x7fffffffu),
-                           max(__float_as_uint(v.z) & 0x7fffffffu, __float_as_uint(v.w) & 0x7fffffffu));
-#pragma unroll
-    for (int d = 1; d < 8; d *= 2) largest = max(largest, __shfl_xor_sync(HLRC_FULL_WARP, largest, d));
-    const float top = __uint_as_float(largest); // NaN compares as largest and reaches the scale
-    const bool some = !(top < 1e-30f);
-    const float inverse = some ? __fdiv_rn(127.0f, top) : 0.0f;
-    // 1.5 * 2^23: the low bits of the sum are the number, rounded.
+__device__ __forceinline__ unsigned magnitude_bits(float4 v) {
+    return max(max(__float_as_uint(v.x) & 0x7fffffffu, __float_as_uint(v.y) & 0x7fffffffu),
+               max(__float_as_uint(v.z) & 0x7fffffffu, __float_as_uint(v.w) & 0x7fffffffu));
+}
+// Codes of four inputs. 1.5 * 2^23: the low bits of the sum are the number, rounded.
+__device__ __forceinline__ unsigned codes4(float4 v, float inverse) {
     const unsigned low = __byte_perm(__float_as_uint(__fadd_rn(__fmul_rn(v.x, inverse), 12582912.0f)),
                                      __float_as_uint(__fadd_rn(__fmul_rn(v.y, inverse), 12582912.0f)), 0x0040);
     const unsigned high = __byte_perm(__float_as_uint(__fadd_rn(__fmul_rn(v.z, inverse), 12582912.0f)),
                                       __float_as_uint(__fadd_rn(__fmul_rn(v.w, inverse), 12582912.0f)), 0x0040);
-    const unsigned codes = __byte_perm(low, high, 0x5410);
-    sum = __dp4a((int)codes, 0x01010101, 0);
+    return __byte_perm(low, high, 0x5410);
+}
+// Rounds eight inputs with the 24 others of their block of 32, which three neighbouring lanes
+// hold. As ggml's q8_0 activations: scale absmax / 127, to nearest even.
+__device__ __forceinline__ void round8(float4 v0, float4 v1, unsigned (&codes)[2], float& scale, int& sum) {
+    unsigned largest = max(magnitude_bits(v0), magnitude_bits(v1));
+#pragma unroll
+    for (int d = 1; d < 4; d *= 2) largest = max(largest, __shfl_xor_sync(HLRC_FULL_WARP, largest, d));
+    const float top = __uint_as_float(largest); // NaN compares as largest and reaches the scale
+    const bool some = !(top < 1e-30f);
+    const float inverse = some ? __fdiv_rn(127.0f, top) : 0.0f;
+    codes[0] = codes4(v0, inverse), codes[1] = codes4(v1, inverse);
+    sum = __dp4a((int)codes[1], 0x01010101, __dp4a((int)codes[0], 0x01010101, 0));
     scale = some ? __fdiv_rn(top, 127.0f) : 0.0f;
 #pragma unroll
-    for (int d = 1; d < 8; d *= 2) sum += __shfl_xor_sync(HLRC_FULL_WARP, sum, d);
-    return codes;
+    for (int d = 1; d < 4; d *= 2) sum += __shfl_xor_sync(HLRC_FULL_WARP, sum, d);
 }
 
 // Entry of a tile and a token: scales of its two blocks over the factors of their codes, and what
@@ -192,47 +197,54 @@ __device__ __forceinline__ void table_entry(float4* table, int tile, int m, floa
 template <bool VECTORS>
 __device__ __forceinline__ void round_inputs(const Input& in, const float* xscale, const Pack& pack, unsigned char* placed, int stride,
                                              float4* table, const float* powers, float (&total)[M]) {
-    const int quads = pack.tiles * 16;
+    const int eights = pack.tiles * 8;
     (void)table, (void)powers;
-    // Several loads are on their way before the first is used: one thread's items are THREADS
-    // apart in the line of all tokens' quads.
-    constexpr int BATCH = 4;
-    int m = 0, q = threadIdx.x;
-    while (q >= quads && m < M) q -= quads, m++;
-    for (int first = (int)threadIdx.x & ~31; first < M * quads; first += BATCH * THREADS) { // whole warps
-        float4 v[BATCH];
-        int token[BATCH], quad[BATCH];
+    // Several loads are on their way before the first is used: one thread's items, of eight
+    // inputs, are THREADS apart in the line of all tokens' inputs.
+    constexpr int BATCH = 2;
+    int m = 0, e = threadIdx.x;
+    while (e >= eights && m < M) e -= eights, m++;
+    for (int first = (int)threadIdx.x & ~31; first < M * eights; first += BATCH * THREADS) { // whole warps
+        float4 v[BATCH][2];
+        int token[BATCH], eight[BATCH];
 #pragma unroll
         for (int i = 0; i < BATCH; i++) {
-            token[i] = m, quad[i] = q;
-            v[i] = scaled4(in, xscale, min(m, M - 1), 4 * q, VECTORS);
-            q += THREADS;
-            while (q >= quads && m < M) q -= quads, m++;
+            token[i] = m, eight[i] = e;
+            v[i][0] = scaled4(in, xscale, min(m, M - 1), 8 * e, VECTORS);
+            v[i][1] = scaled4(in, xscale, min(m, M - 1), 8 * e + 4, VECTORS);
+            e += THREADS;
+            while (e >= eights && m < M) e -= eights, m++;
         }
 #pragma unroll
         for (int i = 0; i < BATCH; i++) {
-            const int tile = quad[i] / 16, part = quad[i] / 4 % 4, t = quad[i] % 4;
+            const int tile = eight[i] / 8, part = eight[i] / 2 % 4, t = eight[i] % 2 * 2; // and t + 1
             const bool inside = token[i] < M;
             unsigned char* const row = placed + (size_t)token[i] * stride;
             float correction = 0.0f;
 #if ACT == 0
             float scale;
             int sum;
-            const unsigned codes = round4(v[i], scale, sum);
-            const float scale1 = __shfl_xor_sync(HLRC_FULL_WARP, scale, 8);
-            const int sum1 = __shfl_xor_sync(HLRC_FULL_WARP, sum, 8);
+            unsigned codes[2];
+            round8(v[i][0], v[i][1], codes, scale, sum);
+            const float scale1 = __shfl_xor_sync(HLRC_FULL_WARP, scale, 4);
+            const int sum1 = __shfl_xor_sync(HLRC_FULL_WARP, sum, 4);
             if (inside) {
-                *(unsigned*)(row + tile * 64 + 16 * t + 4 * part) = codes;
-                if (quad[i] % 16 == 0) table_entry(table, tile, token[i], scale, scale1, sum, sum1, correction);
+                unsigned* const to = (unsigned*)(row + tile * 64 + 16 * t + 4 * part);
+                to[0] = codes[0], to[4] = codes[1];
+                if (eight[i] % 8 == 0) table_entry(table, tile, token[i], scale, scale1, sum, sum1, correction);
             }
 #else
             if (inside) {
                 const int block = CHUNK_TILES == 2 ? 2 * (tile & 1) + part / 2 : part / 2;
                 const float to = 1.0f / (powers[token[i]] * (float)code_factor(block)); // a power of two
-                const uint2 halves = make_uint2(f16x2_bits(v[i].x * to, v[i].y * to), f16x2_bits(v[i].z * to, v[i].w * to));
-                const float2 low = f16x2(halves.x), high = f16x2(halves.y);
-                correction = -((low.x + low.y) + (high.x + high.y)) * (float)code_factor(block);
-                *(uint2*)(row + tile * 128 + 32 * t + 8 * part) = halves;
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    const float4 x = v[i][h];
+                    const uint2 halves = make_uint2(f16x2_bits(x.x * to, x.y * to), f16x2_bits(x.z * to, x.w * to));
+                    const float2 low = f16x2(halves.x), high = f16x2(halves.y);
+                    correction -= ((low.x + low.y) + (high.x + high.y)) * (float)code_factor(block);
+                    *(uint2*)(row + tile * 128 + 32 * (t + h) + 8 * part) = halves;
+                }
             }
 #endif
 #pragma unroll
