@@ -16,6 +16,7 @@ pub mod pass;
 pub mod passes;
 pub mod plan;
 pub mod report;
+pub mod runtime;
 pub mod store;
 pub mod text;
 pub mod train;

@@ -94,6 +94,8 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Judge models: perplexity and KL divergence on text, outputs on given inputs
     Eval(Box<super::eval::args::EvalArgs>),
+    /// Time the launches of a kernel plan on a GPU, beside their estimates
+    Bench(Box<super::bench::args::BenchArgs>),
     /// Measure what goes into each linear on text, for passes that weigh errors by it
     Calibrate(Box<super::calibrate::args::CalibrateArgs>),
     /// Spend the same bytes on a model in several ways, and judge the results side by side

@@ -28,7 +28,7 @@ const SINGLE_DASH: [&str; 21] = [
 ];
 
 /// The subcommands, as `args` defines them.
-pub const COMMANDS: [&str; 18] = [
+pub const COMMANDS: [&str; 19] = [
     "opt",
     "quantize",
     "run",
@@ -37,6 +37,7 @@ pub const COMMANDS: [&str; 18] = [
     "diff",
     "verify",
     "eval",
+    "bench",
     "calibrate",
     "compare",
     "train",

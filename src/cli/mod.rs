@@ -2,10 +2,12 @@
 
 pub mod args;
 mod argv;
+pub mod bench;
 mod budget;
 pub mod calibrate;
 pub mod compare;
 mod describe;
+pub mod device;
 mod diff;
 mod dot;
 mod dry_run;
@@ -137,6 +139,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Some(Command::Diff(args)) => diff::run(&args),
         Some(Command::Verify(args)) => verify::run(&args),
         Some(Command::Eval(args)) => eval::run(&args),
+        Some(Command::Bench(args)) => bench::run(&args),
         Some(Command::Calibrate(args)) => calibrate::run(&args),
         Some(Command::Compare(args)) => compare::run(&args),
         Some(Command::Train(args)) => train::run(&args),

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::exec::ExecError;
+use crate::runtime::RuntimeError;
 
 /// Why a model cannot be judged.
 #[derive(Debug, thiserror::Error)]
@@ -14,6 +15,14 @@ pub enum EvalError {
         model: String,
         /// What happened.
         source: ExecError,
+    },
+    /// A model failed on its device, or was interrupted there.
+    #[error("{model}: {source}")]
+    Device {
+        /// The model.
+        model: String,
+        /// What happened.
+        source: Box<RuntimeError>,
     },
     /// Settings that contradict each other or the model.
     #[error("{0}")]
@@ -70,13 +79,11 @@ pub enum EvalError {
 impl EvalError {
     /// Whether the user stopped it.
     pub fn is_interrupt(&self) -> bool {
-        matches!(
-            self,
-            EvalError::Exec {
-                source: ExecError::Interrupted,
-                ..
-            }
-        )
+        match self {
+            EvalError::Exec { source, .. } => matches!(source, ExecError::Interrupted),
+            EvalError::Device { source, .. } => matches!(**source, RuntimeError::Interrupted),
+            _ => false,
+        }
     }
 
     pub(super) fn exec(model: &str) -> impl FnOnce(ExecError) -> Self {

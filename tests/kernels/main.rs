@@ -11,6 +11,7 @@ mod emulator;
 mod linear;
 mod many;
 mod moe;
+mod plan;
 mod prefill;
 mod rows;
 mod sample;

@@ -1,6 +1,7 @@
 //! What `eval` takes.
 
 use crate::cli::args::TalkArgs;
+use crate::cli::device::DeviceArgs;
 use crate::cli::run::args::PrecisionArg;
 use clap::{Args, ValueEnum, ValueHint};
 use std::path::PathBuf;
@@ -80,6 +81,9 @@ pub struct EvalArgs {
     /// How quantized weights of the models are multiplied (the original's always exactly)
     #[arg(long, value_enum, value_name = "HOW", default_value_t, help_heading = LIMITS)]
     pub precision: PrecisionArg,
+    /// Where the models run; the original stays on the processor.
+    #[command(flatten)]
+    pub device: DeviceArgs,
 
     /// One JSON object
     #[arg(long, help_heading = OUTPUT)]
@@ -119,6 +123,7 @@ impl EvalArgs {
             data: data.to_vec(),
             inputs: Vec::new(),
             ablate: false,
+            device: DeviceArgs::default(),
             ctx: None,
             usual: Some(AFTER_OPT.1),
             stride: None,

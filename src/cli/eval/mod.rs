@@ -14,6 +14,7 @@ use crate::eval::report::{Against, OutputsReport};
 use crate::eval::{EvalError, Evaluation, outputs};
 use crate::exec::{Engine, Precision, Without};
 use crate::report::progress::Progress;
+use crate::runtime::Place;
 use args::EvalArgs;
 use models::{Model, Opened, as_failure as failure, folder};
 use std::path::{Path, PathBuf};
@@ -41,6 +42,7 @@ pub fn run(args: &EvalArgs) -> Result<Exit, Failure> {
 
 /// What was found of the models.
 pub fn evaluate(args: &EvalArgs, progress: &Progress) -> Result<Evaluation, Failure> {
+    args.device.check()?;
     let open = |path: &std::path::Path| {
         let opened = Opened::new(path)?;
         opened.tell(progress);
@@ -75,6 +77,11 @@ pub fn evaluate(args: &EvalArgs, progress: &Progress) -> Result<Evaluation, Fail
         let mut report = text::evaluate(args, progress, original, &models)?;
         report.notes = notes;
         return Ok(Evaluation::Text(report));
+    }
+    if args.device.device != Place::Cpu {
+        let what =
+            "--device judges language models on text; other models and arrays run on the processor";
+        return Err(Failure::new(Exit::Usage, what).help("leave it out"));
     }
     let Some(original) = &original else {
         let what = "the model is no language model, and its outputs say nothing by themselves";

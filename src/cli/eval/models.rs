@@ -2,13 +2,17 @@
 
 use super::args::EvalArgs;
 use super::{Exit, Failure, failure, load, signal};
+use crate::cli::device::{DeviceModel, Planning};
 use crate::cli::run::args::PrecisionArg;
 use crate::eval::{Causal, EvalError, Predictor, Whole, cache};
 use crate::exec::{Engine, Options, Precision, Without};
 use crate::ir::site::sites;
 use crate::ir::{Term, text};
 use crate::report::progress::Progress;
+use crate::runtime::Place;
 use crate::weights::FileCache;
+use std::cell::RefCell;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// A model with some terms left out, or none.
@@ -19,6 +23,8 @@ pub struct Model {
     pub without: Vec<String>,
     /// It, ready to run.
     pub engine: Engine,
+    /// It on a GPU, where that was asked for.
+    planned: Option<RefCell<DeviceModel>>,
 }
 
 /// An imported model, and who it is.
@@ -78,6 +84,7 @@ impl Opened {
                 .map(|(_, name)| (*name).to_string())
                 .collect(),
             engine,
+            planned: None,
         })
     }
 
@@ -87,6 +94,9 @@ impl Opened {
             PrecisionArg::Exact => Precision::Exact,
             PrecisionArg::Int8 => Precision::Int8,
         };
+        if args.device.device != Place::Cpu {
+            return Ok(vec![self.planned(args, precision)?]);
+        }
         let mut wanted = vec![Without::default()];
         if args.ablate {
             let has = |kind: fn(&Term) -> bool| {
@@ -111,9 +121,66 @@ impl Opened {
     }
 }
 
+impl Opened {
+    /// It on the GPU that was asked for.
+    fn planned(&self, args: &EvalArgs, precision: Precision) -> Result<Model, Failure> {
+        if args.ablate {
+            let what =
+                "--ablate leaves terms out of a model on the processor, not of a kernel plan";
+            return Err(Failure::new(Exit::Usage, what).help("leave out --device, or --ablate"));
+        }
+        let mut model = self.model(args, precision, Without::default())?;
+        let planning = Planning {
+            context: args.ctx.and_then(|n| u32::try_from(n).ok()),
+            exact: precision == Precision::Exact,
+        };
+        let progress = crate::cli::opt::progress(&args.talk);
+        model.planned = Some(RefCell::new(
+            args.device.open(&self.path, planning, &progress)?,
+        ));
+        Ok(model)
+    }
+}
+
+/// A model on a GPU, for as long as it predicts.
+struct OnDevice<'m> {
+    model: &'m RefCell<DeviceModel>,
+    name: &'m str,
+    vocabulary: usize,
+}
+
+impl Predictor for OnDevice<'_> {
+    fn vocabulary(&self) -> usize {
+        self.vocabulary
+    }
+
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn begin(&mut self, tokens: &[u32]) -> Result<(), EvalError> {
+        self.model.borrow_mut().begin(tokens)
+    }
+
+    fn rows(
+        &mut self,
+        range: Range<usize>,
+        each: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), EvalError> {
+        self.model.borrow_mut().rows(range, each)
+    }
+}
+
 impl Model {
     /// It as a language model; `None` where it is none.
     pub fn predictor(&self) -> Result<Option<Box<dyn Predictor + '_>>, Failure> {
+        if let Some(model) = &self.planned {
+            return Ok(Some(Box::new(OnDevice {
+                model,
+                name: &self.name,
+                vocabulary: Predictor::vocabulary(&*model.borrow()),
+            })));
+        }
         if let Ok(causal) = Causal::new(&self.engine, &self.name) {
             return Ok(Some(Box::new(causal)));
         }
@@ -128,7 +195,8 @@ impl Model {
 
     /// Tokens that it was made for, where it says.
     pub fn positions(&self) -> Option<usize> {
-        self.engine.max_positions()
+        let planned = self.planned.as_ref().map(|model| model.borrow().context());
+        planned.or(self.engine.max_positions())
     }
 }
 
@@ -168,6 +236,7 @@ pub fn as_failure(error: EvalError) -> Failure {
         EvalError::Unlike { .. } => {
             Failure::new(Exit::Input, text).help("--ref names the model that it was made from")
         }
+        EvalError::Device { .. } => Failure::new(Exit::Failure, text),
         EvalError::Exec { .. } | EvalError::Damaged { .. } | EvalError::Inputs { .. } => {
             Failure::new(Exit::Input, text)
         }

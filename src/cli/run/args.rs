@@ -1,6 +1,7 @@
 //! What `run` takes.
 
 use crate::cli::args::TalkArgs;
+use crate::cli::device::DeviceArgs;
 use clap::{Args, ValueEnum, ValueHint};
 use std::path::PathBuf;
 
@@ -74,6 +75,9 @@ pub struct RunArgs {
     /// How quantized weights are multiplied
     #[arg(long, value_enum, value_name = "HOW", default_value_t, help_heading = LIMITS)]
     pub precision: PrecisionArg,
+    /// Where it runs.
+    #[command(flatten)]
+    pub device: DeviceArgs,
 
     /// The result as JSON on stdout: one object at the end, or a line for each token too
     #[arg(long, value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "object",

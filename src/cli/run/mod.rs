@@ -5,12 +5,15 @@ mod engine;
 mod output;
 mod repl;
 
+use super::device::Planning;
 use super::{Exit, Failure, load, opt, signal};
+use crate::runtime::Place;
+use crate::text::LanguageModel;
 use crate::text::{
     ChatTemplate, Finish, Message, Sampler, Sampling, SamplingError, Session, Settings, TextError,
     Tokenizer, generate,
 };
-use args::RunArgs;
+use args::{PrecisionArg, RunArgs};
 use engine::Causal;
 use output::{Output, Run};
 use std::io::{IsTerminal, Read};
@@ -35,14 +38,41 @@ pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
     let start = Instant::now();
     let progress = opt::progress(&args.talk);
     progress.stage("Loading", &args.model.display().to_string());
-    let engine = engine::open(args, &progress)?;
+    args.device.check()?;
+    if args.device.device == Place::Cpu {
+        let engine = engine::open(args, &progress)?;
+        let model = Causal::new(&engine, &args.model)?;
+        let context = model.context();
+        return speak(args, model, context, prompt, sampling, start);
+    }
+    if args.threads.is_some() {
+        let what = "--threads has no effect on a GPU";
+        return Err(Failure::new(Exit::Usage, what).help("leave it out"));
+    }
+    let planning = Planning {
+        context: args.ctx,
+        exact: args.precision == PrecisionArg::Exact,
+    };
+    let model = args.device.open(&args.model, planning, &progress)?;
+    let context = Some(model.context());
+    speak(args, model, context, prompt, sampling, start)
+}
+
+/// Answers with a model that is ready.
+fn speak<M: LanguageModel>(
+    args: &RunArgs,
+    model: M,
+    positions: Option<usize>,
+    prompt: Prompt,
+    sampling: Sampling,
+    start: Instant,
+) -> Result<Exit, Failure> {
     let tokenizer = Tokenizer::open(&tokenizer_place(args)).map_err(|error| failure(&error))?;
     let template = match args.chat {
         true => Some(template(args, &tokenizer)?),
         false => None,
     };
-    let model = Causal::new(&engine, &args.model)?;
-    let settings = settings(args, sampling, &tokenizer, model.context())?;
+    let settings = settings(args, sampling, &tokenizer, positions)?;
     let run = Run {
         model: args.model.display().to_string(),
         seed: args.seed,
@@ -75,7 +105,7 @@ pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
 /// One prompt, one answer.
 fn once(
     args: &RunArgs,
-    session: &mut Session<Causal<'_>>,
+    session: &mut Session<impl LanguageModel>,
     tokenizer: &Tokenizer,
     ids: &[u32],
     settings: &Settings,

@@ -1,12 +1,11 @@
 //! A conversation on the terminal.
 
 use super::args::RunArgs;
-use super::engine::Causal;
 use super::output::{self, Output, Run};
 use super::{Exit, Failure, failure, signal, spell};
 use crate::cli::print;
 use crate::text::generate::{self, Finish};
-use crate::text::{ChatTemplate, Message, Session, Settings, TextError, Tokenizer};
+use crate::text::{ChatTemplate, LanguageModel, Message, Session, Settings, TextError, Tokenizer};
 use std::io::{BufRead, Write};
 
 const GREETING: &str =
@@ -23,7 +22,7 @@ enum Typed {
 /// Talks until the user ends it, or the context is full.
 pub fn converse(
     args: &RunArgs,
-    session: &mut Session<Causal<'_>>,
+    session: &mut Session<impl LanguageModel>,
     tokenizer: &Tokenizer,
     template: &ChatTemplate,
     settings: &Settings,

@@ -85,6 +85,34 @@ pub(super) fn run(c: &mut Context<'_, '_>) -> Result<()> {
     Ok(())
 }
 
+/// `h = V x` of many tokens; the launch behind it computes it again, so that it needs no order of sums.
+pub(super) fn inner(c: &mut Context<'_, '_>) -> Result<()> {
+    let tokens = c.live_tokens(c.tokens())?;
+    let (ldx, rank) = (c.int("ldx"), c.int("rank"));
+    let x = c.f16s("x")?;
+    let scales = match c.is_null("v_scales") {
+        true => Vec::new(),
+        false => c.f16s("v_scales")?,
+    };
+    let low_rank = LowRank {
+        v: c.bytes("v")?.to_vec(),
+        v_scales: scales,
+        v_tiles: c.u32s("v_tiles")?,
+        v_index: None,
+        u: Vec::new(),
+        u_scales: Vec::new(),
+        u_tiles: Vec::new(),
+        u_index: Vec::new(),
+        rank,
+    };
+    for token in 0..tokens {
+        let row = c.slice("x", &x, token * ldx, ldx)?;
+        let h = low_rank.inner(c, row, 0)?;
+        c.store("h", token * rank, &h)?;
+    }
+    Ok(())
+}
+
 fn works(c: &Context<'_, '_>, tokens: usize, experts: i64) -> Result<Vec<Work>> {
     if experts == 0 {
         return Ok((0..tokens)

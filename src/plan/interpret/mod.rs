@@ -187,6 +187,7 @@ impl<'a> Machine<'a> {
 fn dispatch(c: &mut Context<'_, '_>) -> Result<()> {
     match c.kernel() {
         "fused_linear" | "linear_prefill" => linear::run(c),
+        "low_rank_inner" => linear::inner(c),
         "attention_decode" => attention::decode(c),
         "rope_append" => attention::append(c),
         "attention_prefill" => attention::prefill(c),

@@ -170,6 +170,16 @@ pub fn linear_prefill(tokens: u64, tiles: u64) -> Launch {
     Launch {
         grid: [part(tiles, 4), part(tokens, 64), 1],
         block: 256,
-        shared_bytes: 49152,
+        shared_bytes: 0,
+    }
+}
+
+/// Inner activations of many tokens: a block makes 16 of 16 tokens.
+pub fn low_rank_inner(tokens: u64, rank: u64) -> Launch {
+    let part = |n: u64| u32::try_from(n.div_ceil(16).max(1)).unwrap_or(u32::MAX);
+    Launch {
+        grid: [part(rank), part(tokens), 1],
+        block: 256,
+        shared_bytes: 0,
     }
 }

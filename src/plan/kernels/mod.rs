@@ -8,8 +8,8 @@ mod launch;
 mod sources;
 mod table;
 
-pub use launch::{FusedLaunch, Launch, Product, fused_linear, linear_prefill};
-pub use sources::{source, sources};
+pub use launch::{FusedLaunch, Launch, Product, fused_linear, linear_prefill, low_rank_inner};
+pub use sources::{flattened, source, sources};
 pub use table::KERNELS;
 
 use super::Variant;

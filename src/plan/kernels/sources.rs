@@ -41,6 +41,7 @@ const SOURCES: &[(&str, &str)] = &[
     source!("moe_sort.cu"),
     source!("normalize.cu"),
     source!("quantize.cu"),
+    source!("read_bandwidth.cu"),
     source!("rope_append.cu"),
     source!("sample.cu"),
 ];
@@ -64,4 +65,9 @@ pub fn source(kernel: &str) -> Option<&'static str> {
         .iter()
         .find(|(n, _)| *n == name)
         .map(|(_, text)| *text)
+}
+
+/// A kernel's source as one file, headers in the place where they are included.
+pub fn flattened(kernel: &str) -> Option<String> {
+    crate::runtime::flattened(&format!("{kernel}.cu"), SOURCES)
 }

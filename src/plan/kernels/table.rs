@@ -35,6 +35,14 @@ pub const KERNELS: &[Kernel] = &[
         block: 256,
     },
     Kernel {
+        name: "low_rank_inner",
+        abi: 1,
+        defines: "VFORMAT=4|8|16|32",
+        args: "x:const f16* v:const u8* v_scales:const f16* v_tiles:const u32* h:f32* scalars:const i32* \
+               ldx:i32 rank:i32",
+        block: 256,
+    },
+    Kernel {
         name: "embed",
         abi: 1,
         defines: "FORMAT=0..3 BITS=0|2|3|4|8 GROUP=0|32|64|128|256 ZEROS=0|1",

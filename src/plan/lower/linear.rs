@@ -358,11 +358,47 @@ impl Emit<'_> {
                 ("ldx", int(stack.cols.next_multiple_of(64))),
                 ("scalars", self.scalars(p)),
             ]);
+            if rank > 0 {
+                self.inner(p, name, (&given, &defines), (job.tokens, rank));
+            }
             let index = self.variant("linear_prefill", &defines);
             let launch = kernels::linear_prefill(job.tokens, tiles);
             p.push(name, ("linear_prefill", index), launch, given, estimate);
             return Ok(());
         }
         self.few(p, name, l, (given, defines), (tiles, rank, coded), estimate)
+    }
+
+    /// `h = V x` of many tokens, in front of the launch that multiplies it with U.
+    fn inner(
+        &mut self,
+        p: &mut Growing,
+        name: &str,
+        (given, defines): (&[(&str, Value)], &[(&str, i64)]),
+        (tokens, rank): (u64, u64),
+    ) {
+        let format = defines.iter().find(|d| d.0 == "VFORMAT").copied();
+        let index = self.variant("low_rank_inner", format.as_slice());
+        let taken = [
+            "x", "v", "v_scales", "v_tiles", "h", "scalars", "ldx", "rank",
+        ];
+        let own = given.iter().filter(|g| taken.contains(&g.0)).cloned();
+        let own: Vec<(&str, Value)> = own.collect();
+        let columns = own.iter().find(|g| g.0 == "ldx").map_or(0, |g| match g.1 {
+            Value::Int(n) => u64::try_from(n).unwrap_or(0),
+            _ => 0,
+        });
+        let flops = 2 * tokens * rank * columns;
+        let bits = u64::try_from(format.map_or(0, |f| f.1)).unwrap_or(0);
+        let bytes = rank * columns * bits / 8 + tokens * (2 * columns + 4 * rank);
+        let estimate = self.estimate(Place::Device, bytes, flops, false);
+        let launch = kernels::low_rank_inner(tokens, rank);
+        p.push(
+            &format!("{name}.inner"),
+            ("low_rank_inner", index),
+            launch,
+            own,
+            estimate,
+        );
     }
 }

@@ -79,6 +79,15 @@ pub(super) fn step(
                 );
             }
         }
+        "low_rank_inner" => {
+            let rank = c.int("rank");
+            c.rows("x", c.int("ldx"), c.int("ldx"), faults);
+            c.rows("h", rank, rank, faults);
+            if u64::from(step.grid[0]) * 16 < rank {
+                let problem = format!("{} blocks along x do not cover {rank} rows", step.grid[0]);
+                faults.add(at, problem);
+            }
+        }
         "moe_route" => {
             let (experts, top_k) = (c.int("experts"), c.int("top_k"));
             c.rows("logits", c.int("ldl"), experts, faults);
@@ -132,7 +141,7 @@ impl Checked<'_> {
     /// Tokens that the step makes rows of.
     fn count(&self) -> u64 {
         match self.variant.kernel.as_str() {
-            "linear_prefill" | "rope_append" | "attention_prefill" => {
+            "linear_prefill" | "low_rank_inner" | "rope_append" | "attention_prefill" => {
                 u64::from(self.program.tokens)
             }
             "attention_decode" => u64::from(self.step.grid[2]),
