@@ -359,7 +359,7 @@ impl Emit<'_> {
                 ("scalars", self.scalars(p)),
             ]);
             if rank > 0 {
-                self.inner(p, name, (&given, &defines), (job.tokens, rank));
+                self.inner(p, name, &given, &defines, (job.tokens, rank));
             }
             let index = self.variant("linear_prefill", &defines);
             let launch = kernels::linear_prefill(job.tokens, tiles);
@@ -374,7 +374,8 @@ impl Emit<'_> {
         &mut self,
         p: &mut Growing,
         name: &str,
-        (given, defines): (&[(&str, Value)], &[(&str, i64)]),
+        given: &[(&str, Value)],
+        defines: &[(&str, i64)],
         (tokens, rank): (u64, u64),
     ) {
         let format = defines.iter().find(|d| d.0 == "VFORMAT").copied();
