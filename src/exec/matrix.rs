@@ -2,6 +2,7 @@
 
 mod custom;
 mod gradient;
+mod kept;
 mod prepare;
 mod release;
 mod together;
@@ -23,6 +24,7 @@ use crate::numeric::{Block, FactorFormat, Group, Scheme};
 use crate::store::{Located, Reader, StoreError};
 use crate::weights::read::decode_f32;
 use crate::weights::{DType, WeightsError};
+use kept::Kept;
 use std::ops::Range;
 
 /// A matrix `[out, in]`, ready to be multiplied.
@@ -37,6 +39,7 @@ enum PreparedTerm {
         data: Stored,
         format: Float,
         transposed: bool,
+        kept: Kept,
     },
     Quant {
         codes: Stored,
@@ -228,9 +231,13 @@ impl PreparedMatrix {
                 data,
                 format,
                 transposed,
+                kept,
             } => {
                 let w = self.float_rows(data.bytes()?, *format, *transposed);
-                float::matmul(pool, &w, x, tokens, write, out);
+                match kept.panels(pool, &w, tokens) {
+                    Some(panels) => panels.matmul(pool, &w, x, tokens, write, out),
+                    None => float::matmul(pool, &w, x, tokens, write, out),
+                }
             }
             PreparedTerm::Trellis { rotation, .. } => {
                 let w = self.trellis_rows(term)?;
@@ -287,6 +294,7 @@ impl PreparedMatrix {
                     data,
                     format,
                     transposed,
+                    ..
                 } => {
                     let w = self.float_rows(data.bytes()?, *format, *transposed);
                     float::decode_row(&w, row, &mut scratch);

@@ -64,6 +64,7 @@ impl PreparedMatrix {
                 data,
                 format,
                 transposed,
+                ..
             } => {
                 let w = self.float_rows(data.bytes()?, *format, *transposed);
                 grad::transposed(pool, shape, dy, dx, Accum::Add, |rows, out| {
@@ -245,7 +246,10 @@ impl PreparedMatrix {
         };
         for term in &mut self.terms {
             match term {
-                PreparedTerm::Dense { data, .. } => of(data)?,
+                PreparedTerm::Dense { data, kept, .. } => {
+                    of(data)?;
+                    kept.release();
+                }
                 PreparedTerm::Quant {
                     codes,
                     scales,

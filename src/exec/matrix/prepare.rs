@@ -59,6 +59,7 @@ impl Preparer<'_> {
             data,
             format,
             transposed: view.transposed,
+            kept: super::Kept::default(),
         })
     }
 

@@ -3,7 +3,7 @@
 use super::{Factor, PreparedMatrix, PreparedTerm, Stored};
 
 impl PreparedMatrix {
-    /// Gives back the mapped pages of all terms; they are read again when they are used again.
+    /// Gives back the mapped pages of all terms, and what is kept of them; they are read again when they are used again.
     pub(in crate::exec) fn release(&self) {
         let give = |stored: &Stored| {
             let at = &stored.located;
@@ -15,7 +15,10 @@ impl PreparedMatrix {
         };
         for term in &self.terms {
             match term {
-                PreparedTerm::Dense { data, .. } => give(data),
+                PreparedTerm::Dense { data, kept, .. } => {
+                    give(data);
+                    kept.release();
+                }
                 PreparedTerm::Quant {
                     codes,
                     scales,

@@ -6,11 +6,14 @@
 
 mod axpy;
 mod dot;
+mod panels;
+
+pub use panels::Panels;
 
 use super::Write;
 use super::gemm::{self, Left, PANEL, Right};
 use super::scratch;
-use super::vector::Isa;
+use super::vector::{Isa, prefetch};
 use crate::exec::pool::{Pool, Tile};
 use crate::numeric::float::{Float, decode_into};
 use std::ops::Range;
@@ -25,6 +28,8 @@ const TILES: usize = 32;
 const DEPTH: usize = 512;
 /// Values of a tile that are decoded at once: what leaves room in the second-level cache.
 const DECODED: usize = 64 << 10;
+/// Rows between the one that is packed and the one that is asked for.
+const AHEAD: usize = 24;
 /// Bytes of weights in a tile of a memory-bound product.
 const TILE_BYTES: usize = 128 << 10;
 
@@ -57,6 +62,15 @@ impl FloatRows<'_> {
         );
         assert!(tokens.checked_mul(self.cols) == Some(x.len()));
         assert!(tokens.checked_mul(self.rows) == Some(out.len()));
+    }
+
+    /// Asks for the cache lines of `count` stored values, which need not exist.
+    fn prefetch(&self, start: usize, count: usize) {
+        let bits = self.format.bits();
+        let bytes = (start * bits / 8)..(start + count) * bits / 8;
+        for at in bytes.step_by(64) {
+            prefetch(self.data.as_ptr().wrapping_add(at));
+        }
     }
 
     /// Decodes stored values `start ..` in storage order.
@@ -334,6 +348,8 @@ fn many_columns(w: &FloatRows<'_>, x: &[f32], write: Write, tile: &mut Tile<'_, 
     for part in stretches(w.cols) {
         scratch::with(part.len() * stride, |panel| {
             for (i, row) in part.clone().zip(panel.chunks_mut(stride)) {
+                // Each row of the stretch lies on another page, where hardware does not look ahead.
+                w.prefetch((i + AHEAD) * w.rows + columns.start, columns.len());
                 w.decode(i * w.rows + columns.start, &mut row[..columns.len()]);
             }
             let x = &x[tokens.start * w.cols + part.start..];

@@ -125,6 +125,32 @@ fn products_match_f64() {
 }
 
 #[test]
+fn panels_give_the_same_bits() {
+    for [tokens, rows, cols] in [[17, 48, 40], [50, 100, 513], [5, 1, 7], [200, 97, 1030]] {
+        let (data, x) = (
+            stored(Float::F32, &noise(7, rows * cols)),
+            noise(8, tokens * cols),
+        );
+        let w = FloatRows {
+            data: &data,
+            format: Float::F32,
+            rows,
+            cols,
+            transposed: true,
+        };
+        let pool = Pool::new(2);
+        let panels = Panels::new(&pool, &w).expect("small");
+        for write in [Write::Overwrite, Write::Add] {
+            let mut plain = noise(9, tokens * rows);
+            let mut kept = plain.clone();
+            matmul(&pool, &w, &x, tokens, write, &mut plain);
+            panels.matmul(&pool, &w, &x, tokens, write, &mut kept);
+            assert_eq!(plain, kept, "{tokens} {rows} {cols}");
+        }
+    }
+}
+
+#[test]
 fn empty_shapes() {
     for transposed in [false, true] {
         for shape in [[0, 3, 4], [2, 0, 4], [2, 3, 0], [7, 3, 0]] {
