@@ -21,6 +21,7 @@ pub mod raise;
 pub mod refine;
 pub mod rotate;
 pub mod shared;
+pub mod train;
 pub mod trellis;
 
 /// Every built-in pass; the tidy test checks that no file is missing here.
@@ -39,5 +40,6 @@ pub const ALL: &[PassEntry] = &[
     raise::ENTRY,
     refine::ENTRY,
     rotate::ENTRY,
+    train::ENTRY,
     trellis::ENTRY,
 ];

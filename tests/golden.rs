@@ -18,16 +18,17 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
 use clap::Parser as _;
 use goldenfile::Mint;
 use hlrc::cli::args::{Cli, OptArgs};
-use hlrc::ir::Module;
 use hlrc::ir::patch::normalize;
 use hlrc::ir::site::{Site, sites};
 use hlrc::ir::text::{PrintOptions, parse, print, print_with};
 use hlrc::ir::verify::verify;
+use hlrc::ir::{Module, Storage};
 use hlrc::pass::manager::{self, Outcome, PrintIr, RunOptions, Schedule, Silent};
 use hlrc::pass::pipeline::{Override, Pipeline};
 use hlrc::pass::{MomentSource, Moments};
@@ -140,6 +141,9 @@ fn rewritten(text: &str, run: &str) -> Result<String, String> {
     let args = arguments(run)?;
     let pipeline = Pipeline::parse(&args.pipeline).map_err(|e| e.to_string())?;
     let canonical = manager::canonical(&pipeline).map_err(|e| e.to_string())?;
+    if canonical.calls().iter().any(|call| call.name == "train") {
+        return trained(text, &canonical, &args.pipeline);
+    }
     let mut shown = None;
     for threads in [1, 2] {
         let module = parse(text).map_err(|e| e.to_string())?;
@@ -154,6 +158,55 @@ fn rewritten(text: &str, run: &str) -> Result<String, String> {
         match &shown {
             None => shown = Some((full, shorten(&canonical, &module, &outcome))),
             Some((first, _)) => assert_eq!(first, &full, "two threads must give the same bytes"),
+        }
+    }
+    Ok(shown.map(|(_, text)| text).unwrap_or_default())
+}
+
+/// What the command makes of a module whose pipeline ends in `train`, which needs the files of the passes
+/// before it.
+fn trained(text: &str, canonical: &Pipeline, pipeline: &str) -> Result<String, String> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let case = folder.path().join("case.hlir");
+    std::fs::write(&case, text).expect("written");
+    let mut shown: Option<(String, String)> = None;
+    for threads in ["1", "2"] {
+        let out = folder.path().join(format!("{threads}.hlrc"));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hlrc-opt"));
+        command.arg(&case).args(["-q", "-p", pipeline]);
+        command.args(["--threads", threads, "-o"]).arg(&out);
+        let done = command.output().expect("started");
+        if !done.status.success() {
+            let said = String::from_utf8_lossy(&done.stderr).trim().to_string();
+            return Err(said.trim_start_matches("error: ").to_string());
+        }
+        let read = |name: &str| std::fs::read_to_string(out.join(name)).expect("written");
+        let full = read("module.hlir");
+        let mut module = parse(&full).map_err(|e| e.to_string())?;
+        verify(&module).map_err(|e| e.to_string())?;
+        for weight in &mut module.weights {
+            (weight.storage, weight.sha256) = (Storage::Absent, None);
+        }
+        let report: serde_json::Value = serde_json::from_str(&read("report.json")).expect("JSON");
+        let shards = std::fs::read(out.join("model.safetensors")).expect("weights");
+        let same = format!("{full}{}", hlrc::weights::Digest::of(&shards).to_hex());
+        let mut text = format!("// pipeline: {canonical}\n{}", print(&normalize(&module)));
+        let training = &report["training"];
+        for (kind, tensors, values) in
+            serde_json::from_value::<Vec<(String, u64, u64)>>(training["trained"].clone())
+                .expect("what moved")
+        {
+            let _ = writeln!(text, "// {kind}: {tensors} tensors, {values} values");
+        }
+        let judged = training["end_to_end"].as_array().expect("records").iter();
+        for record in judged.filter(|r| !r["judged"].is_null()) {
+            let kl = record["judged"]["kl"].as_f64().unwrap_or(f64::NAN);
+            let _ = writeln!(text, "// step {}: KL {kl:.2e}", record["step"]);
+        }
+        let _ = writeln!(text, "// kept: step {}", training["kept"]);
+        match &shown {
+            None => shown = Some((same, text)),
+            Some((first, _)) => assert_eq!(first, &same, "two threads must give the same bytes"),
         }
     }
     Ok(shown.map(|(_, text)| text).unwrap_or_default())

@@ -1,9 +1,10 @@
-//! Gradients of whole models against torch's autograd (`tests/fixtures/gradients/make.py`).
+//! Gradients of whole models against torch's autograd: as they are (`tests/fixtures/gradients/make.py`),
+//! and rewritten with low-rank, sparse and quantized terms (`terms.py` beside it).
 
 mod common;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use hlrc::exec::{Engine, Options, Tensor};
 use hlrc::import::{Input, open};
@@ -48,12 +49,13 @@ fn tokens(folder: &Path) -> (Vec<usize>, Vec<i64>) {
     (shape, ids.map(|w| i64::from_le_bytes(*w)).collect())
 }
 
-/// Holds a model's gradients against torch's; gives how many tensors were compared.
-fn check(name: &str, folder: &Path) -> usize {
-    let want = Path::new("tests/fixtures/gradients").join(format!("{name}.safetensors"));
-    let want = numbers(&want);
+/// Holds a model's gradients against torch's; gives the names of the tensors that were compared.
+///
+/// `folder` has the tokens that torch was given; `model` is the model, there or elsewhere.
+fn check(name: &str, model: &Path, folder: &Path, want: &Path) -> Vec<String> {
+    let want = numbers(want);
     let files = FileCache::new();
-    let imported = open(&Input::Path(folder.to_path_buf()), &files);
+    let imported = open(&Input::Path(model.to_path_buf()), &files);
     let module = imported.unwrap_or_else(|e| panic!("{name}: {e}")).module;
     let losses = Losses {
         cross_entropy: true,
@@ -65,7 +67,7 @@ fn check(name: &str, folder: &Path) -> usize {
         parameters: parameters(&module)
             .into_iter()
             .filter(|p| p.index.is_none() && known(&p.name(&module)))
-            .filter(|p| matches!(p.what, What::Vector | What::Part(Part::Dense)))
+            .filter(|p| p.what != What::Part(Part::Codes))
             .collect(),
         ..Wanted::default()
     };
@@ -120,29 +122,53 @@ fn check(name: &str, folder: &Path) -> usize {
             );
         }
     }
-    wanted.parameters.len()
+    let names = wanted.parameters.iter().map(|p| p.name(&module));
+    names.collect()
 }
 
-#[test]
-fn gradients_of_every_family_are_those_of_torch() {
-    let mut models = 0;
-    for entry in std::fs::read_dir("tests/fixtures/gradients").expect("fixtures") {
-        let path = entry.expect("an entry").path();
-        if path.extension().is_none_or(|e| e != "safetensors") {
-            continue;
-        }
+/// The models of a folder of gradients, each with the folder that it was made from.
+fn models(folder: &str) -> Vec<(String, PathBuf, PathBuf)> {
+    let entries = std::fs::read_dir(folder).expect("fixtures");
+    let mut paths: Vec<PathBuf> = entries.map(|e| e.expect("an entry").path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|e| e == "safetensors"));
+    paths.sort();
+    let found = paths.into_iter().map(|path| {
         let name = path
             .file_stem()
             .expect("a name")
             .to_string_lossy()
             .into_owned();
-        let folder = match name.as_str() {
-            "stories260K" => Path::new("tests/fixtures/stories260K").to_path_buf(),
+        let from = match name.as_str() {
+            "stories260K" => PathBuf::from("tests/fixtures/stories260K"),
             name => Path::new("tests/fixtures/families").join(name),
         };
-        let count = check(&name, &folder);
+        (name, from, path)
+    });
+    found.collect()
+}
+
+#[test]
+fn gradients_of_every_family_are_those_of_torch() {
+    let models = models("tests/fixtures/gradients");
+    assert!(models.len() >= 8, "{} models", models.len());
+    for (name, folder, want) in models {
+        let compared = check(&name, &folder, &folder, &want);
+        let count = compared.len();
         assert!(count >= 9, "{name}: {count} tensors have torch's names");
-        models += 1;
     }
-    assert!(models >= 8, "{models} models");
+}
+
+#[test]
+fn gradients_of_rewritten_models_are_those_of_torch() {
+    let models = models("tests/fixtures/gradients/terms");
+    assert!(models.len() >= 8, "{} models", models.len());
+    for (name, folder, want) in models {
+        let compared = check(&name, &want.with_extension("hlir"), &folder, &want);
+        for part in [".u", ".v", ".values", ".scales"] {
+            let count = compared.iter().filter(|n| n.ends_with(part)).count();
+            assert!(count >= 7, "{name}: {count} of {part} in {compared:?}");
+        }
+        let dense = compared.iter().filter(|n| n.ends_with("norm.weight"));
+        assert!(dense.count() >= 1 || name == "gpt2", "{name}: {compared:?}");
+    }
 }

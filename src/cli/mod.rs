@@ -5,6 +5,7 @@ mod argv;
 pub mod bench;
 mod budget;
 pub mod calibrate;
+mod checks;
 pub mod compare;
 mod describe;
 pub mod device;
@@ -34,6 +35,7 @@ pub mod signal;
 mod table;
 mod target;
 pub mod train;
+mod trained;
 mod verify;
 mod watch;
 

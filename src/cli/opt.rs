@@ -6,16 +6,15 @@ use super::prepare::{Prepared, prepare};
 use super::target::{Target, report_beside};
 use super::watch::Watch;
 use super::{
-    Exit, Failure, budget, dry_run, errors, eval, fit, outcome, plan, print, report, reproducer,
-    sequential, signal,
+    Exit, Failure, budget, checks, dry_run, errors, eval, fit, outcome, plan, print, report,
+    reproducer, sequential, signal, trained,
 };
 use crate::calib::Statistics;
 use crate::eval::Evaluation;
 use crate::export::hlrc::{FolderError, partial_path};
 use crate::opt::{self, Job, OnnxOptions, OptError, Output, Summary};
-use crate::pass::manager::schedule::Scheduled;
+use crate::pass::MomentSource;
 use crate::pass::manager::{self, PrintIr, RunError, RunOptions, Schedule};
-use crate::pass::{Calibration, MomentSource, Pass};
 use crate::report::progress::{Progress, Style, Summary as Closing};
 use crate::report::{human, resources};
 use crate::store::{JOURNAL, rebase};
@@ -48,7 +47,10 @@ pub fn run(args: &OptArgs) -> Result<Exit, Failure> {
     outcome::check_remarks_file(&args.debug)?;
     eval::after::check(args, &target)?;
     report::check(args, &target)?;
-    check_form(&prepared, &target)?;
+    checks::form(&prepared, &target)?;
+    if let Some(call) = &prepared.training {
+        trained::check(args, call, &target)?;
+    }
     let progress = progress(&args.talk);
     progress.stage("Importing", &load::describe(&source));
     let loaded = load::source(&source)?;
@@ -60,6 +62,9 @@ pub fn run(args: &OptArgs) -> Result<Exit, Failure> {
     };
     let options = run_options(args);
     budget::apply(args, &mut prepared, &loaded, &options, &progress, &code)?;
+    if let Some(call) = &prepared.training {
+        return trained::run(args, &prepared, call, &target, &progress, loaded);
+    }
     let Target::OnnxStdout(scratch) = &target else {
         return execute(args, &prepared, &target, &progress, loaded);
     };
@@ -157,22 +162,45 @@ pub fn execute(
     progress: &Progress,
     mut loaded: Loaded,
 ) -> Result<Exit, Failure> {
-    for note in &loaded.notes {
-        progress.warn(note);
-    }
-    let stop = args.stop_after.as_deref();
-    let schedule = Schedule::new(&prepared.pipeline, &prepared.overrides, stop);
-    let schedule = schedule.map_err(|error| errors::schedule(&error))?;
-    let pipeline = prepared.canonical()?;
-    let mut options = run_options(args);
-    check_calibration(args, &schedule)?;
     if args.dry_run {
+        let schedule = scheduled(args, prepared)?;
+        let options = run_options(args);
+        loaded.notes.iter().for_each(|note| progress.warn(note));
         manager::raise(&mut loaded.module, &schedule).map_err(|error| errors::run(&error))?;
         let destination = output(args, target).destination();
         let plan = manager::plan(&loaded.module, &schedule, &options, destination)
             .map_err(|error| errors::run(&error))?;
+        let pipeline = prepared.canonical()?;
         return dry_run::run(args, &pipeline, &loaded.module, &schedule, &plan);
     }
+    let began = Instant::now();
+    let summary = perform(args, prepared, target, progress, loaded)?;
+    conclude(args, target, progress, &summary, began)
+}
+
+fn scheduled(args: &OptArgs, prepared: &Prepared) -> Result<Schedule, Failure> {
+    let stop = args.stop_after.as_deref();
+    let schedule = Schedule::new(&prepared.pipeline, &prepared.overrides, stop);
+    let schedule = schedule.map_err(|error| errors::schedule(&error))?;
+    checks::calibration(args, prepared, &schedule)?;
+    Ok(schedule)
+}
+
+/// Runs a pipeline that is prepared, and says nothing of the result yet.
+///
+/// # Errors
+/// As [`execute`].
+pub fn perform(
+    args: &OptArgs,
+    prepared: &Prepared,
+    target: &Target,
+    progress: &Progress,
+    mut loaded: Loaded,
+) -> Result<Summary, Failure> {
+    loaded.notes.iter().for_each(|note| progress.warn(note));
+    let schedule = scheduled(args, prepared)?;
+    let pipeline = prepared.canonical()?;
+    let mut options = run_options(args);
     let (first, second) = match args.sequential {
         true => (
             None,
@@ -206,60 +234,12 @@ pub fn execute(
         sidecars: &loaded.sidecars,
         pipelines: loaded.pipelines,
     };
-    let began = Instant::now();
     let watch = Watch { progress };
     let done = opt::run(&job, input, &FileCache::new(), &watch);
-    let summary = done.map_err(|error| {
+    done.map_err(|error| {
         progress.abandon();
         after_failure(args, &job.output, &error)
-    })?;
-    conclude(args, target, progress, &summary, began)
-}
-
-/// Refuses what the output's format can't say, before hours are spent on it.
-fn check_form(prepared: &Prepared, target: &Target) -> Result<(), Failure> {
-    let onnx = matches!(target, Target::Onnx(_) | Target::OnnxStdout(_));
-    let has = |name| onnx && prepared.calls().iter().any(|call| call.name == name);
-    let (what, help) = if has("trellis") {
-        (
-            "trellis codes",
-            "write a .hlrc folder, or use int8, int4, int3 or int2 (@q8, @hl4_m)",
-        )
-    } else if has("rotate") {
-        (
-            "codes of rotated matrices",
-            "write a .hlrc folder, or leave `rotate` out",
-        )
-    } else {
-        return Ok(());
-    };
-    let what = format!("{what} have no ONNX form, and the output is to be ONNX");
-    Err(Failure::new(Exit::Usage, what).help(help))
-}
-
-/// Statistics are given where a pass needs them, and only where one uses them.
-fn check_calibration(args: &OptArgs, schedule: &Schedule) -> Result<(), Failure> {
-    let uses = |step: &Scheduled, least: &[Calibration]| match &step.pass {
-        Pass::Matrix(pass) => least.contains(&pass.calibration()),
-        Pass::Module(_) => false,
-    };
-    let find = |least: &[Calibration]| schedule.steps.iter().find(|s| uses(s, least));
-    if args.calib.is_empty() {
-        let Some(step) = find(&[Calibration::Needed]) else {
-            return Ok(());
-        };
-        let what = format!("pass {} needs statistics of the activations", step.name);
-        return Err(Failure::new(Exit::Usage, what).help(
-            "give text with --calib TEXT, or statistics that `hlrc-opt calibrate` has made",
-        ));
-    }
-    if find(&[Calibration::Needed, Calibration::Used]).is_none() {
-        let what = "--calib would have no effect: no pass of the pipeline uses statistics";
-        return Err(Failure::new(Exit::Usage, what).help(
-            "`trellis`, `int4{method=gptq}`, `lowrank` and `outlier` do; `hlrc-opt passes NAME` says what a pass uses",
-        ));
-    }
-    Ok(())
+    })
 }
 
 fn calibrate(args: &OptArgs, progress: &Progress) -> Result<Option<Statistics>, Failure> {
@@ -378,7 +358,10 @@ fn output(args: &OptArgs, target: &Target) -> Output {
 }
 
 /// Writes what the job gave as text, and tells what was done.
-fn conclude(
+///
+/// # Errors
+/// The text can't be written, the result can't be judged or misses a gate.
+pub fn conclude(
     args: &OptArgs,
     target: &Target,
     progress: &Progress,

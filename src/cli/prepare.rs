@@ -2,7 +2,7 @@
 
 use super::args::OptArgs;
 use super::{Exit, Failure, errors};
-use crate::pass::manager;
+use crate::pass::manager::{self, Schedule};
 use crate::pass::pipeline::error::did_you_mean;
 use crate::pass::pipeline::{
     Item, Override, PassCall, Pipeline, SyntaxError, check_options, options, preset,
@@ -16,6 +16,8 @@ pub struct Prepared {
     pub pipeline: Pipeline,
     /// The overrides, in the order given.
     pub overrides: Vec<Override>,
+    /// `train`, where the pipeline ended in it; it is no part of `pipeline` then.
+    pub training: Option<PassCall>,
 }
 
 impl Prepared {
@@ -28,7 +30,8 @@ impl Prepared {
             .collect()
     }
 
-    /// The canonical form as manifests record it, `residual=` as it will be, one override to a line.
+    /// The canonical form as manifests record it, `residual=` as it will be, one override to a line;
+    /// without `train`.
     ///
     /// # Errors
     /// A [`Failure`] where the pipeline can't be run.
@@ -51,7 +54,9 @@ impl Prepared {
     pub fn spelled_out(&self) -> String {
         let canonical =
             |pipeline: &Pipeline| manager::canonical(pipeline).unwrap_or_else(|_| pipeline.clone());
-        let mut out = format!("{}\n", with_defaults(&canonical(&self.pipeline)));
+        let mut whole = self.pipeline.clone();
+        whole.items.extend(self.training.clone().map(Item::Pass));
+        let mut out = format!("{}\n", with_defaults(&canonical(&whole)));
         for one in &self.overrides {
             let full = Override {
                 body: with_defaults(&canonical(&one.body)),
@@ -69,6 +74,7 @@ impl Prepared {
 /// A [`Failure`], exit code 2, that shows the place.
 pub fn prepare(args: &OptArgs) -> Result<Prepared, Failure> {
     let pipeline = preset::expand(&Pipeline::parse(&args.pipeline)?)?;
+    let pipeline = manager::schedule::with_lists(&pipeline);
     let parse = |text: &String| Override::parse(text).and_then(|one| preset::expand_override(&one));
     let overrides = args
         .overrides
@@ -76,9 +82,10 @@ pub fn prepare(args: &OptArgs) -> Result<Prepared, Failure> {
         .map(parse)
         .collect::<Result<Vec<_>, _>>();
     let overrides = overrides.map_err(|error| in_option("-t", &error))?;
-    let prepared = Prepared {
+    let mut prepared = Prepared {
         pipeline,
         overrides,
+        training: None,
     };
     for call in prepared.calls() {
         check(call).map_err(|error| in_option("-p", &error))?;
@@ -95,7 +102,21 @@ pub fn prepare(args: &OptArgs) -> Result<Prepared, Failure> {
             .help("escape brackets that are meant literally")
         })?;
     }
+    let named = prepared.calls().iter().any(|call| is_training(call));
+    if named {
+        // Says what is wrong with its place.
+        Schedule::new(&prepared.pipeline, &prepared.overrides, None)
+            .map_err(|error| errors::schedule(&error))?;
+        if let Some(Item::Pass(call)) = prepared.pipeline.items.pop() {
+            let stops = args.stop_after.as_ref();
+            prepared.training = stops.is_none_or(|stop| *stop == call.name).then_some(call);
+        }
+    }
     Ok(prepared)
+}
+
+fn is_training(call: &PassCall) -> bool {
+    call.name == crate::passes::train::ENTRY.name
 }
 
 fn in_option(option: &str, error: &SyntaxError) -> Failure {

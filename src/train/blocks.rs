@@ -15,7 +15,7 @@ use super::data::{Batch, Example, of_step};
 use super::end_to_end::blank;
 use super::extract::between;
 use super::history::{Judged, Record};
-use super::learner::{Learner, run, scalar, tokens};
+use super::learner::{Learner, not_finite, origin, run, scalar, tokens};
 use super::loss;
 use super::parameters::Trainable;
 use super::{Place, Settings, TrainError, Watch};
@@ -102,6 +102,7 @@ pub fn train(job: &Job<'_>, watch: &mut dyn Watch) -> Result<Trained, TrainError
         .count();
     let mut before: Vec<ValueId> = Vec::new();
     let mut finished = 0;
+    let mut saved = None;
     for (number, (segment, original)) in own.list.iter().zip(&theirs.list).enumerate() {
         let after: Vec<ValueId> = segment.leaves().collect();
         if after.is_empty() {
@@ -127,11 +128,14 @@ pub fn train(job: &Job<'_>, watch: &mut dyn Watch) -> Result<Trained, TrainError
         let (bytes, records) = match known {
             Some(known) => known,
             None => {
-                let made = part.train(&mut stream, &targets, watch)?;
+                let made = part.train(&mut stream, &targets, watch);
+                let left = || format!("in {name}; {}", job.store.left_by_blocks(saved));
+                let made = made.map_err(|error| error.with_kept(left))?;
                 job.store.save_block(number, &made.0, &made.1)?;
                 made
             }
         };
+        saved = Some(number);
         student.replace(&bytes)?;
         stream.advance(&student, segment)?;
         student.release_segment(segment);
@@ -372,14 +376,12 @@ impl Part<'_> {
             let mut sum = 0.0;
             for &at in &chosen {
                 let inputs = stream.inputs(at, self, targets, all)?;
-                sum += learner.add(&inputs)?.iter().sum::<f64>();
-            }
-            if !sum.is_finite() {
-                return Err(TrainError::NotFinite {
-                    step: step + 1,
-                    what: format!("the error of block {}", self.number),
-                    kept: "blocks before it are kept; a lower --lr may help".to_string(),
-                });
+                let loss: f64 = learner.add(&inputs)?.iter().sum();
+                if !loss.is_finite() {
+                    judge.replace(&learner.encoded()?)?;
+                    return Err(not_finite(step + 1, origin(&judge, &block, &inputs)));
+                }
+                sum += loss;
             }
             let done = learner.step(&settings.schedule, settings.block_steps)?;
             let mut record = Record {

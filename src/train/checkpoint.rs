@@ -80,6 +80,28 @@ impl Store {
         &self.folder
     }
 
+    /// What is left where training ends early, in words: the checkpoint of a step, or none.
+    pub(super) fn left(&self, step: Option<u64>) -> String {
+        match step {
+            Some(step) => format!(
+                "the last good checkpoint is of step {step}: {}",
+                self.folder.join(STATE).display()
+            ),
+            None => "no checkpoint was written before (--checkpoint-every)".to_string(),
+        }
+    }
+
+    /// The same in a block, which has no checkpoints of its own.
+    pub(super) fn left_by_blocks(&self, last: Option<usize>) -> String {
+        match last {
+            Some(block) => format!(
+                "the last good checkpoint is that of the part before: {}",
+                self.folder.join(block_file(block)).display()
+            ),
+            None => "no part was finished before".to_string(),
+        }
+    }
+
     /// Removes what is no part of an output.
     ///
     /// # Errors

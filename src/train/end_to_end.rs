@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::checkpoint::{Best, State, Store};
 use super::data::{Batch, Example, of_step};
 use super::history::{Judged, Record};
-use super::learner::{Learner, run, scalar, tokens};
+use super::learner::{Learner, not_finite, origin, run, scalar, tokens};
 use super::loss::{self, Losses};
 use super::parameters::Trainable;
 pub use super::teacher::Teacher;
@@ -84,8 +84,10 @@ pub fn train(job: &Job<'_>, watch: &mut dyn Watch) -> Result<Trained, TrainError
         block: None,
         steps: settings.steps,
     };
+    let mut saved = None;
     let mut state = match job.store.load()? {
         Some(state) => {
+            saved = Some(state.step);
             learner.restore(state.moving.clone(), state.step)?;
             state
         }
@@ -112,7 +114,8 @@ pub fn train(job: &Job<'_>, watch: &mut dyn Watch) -> Result<Trained, TrainError
             keep(job.store, &mut state, &learner)?;
             return Err(TrainError::Interrupted);
         }
-        let mut record = one_step(job, &mut learner, state.step, losses)?;
+        let stepped = one_step(job, &mut learner, &mut judge, state.step, losses);
+        let mut record = stepped.map_err(|error| error.with_kept(|| job.store.left(saved)))?;
         state.step = learner.step;
         let last = state.step == settings.steps;
         if last || state.step.is_multiple_of(settings.judge_every.max(1)) {
@@ -135,6 +138,7 @@ pub fn train(job: &Job<'_>, watch: &mut dyn Watch) -> Result<Trained, TrainError
         state.records.push(record);
         if state.step.is_multiple_of(settings.checkpoint_every.max(1)) {
             keep(job.store, &mut state, &learner)?;
+            saved = Some(state.step);
         }
     }
     Ok(Trained {
@@ -166,6 +170,7 @@ fn keep(store: &Store, state: &mut State, learner: &Learner<'_>) -> Result<(), T
 fn one_step(
     job: &Job<'_>,
     learner: &mut Learner<'_>,
+    judge: &mut Judge<'_>,
     step: u64,
     losses: Losses,
 ) -> Result<Record, TrainError> {
@@ -182,14 +187,13 @@ fn one_step(
     let mut sum = 0.0;
     for batch in &batches {
         let inputs = inputs(job, batch, losses, weight)?;
-        sum += learner.add(&inputs)?.iter().sum::<f64>();
-    }
-    if !sum.is_finite() {
-        return Err(TrainError::NotFinite {
-            step: step + 1,
-            what: "the loss".to_string(),
-            kept: "a lower --lr or --clip may help".to_string(),
-        });
+        let loss: f64 = learner.add(&inputs)?.iter().sum();
+        if !loss.is_finite() {
+            judge.engine.replace(&learner.encoded()?)?;
+            let from = origin(&judge.engine, &judge.module, &inputs);
+            return Err(not_finite(step + 1, from));
+        }
+        sum += loss;
     }
     let done = learner.step(&settings.schedule, settings.steps)?;
     Ok(Record {
@@ -255,6 +259,7 @@ fn of_batch(
 /// Judges states by the validation examples.
 struct Judge<'a> {
     job: &'a Job<'a>,
+    module: Module,
     engine: Engine,
     losses: Losses,
 }
@@ -271,6 +276,7 @@ impl<'a> Judge<'a> {
         engine.set_interrupt(watch.interrupt());
         Ok(Self {
             job,
+            module,
             engine,
             losses,
         })

@@ -33,12 +33,22 @@ pub enum TrainError {
     /// The settings cannot be followed for this model or data.
     #[error("{0}")]
     Settings(String),
-    /// The loss or a gradient is no number.
+    /// The loss, a gradient or a trained value is no number.
     #[error("step {step}: {what} is not a finite number; {kept}")]
     NotFinite {
         /// The step of the optimizer.
         step: u64,
-        /// The loss, or the tensor.
+        /// The loss and where it comes from, or the tensor.
+        what: String,
+        /// Which state is left.
+        kept: String,
+    },
+    /// A trained value is beyond what its stored format can hold.
+    #[error("step {step}: {what}; {kept}")]
+    Overflow {
+        /// The step of the optimizer.
+        step: u64,
+        /// The tensor, the value, the format.
         what: String,
         /// Which state is left.
         kept: String,
@@ -57,6 +67,14 @@ pub enum TrainError {
 }
 
 impl TrainError {
+    /// The error with what is left: the last good checkpoint.
+    pub(super) fn with_kept(mut self, left: impl FnOnce() -> String) -> Self {
+        if let TrainError::NotFinite { kept, .. } | TrainError::Overflow { kept, .. } = &mut self {
+            *kept = left();
+        }
+        self
+    }
+
     /// Whether the user stopped it.
     pub fn is_interrupt(&self) -> bool {
         matches!(

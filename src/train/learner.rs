@@ -9,8 +9,9 @@ use super::grad::{self, Parameter, Wanted};
 use super::optimizer::{Moving, Schedule, norm};
 use super::parameters::Trainable;
 use super::{Settings, TrainError, Watch};
+use crate::exec::segments::{Held, Tap};
 use crate::exec::{Engine, Options, Tensor};
-use crate::ir::Module;
+use crate::ir::{Module, OpId};
 use crate::store::Reader;
 use crate::weights::FileCache;
 
@@ -126,7 +127,12 @@ impl<'a> Learner<'a> {
                     return Err(not_finite(self.step, trainable.name.clone()));
                 }
                 let parts = trainable.codec.encode(&moving.master, &bytes);
-                bytes.extend(parts.map_err(TrainError::Settings)?);
+                let beyond = |what| TrainError::Overflow {
+                    step: self.step,
+                    what,
+                    kept: String::new(),
+                };
+                bytes.extend(parts.map_err(beyond)?);
             }
         }
         Ok(bytes)
@@ -144,11 +150,45 @@ impl<'a> Learner<'a> {
     }
 }
 
-fn not_finite(step: u64, what: String) -> TrainError {
+/// What a run says that came to no number; [`TrainError::with_kept`] adds what is left.
+pub(super) fn not_finite(step: u64, what: String) -> TrainError {
     TrainError::NotFinite {
         step,
         what,
-        kept: "a lower --lr or --clip may help".to_string(),
+        kept: String::new(),
+    }
+}
+
+/// Sees the first op whose input is no number.
+struct Watchman {
+    found: Option<OpId>,
+}
+
+impl Tap for Watchman {
+    fn see(&mut self, op: OpId, x: &[f32], _: usize) {
+        if self.found.is_none() && !x.iter().all(|x| x.is_finite()) {
+            self.found = Some(op);
+        }
+    }
+}
+
+/// Where a batch's forward pass leaves the finite numbers: for errors alone, since it runs it again.
+///
+/// `engine` has the weights that did it; `module` is what it was made of.
+pub(super) fn origin(engine: &Engine, module: &Module, inputs: &[(String, Tensor)]) -> String {
+    let mut watchman = Watchman { found: None };
+    let mut held = Held::default();
+    for segment in &engine.segments().list {
+        match engine.run_segment(segment, inputs, held, &mut watchman) {
+            Ok(left) if watchman.found.is_none() => held = left,
+            _ => break,
+        }
+    }
+    let graph = module.graphs.first();
+    let op = |id: OpId| graph.and_then(|g| g.op(id)).map(|op| op.name.clone());
+    match watchman.found.and_then(op) {
+        Some(name) => format!("the loss (the first such value goes into {name})"),
+        None => "the loss (what goes into the linears is finite)".to_string(),
     }
 }
 

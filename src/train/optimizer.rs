@@ -73,8 +73,9 @@ impl Moving {
     /// Values that have not moved yet.
     pub fn new(master: Vec<f32>, relative: bool) -> Self {
         let squares: f64 = master.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
-        let unit = match relative {
-            true => (squares / master.len().max(1) as f64).sqrt().max(1e-8),
+        let unit = match relative && squares > 0.0 {
+            true => (squares / master.len().max(1) as f64).sqrt(),
+            // Of zeros there is nothing to go by: biases that begin there.
             false => 1.0,
         };
         Self {

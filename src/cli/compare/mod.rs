@@ -146,6 +146,12 @@ fn compare(args: &CompareArgs, scratch: &Path, progress: &Progress) -> Result<Co
         .ok_or_else(|| Failure::new(Exit::Usage, "no target"))?;
     let base = command(args, first, &families)?;
     let mut prepared = prepare(&base)?;
+    if prepared.training.is_some() {
+        let what = "`train` can't be compared here: every way would be trained";
+        return Err(Failure::new(Exit::Usage, what).help(
+            "keep the folders with --keep, train them, and judge them with `hlrc-opt eval`",
+        ));
+    }
     budget::check(&base, &mut prepared)?;
     progress.stage("Importing", &args.input.display().to_string());
     let source = Source::of(&args.input)?;

@@ -69,6 +69,11 @@ pub fn run(args: &OptArgs, prepared: &Prepared) -> Result<Exit, Failure> {
         );
     };
     let options = options(args)?;
+    if prepared.training.is_some() {
+        let what = "`train` has no effect on a plan";
+        return Err(Failure::new(Exit::Usage, what)
+            .help("write a .hlrc folder with it first, then make a plan of that"));
+    }
     let progress = opt::progress(&args.talk);
     let place = output::Place::of(args, input)?;
     if let Some(config) = fit::configuration(input) {

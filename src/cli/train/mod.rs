@@ -26,6 +26,32 @@ use std::time::Instant;
 
 /// Trains a model.
 pub fn run(args: &TrainArgs) -> Result<Exit, Failure> {
+    let progress = opt::progress(&args.talk);
+    let history = train(args, &progress, None)?;
+    if args.json {
+        let text = serde_json::to_string_pretty(&history).unwrap_or_default() + "\n";
+        print(text.as_bytes())?;
+    }
+    Ok(Exit::Ok)
+}
+
+/// What the manifest tells of a run that is the end of a pipeline.
+pub struct Generation {
+    /// The whole pipeline, canonical.
+    pub pipeline: String,
+    /// Whether the model that is trained was made by its first part.
+    pub joins: bool,
+}
+
+/// Trains a model and writes it; gives what was seen.
+///
+/// # Errors
+/// A file can't be read or written, the settings don't fit, training ends early.
+pub fn train(
+    args: &TrainArgs,
+    progress: &Progress,
+    generation: Option<Generation>,
+) -> Result<History, Failure> {
     if args.mode != Mode::EndToEnd && args.teacher.is_none() {
         let what = "layers learn from the original's: name it with --teacher";
         return Err(Failure::new(Exit::Usage, what));
@@ -36,7 +62,6 @@ pub fn run(args: &TrainArgs) -> Result<Exit, Failure> {
             Failure::new(Exit::Failure, what).help("-f replaces it, -o chooses another place")
         );
     }
-    let progress = opt::progress(&args.talk);
     progress.stage("Loading", &args.model.display().to_string());
     let loaded = load::source(&load::Source::of(&args.model)?)?;
     let files = FileCache::new();
@@ -51,7 +76,7 @@ pub fn run(args: &TrainArgs) -> Result<Exit, Failure> {
         positions: known.max_positions,
     };
     drop(engine);
-    let data = data::read(args, known, &progress)?;
+    let data = data::read(args, known, progress)?;
     let settings = settings(args, &data);
     let chosen = choose(&module, &Reader::new(&files), &settings.choice).map_err(failure)?;
     let mut history = History {
@@ -59,7 +84,7 @@ pub fn run(args: &TrainArgs) -> Result<Exit, Failure> {
         trained: counted(&module, &chosen),
         ..History::default()
     };
-    told(&progress, &history, &data);
+    told(progress, &history, &data);
     let print_ = fingerprint(args, &settings, &module, &data)?;
     let partial = output::open(args, &print_)?;
     let store = Store::new(&partial.path, print_.clone());
@@ -69,7 +94,7 @@ pub fn run(args: &TrainArgs) -> Result<Exit, Failure> {
     };
     let run = Run {
         args,
-        progress: &progress,
+        progress,
         files: &files,
         chosen: &chosen,
         settings: &settings,
@@ -93,14 +118,11 @@ pub fn run(args: &TrainArgs) -> Result<Exit, Failure> {
         print: &print_,
         store: &store,
         history: &history,
+        generation,
     };
     written.write(trained, &loaded, &files)?;
     progress.stage("Wrote", &args.output.display().to_string());
-    if args.json {
-        let text = serde_json::to_string_pretty(&history).unwrap_or_default() + "\n";
-        print(text.as_bytes())?;
-    }
-    Ok(Exit::Ok)
+    Ok(history)
 }
 
 /// The original, ready to run.
@@ -277,14 +299,17 @@ fn words(args: &TrainArgs, settings: &Settings) -> String {
             settings.block_steps, settings.steps
         ),
     };
-    let (kinds, schedule) = (kinds.join("+"), &settings.schedule);
+    let kinds = match kinds.as_slice() {
+        [one] => one.to_string(),
+        several => format!("\"{}\"", several.join(",")),
+    };
     format!(
-        "train{{{mode} params={kinds} kl={} ce={} lr={} batch={} seed={}}}",
+        "train{{{mode} params={kinds} kl={} ce={} lr={} batch={} accumulate={}}}",
         settings.kl,
         settings.cross_entropy,
-        schedule.rate,
-        settings.batch * settings.accumulate,
-        settings.seed
+        settings.schedule.rate,
+        settings.batch,
+        settings.accumulate
     )
 }
 
@@ -356,8 +381,10 @@ pub fn failure(error: TrainError) -> Failure {
         TrainError::Settings(_) => Failure::new(Exit::Usage, text),
         TrainError::Io { path, source } => Failure::write(&path, &source),
         TrainError::Weights(error) => errors::job(&OptError::Weights(error)),
-        TrainError::NotFinite { .. } => Failure::new(Exit::Failure, text)
-            .help("the last checkpoint is in the output's .partial folder"),
+        TrainError::NotFinite { .. } | TrainError::Overflow { .. } => {
+            Failure::new(Exit::Failure, text)
+                .help("a lower --lr, or a lower --clip, keeps the values smaller")
+        }
         TrainError::Checkpoint { .. } => Failure::new(Exit::Usage, text),
         _ => Failure::new(Exit::Input, text),
     }

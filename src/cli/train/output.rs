@@ -1,7 +1,8 @@
 //! The folder that a trained model goes to.
 
+use super::Generation;
 use super::args::TrainArgs;
-use crate::cli::{Failure, errors, load, signal};
+use crate::cli::{Exit, Failure, errors, load, signal};
 use crate::export::hlrc::{self, Contents, Partial};
 use crate::ir::Module;
 use crate::opt::{OptError, infos};
@@ -10,7 +11,9 @@ use crate::report::{ModelReport, read};
 use crate::store::{JOURNAL, Reader, Sink};
 use crate::train::History;
 use crate::train::checkpoint::Store;
+use crate::weights::writer::ShardInfo;
 use crate::weights::{FileCache, HashQueue, WriterOptions};
+use std::path::Path;
 
 /// What is written, and where.
 pub struct Output<'a> {
@@ -24,6 +27,8 @@ pub struct Output<'a> {
     pub store: &'a Store,
     /// What training has seen.
     pub history: &'a History,
+    /// The pipeline that it ends, if it ends one.
+    pub generation: Option<Generation>,
 }
 
 /// Makes the partial folder, or opens that of an interrupted run.
@@ -38,6 +43,19 @@ pub fn open(args: &TrainArgs, print: &str) -> Result<Partial, Failure> {
         written.map_err(|error| errors::job(&OptError::Folder(error)))?;
     }
     Ok(partial)
+}
+
+/// What a folder was made from: the sources of a pipeline whose last pass this is.
+fn inputs(folder: &Path) -> Result<Vec<ShardInfo>, Failure> {
+    let path = folder.join(hlrc::MANIFEST_FILE);
+    let text = std::fs::read(&path).map_err(|error| Failure::read(&path, &error))?;
+    let manifest: hlrc::Manifest = serde_json::from_slice(&text).map_err(|error| {
+        Failure::new(
+            Exit::Input,
+            format!("{}: is no manifest: {error}", path.display()),
+        )
+    })?;
+    Ok(manifest.inputs)
 }
 
 impl Output<'_> {
@@ -66,12 +84,25 @@ impl Output<'_> {
         let mut report = self.report(&before, &module);
         report.training = Some(self.history.clone());
         let mut pipelines = loaded.pipelines.clone();
-        pipelines.push(self.history.settings.clone());
+        let joined = self.generation.as_ref().is_some_and(|whole| whole.joins);
+        match self.generation {
+            Some(whole) => {
+                if whole.joins {
+                    pipelines.pop();
+                }
+                pipelines.push(whole.pipeline);
+            }
+            None => pipelines.push(self.history.settings.clone()),
+        }
         let hashed = hashes.finish().map_err(|error| job(error.into()))?;
+        let inputs = match joined {
+            true => inputs(&self.args.model)?,
+            false => infos(&loaded.files, hashed),
+        };
         let contents = Contents {
             pipelines,
             seed: self.args.seed,
-            inputs: infos(&loaded.files, hashed),
+            inputs,
             sidecars: &loaded.sidecars,
             report: &report.to_json(),
         };

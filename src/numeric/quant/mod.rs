@@ -28,6 +28,7 @@ pub use encode::{
 pub(crate) use kernel::{group_error, group_residual};
 pub use pack::{pack_row, packed_len, unpack_row};
 pub(crate) use panel::{Column, PanelGrid, PanelParams, PanelSpan};
+pub use scale::nearest_scale;
 pub(crate) use weighted::{stored_scale, weighted_error, weighted_params};
 
 use half::f16;

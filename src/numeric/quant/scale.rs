@@ -89,6 +89,15 @@ pub(super) fn round_scale(raw: f32) -> f32 {
     }
 }
 
+/// The stored scale nearest to a number of either sign: 8 significant bits, as those that quantizers
+/// choose. `None` where `f16` does not reach it.
+pub fn nearest_scale(raw: f32) -> Option<f16> {
+    let rounded = round_scale(raw.abs());
+    // Not so for NaN either.
+    let fits = rounded <= MAX_SCALE && raw.is_finite();
+    fits.then(|| f16::from_f32(rounded.copysign(raw)))
+}
+
 /// [`round_scale`] in each lane, at most [`MAX_SCALE`].
 #[inline(always)]
 pub(super) fn round_scales<S: Simd>(simd: S, raw: S::F) -> S::F {
@@ -314,6 +323,18 @@ mod tests {
         for (raw, rounded) in raw.into_iter().zip(rounded) {
             assert_eq!(rounded, round_scale(raw).min(MAX_SCALE));
         }
+    }
+
+    #[test]
+    fn the_nearest_scale_is_one_that_quantizers_choose() {
+        for raw in [1.0f32, -1.0, 0.1, 3.14159e-3, 5e-5, -7.77, 65000.0] {
+            let near = nearest_scale(raw).map_or(f32::NAN, f16::to_f32);
+            assert!((near / raw - 1.0).abs() <= 1.0 / 256.0, "{raw}: {near}");
+            assert_eq!(round_scale(near.abs()), near.abs(), "{raw}: {near}");
+        }
+        assert_eq!(nearest_scale(1e5), None);
+        assert_eq!(nearest_scale(f32::NAN), None);
+        assert_eq!(nearest_scale(f32::INFINITY), None);
     }
 
     #[test]

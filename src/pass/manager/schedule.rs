@@ -4,10 +4,11 @@ use serde_json::Value;
 
 use crate::ir::site::Site;
 use crate::pass::pipeline::{
-    Override, PassCall, Pipeline, Program, Site as Selected, SyntaxError, check_options,
-    options_json,
+    Item, Override, PassCall, Pipeline, Program, Site as Selected, SyntaxError, check_options,
+    options, options_json,
 };
 use crate::pass::{Pass, PassEntry, PassError, Residual, registry};
+use crate::passes::train;
 
 /// A pass of the pipeline, built.
 pub struct Scheduled {
@@ -67,7 +68,8 @@ impl Schedule {
         overrides: &[Override],
         stop_after: Option<&str>,
     ) -> Result<Self, ScheduleError> {
-        let program = Program::new(pipeline, overrides)?;
+        let program = Program::new(&with_lists(pipeline), overrides)?;
+        train_is_last(&program)?;
         let mut steps = Vec::new();
         for step in program.steps() {
             let (entry, pass) = build(&step.call)?;
@@ -147,6 +149,40 @@ impl Schedule {
     }
 }
 
+/// The pipeline with every list of options' values put together; see [`options::with_lists`].
+pub fn with_lists(pipeline: &Pipeline) -> Pipeline {
+    let whole = |item: &Item| match item {
+        Item::Pass(call) => Item::Pass(match registry::find(&call.name) {
+            Some(entry) => options::with_lists(call, &(entry.schema)()),
+            None => call.clone(),
+        }),
+        Item::Scope { scope, body, span } => Item::Scope {
+            scope: scope.clone(),
+            body: with_lists(body),
+            span: span.clone(),
+        },
+        Item::Preset { .. } => item.clone(),
+    };
+    Pipeline {
+        items: pipeline.items.iter().map(whole).collect(),
+    }
+}
+
+/// `train` needs the weights of all passes before it, and passes need what they were made from.
+fn train_is_last(program: &Program) -> Result<(), SyntaxError> {
+    let mut main = program.steps().iter().filter(|s| !s.is_override());
+    let Some(step) = main.find(|s| s.call.name == train::ENTRY.name && !s.is_scoped()) else {
+        return Ok(());
+    };
+    match main.next() {
+        None => Ok(()),
+        Some(_) => Err(step.call.span.error(
+            "`train` works on the finished model, and another pass stands behind it",
+            "move it to the end; `mode=both` trains layer by layer, then the whole",
+        )),
+    }
+}
+
 fn select(site: &Site) -> Selected<'_> {
     Selected {
         name: &site.name,
@@ -202,7 +238,7 @@ fn stages(steps: &[Scheduled], end: usize, main: usize) -> Vec<Stage> {
 /// # Errors
 /// As [`Schedule::new`].
 pub fn canonical(pipeline: &Pipeline) -> Result<Pipeline, ScheduleError> {
-    let mut expanded = crate::pass::pipeline::preset::expand(pipeline)?;
+    let mut expanded = with_lists(&crate::pass::pipeline::preset::expand(pipeline)?);
     Schedule::new(&expanded, &[], None)?;
     show_residuals(&mut expanded, TakenUp::Nowhere);
     Ok(expanded)
@@ -221,7 +257,7 @@ enum TakenUp {
 ///
 /// What differs between sites is left to the pipeline.
 fn show_residuals(pipeline: &mut Pipeline, mut taken_up: TakenUp) {
-    use crate::pass::pipeline::{Item, PassOption};
+    use crate::pass::pipeline::PassOption;
     for item in pipeline.items.iter_mut().rev() {
         match item {
             Item::Scope { body, .. } => {

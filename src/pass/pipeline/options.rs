@@ -303,6 +303,36 @@ fn fits(value: &Value, member: &Value) -> bool {
     typed && within
 }
 
+/// The call with the words behind a list's first one joined to it, as in
+/// `{params=lowrank,scales steps=300}`.
+///
+/// The syntax takes `scales` for a flag; that the schema has no such option and marks the one before it
+/// with `"list": true` says otherwise.
+pub fn with_lists(call: &PassCall, schema: &Value) -> PassCall {
+    let property = |key: &str| schema.get("properties").and_then(|p| p.get(key));
+    let is_list = |key: &str| {
+        let marked = property(key).and_then(|p| p.get("list"));
+        marked.and_then(Value::as_bool) == Some(true)
+    };
+    let mut options: Vec<PassOption> = Vec::with_capacity(call.options.len());
+    for option in &call.options {
+        let word = option.value.is_none() && property(&option.key).is_none();
+        match options.last_mut().filter(|last| word && is_list(&last.key)) {
+            Some(PassOption {
+                value: Some(list), ..
+            }) => {
+                list.push(',');
+                list.push_str(option.span.text());
+            }
+            _ => options.push(option.clone()),
+        }
+    }
+    PassCall {
+        options,
+        ..call.clone()
+    }
+}
+
 /// The call with every default of the schema written out, behind the options that were given.
 pub fn with_defaults(call: &PassCall, schema: &Value) -> PassCall {
     let mut full = call.clone();

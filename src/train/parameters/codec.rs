@@ -7,7 +7,7 @@ use half::{bf16, f16};
 
 use super::{Kind, kind, term_of};
 use crate::ir::{LowRankTerm, Matrix, Module, Op, Part, QuantTerm, Term, WeightId};
-use crate::numeric::quant::{Group, Scheme, pack_row, packed_len, unpack_row};
+use crate::numeric::quant::{Group, Scheme, nearest_scale, pack_row, packed_len, unpack_row};
 use crate::numeric::{Block, Factor, FactorFormat, Side};
 use crate::pass::terms::TermData;
 use crate::store::{Reader, StoreError};
@@ -25,6 +25,11 @@ pub enum Codec {
         name: String,
         /// F32, F16 or BF16.
         dtype: DType,
+    },
+    /// Scales of integer codes: f16 with 8 significant bits, as other formats need them.
+    Scales {
+        /// The weight.
+        name: String,
     },
     /// A factor: numbers, or codes with scales that follow the values.
     Factor {
@@ -93,6 +98,11 @@ pub(super) fn of(
         (What::Part(part @ (Part::U | Part::V)), Some(Term::LowRank(l))) => {
             Some(factor(part, l, named))
         }
+        (What::Part(Part::Scales), Some(Term::Quant(_))) if parameter.index.is_none() => {
+            Some(Codec::Scales {
+                name: named(parameter.weight),
+            })
+        }
         (What::Part(Part::Zeros), Some(Term::Quant(q))) => {
             let cols = op.kind.matrix().map_or(0, |m| m.in_features as usize);
             Some(Codec::Zeros {
@@ -158,11 +168,13 @@ impl Codec {
         parameter: Parameter,
     ) -> Result<Vec<f32>, TrainError> {
         let stored = || reader.bytes(module, parameter.weight);
+        let weight = module.weight(parameter.weight);
+        let dtype = weight.map_or(DType::F32, |w| w.dtype);
         Ok(match self {
-            Codec::Float { dtype, .. } => {
-                let elements = module.weight(parameter.weight).and_then(|w| w.elements());
+            Codec::Float { .. } | Codec::Scales { .. } => {
+                let elements = weight.and_then(|w| w.elements());
                 let mut values = vec![0f32; elements.unwrap_or(0) as usize];
-                decode_f32(*dtype, &stored()?, &mut values);
+                decode_f32(dtype, &stored()?, &mut values);
                 values
             }
             Codec::Factor { side, blocks, .. } => {
@@ -230,6 +242,15 @@ impl Codec {
                 let largest = values.iter().fold(0f32, |m, x| m.max(x.abs()));
                 if *dtype == DType::F16 && !f16::from_f32(largest).is_finite() {
                     return Err(format!("{name}: {largest} is beyond f16"));
+                }
+                Ok(vec![(name.clone(), bytes.into())])
+            }
+            Codec::Scales { name } => {
+                let mut bytes = Vec::with_capacity(2 * values.len());
+                for &x in values {
+                    let scale =
+                        nearest_scale(x).ok_or_else(|| format!("{name}: {x} is beyond f16"))?;
+                    bytes.extend(scale.to_le_bytes());
                 }
                 Ok(vec![(name.clone(), bytes.into())])
             }

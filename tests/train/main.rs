@@ -1,7 +1,11 @@
 //! `train` on stories260K: it gets better, the same bytes come out whatever happens meanwhile, and
 //! what cannot be done is said.
 
+#[path = "../common/mod.rs"]
 mod common;
+mod ends;
+mod lines;
+mod pass;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -249,41 +253,6 @@ fn codes_move_with_a_copy_of_their_matrix() {
 }
 
 #[test]
-fn json_lines_say_what_counts() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let model = coded(folder.path(), "int4");
-    let lines = folder.path().join("lines.jsonl");
-    let text: String = (0..12)
-        .map(|i| match i % 2 {
-            0 => format!("{{\"prompt\":\"Tom saw {i} birds.\",\"response\":\" He was happy.\"}}\n"),
-            _ => format!("{{\"text\":\"Once upon a time there were {i} cats.\"}}\n"),
-        })
-        .collect();
-    std::fs::write(&lines, text).expect("written");
-    let out = folder.path().join("task.hlrc");
-    let data = lines.display().to_string();
-    let args = arguments(
-        &model,
-        &out,
-        &["--json", "-q", "--steps", "8", "--data", &data],
-    );
-    let mut command = Command::new(env!("CARGO_BIN_EXE_hlrc-opt"));
-    command.args(&args);
-    let history: Value = serde_json::from_str(&common::succeed(&mut command)).expect("JSON");
-    let first = &history["end_to_end"][1];
-    assert!(first["tokens"].as_u64().expect("tokens") > 0);
-    std::fs::write(
-        &lines,
-        "{\"text\":\"fine\"}\n{\"prompt\":\"no response\"}\n",
-    )
-    .expect("written");
-    let failed = command.arg("-f").output().expect("started");
-    let said = String::from_utf8_lossy(&failed.stderr).into_owned();
-    assert_eq!(failed.status.code(), Some(3), "{said}");
-    assert!(said.contains("line 2"), "{said}");
-}
-
-#[test]
 fn what_cannot_be_done_is_said() {
     let folder = tempfile::tempdir().expect("a folder");
     let model = coded(folder.path(), "int4");
@@ -307,11 +276,6 @@ fn what_cannot_be_done_is_said() {
     assert!(code == Some(2) && text.contains("nosuch"), "{text}");
     let (code, text) = said(&["--mode", "blocks"]);
     assert!(code == Some(2) && text.contains("--teacher"), "{text}");
-    let (code, text) = said(&["--params", "norms", "--lr", "1e38", "--clip", "0"]);
-    assert!(
-        code == Some(1) && text.contains("step") && text.contains("finite"),
-        "{text}"
-    );
     let (code, text) = said(&["--ctx", "100000"]);
     assert!(code == Some(4) || code == Some(2), "{text}");
 }

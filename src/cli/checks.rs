@@ -1,0 +1,66 @@
+//! What can be refused before the work begins.
+
+use super::args::OptArgs;
+use super::prepare::Prepared;
+use super::target::Target;
+use super::{Exit, Failure};
+use crate::pass::manager::Schedule;
+use crate::pass::manager::schedule::Scheduled;
+use crate::pass::{Calibration, Pass};
+
+/// Refuses what the output's format can't say, before hours are spent on it.
+///
+/// # Errors
+/// A form that the output's format does not have.
+pub fn form(prepared: &Prepared, target: &Target) -> Result<(), Failure> {
+    let onnx = matches!(target, Target::Onnx(_) | Target::OnnxStdout(_));
+    let has = |name| onnx && prepared.calls().iter().any(|call| call.name == name);
+    let (what, help) = if has("trellis") {
+        (
+            "trellis codes",
+            "write a .hlrc folder, or use int8, int4, int3 or int2 (@q8, @hl4_m)",
+        )
+    } else if has("rotate") {
+        (
+            "codes of rotated matrices",
+            "write a .hlrc folder, or leave `rotate` out",
+        )
+    } else {
+        return Ok(());
+    };
+    let what = format!("{what} have no ONNX form, and the output is to be ONNX");
+    Err(Failure::new(Exit::Usage, what).help(help))
+}
+
+/// Statistics are given where a pass needs them, and only where one uses them.
+///
+/// # Errors
+/// Statistics that are missing, or that nobody uses.
+pub fn calibration(
+    args: &OptArgs,
+    prepared: &Prepared,
+    schedule: &Schedule,
+) -> Result<(), Failure> {
+    let uses = |step: &Scheduled, least: &[Calibration]| match &step.pass {
+        Pass::Matrix(pass) => least.contains(&pass.calibration()),
+        Pass::Module(_) => false,
+    };
+    let find = |least: &[Calibration]| schedule.steps.iter().find(|s| uses(s, least));
+    if args.calib.is_empty() {
+        let Some(step) = find(&[Calibration::Needed]) else {
+            return Ok(());
+        };
+        let what = format!("pass {} needs statistics of the activations", step.name);
+        return Err(Failure::new(Exit::Usage, what).help(
+            "give text with --calib TEXT, or statistics that `hlrc-opt calibrate` has made",
+        ));
+    }
+    let used = find(&[Calibration::Needed, Calibration::Used]).is_some();
+    if !used && prepared.training.is_none() {
+        let what = "--calib would have no effect: no pass of the pipeline uses statistics";
+        return Err(Failure::new(Exit::Usage, what).help(
+            "`trellis`, `int4{method=gptq}`, `lowrank` and `outlier` do; `hlrc-opt passes NAME` says what a pass uses",
+        ));
+    }
+    Ok(())
+}
