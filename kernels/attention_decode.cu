@@ -45,6 +45,8 @@ attention_decode(const float* __restrict__ qkv, const float* __restrict__ q_gain
                  const int* __restrict__ pages, const int* __restrict__ positions, float* partial, unsigned* counter, float* __restrict__ y,
                  int ldqkv, int q_offset, int k_offset, int v_offset, int ldy, int heads, int kv_heads, int rotary_dim, int capacity, int page,
                  int max_pages, int window, float norm_eps, float rope_factor, float scale, float softcap) {
+    start_next_grid();
+    wait_previous_grid();
     __shared__ __align__(16) float q[Q_ROWS * Q_WIDTH];
     __shared__ __align__(16) float new_key[Q_WIDTH], new_value[Q_WIDTH];
     __shared__ float scores[HEADS * TILE];

@@ -12,9 +12,12 @@
 // args: factor:f32
 // block: 256
 #include "common/activation.cuh"
+#include "common/memory.cuh"
 
 extern "C" __global__ void __launch_bounds__(256)
 elementwise(const float* a, const float* b, float* y, const int* __restrict__ scalars, int width, int lda, int ldb, int ldy, float factor) {
+    start_next_grid();
+    wait_previous_grid();
     const int token = (int)blockIdx.x;
     if (scalars && token >= scalars[0]) return;
     const float* left = a + (size_t)(OP == 7 ? scalars[0] - 1 : token) * (size_t)lda;

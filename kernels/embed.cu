@@ -9,11 +9,14 @@
 // args: ids:const i32* scalars:const i32* q:const u8* scales:const f16* zeros:const u8* y:f32*
 // args: rows:i32 width:i32 ldy:i32 add:i32 scale:f32
 // block: 256
+#include "common/memory.cuh"
 #include "common/unpack.cuh"
 
 extern "C" __global__ void __launch_bounds__(256)
 embed(const int* __restrict__ ids, const int* __restrict__ scalars, const unsigned char* __restrict__ q, const __half* __restrict__ scales,
       const unsigned char* __restrict__ zeros, float* __restrict__ y, int rows, int width, int ldy, int add, float scale) {
+    start_next_grid();
+    wait_previous_grid();
     const int token = (int)blockIdx.x;
     if (scalars && token >= scalars[0]) return;
     const int id = ids[token];

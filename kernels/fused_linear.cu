@@ -1,8 +1,8 @@
 // y = epilogue((Q + S + U V) x) for M tokens in one launch: the linear of decoding.
 //
-// kernel: fused_linear abi=2
-// defines: FORMAT=0,1,2,3,5 BITS=0,2,3,4,8 GROUP=0,32,64,128,256 ZEROS=0,1 M=1..8 ACT=0,1 XIN=0..3 XSCALE=0,1 LOWRANK=0,1 VFORMAT=0,4,8,16,32 UFORMAT=0,4,8,16,32 SPARSE=0,1 ACTIVATION=0..5 GLU=0,1 BIAS=0,1 RESIDUAL=0,1 SOFTCAP=0,1 EXPERTS=0..2 SPLIT=0,1 STAGES=2..8 WARPS=5..16
-// args: x:const f32* xq:const s8* xs:const f32* xsum:const i32* gain:const f32* beta:const f32* xscale:const f32* q:const u8* scales:const f16* zeros:const u8* v:const u8* v_scales:const f16* v_tiles:const u32* v_index:const u32* u:const u8* u_scales:const f16* u_tiles:const u32* u_index:const u32* s:const u32* s_offsets:const u32* bias:const f32* residual:const f32* ids:const i32* weights:const f32* h:f32* partial:f32* counter:u32* y:f32* rows:i32 cols:i32 tiles:i32 ldx:i32 ldy:i32 ldr:i32 rank:i32 top_k:i32 eps:f32 scale:f32 softcap:f32
+// kernel: fused_linear abi=3
+// defines: FORMAT=0..5 BITS=0,2,3,4,8..16 GROUP=0,32,64,128,256 ZEROS=0,1 M=1..8 ACT=0,1 XIN=0..3 XSCALE=0,1 LOWRANK=0,1 VFORMAT=0,4,8,16,32 UFORMAT=0,4,8,16,32 SPARSE=0,1 ACTIVATION=0..5 GLU=0,1 BIAS=0,1 RESIDUAL=0,1 SOFTCAP=0,1 EXPERTS=0..2 SPLIT=0,1 STAGES=2..8 WARPS=5..16 ROTATED=0..2
+// args: x:const f32* xq:const s8* xs:const f32* xsum:const i32* gain:const f32* beta:const f32* xscale:const f32* xr:const f32* q:const u8* scales:const f16* zeros:const u8* v:const u8* v_scales:const f16* v_tiles:const u32* v_index:const u32* u:const u8* u_scales:const f16* u_tiles:const u32* u_index:const u32* s:const u32* s_offsets:const u32* bias:const f32* residual:const f32* ids:const i32* weights:const f32* h:f32* partial:f32* counter:u32* y:f32* y_terms:f32* rows:i32 cols:i32 tiles:i32 ldx:i32 ldy:i32 ldr:i32 rank:i32 top_k:i32 ldxr:i32 ldt:i32 eps:f32 scale:f32 softcap:f32
 // block: 512
 //
 // How it works. All units of weights (16 rows × 256 columns) of the launch stand in one line, row
@@ -17,12 +17,19 @@
 // Of WARPS warps (16, or fewer where shared memory is short) 4 see to the other terms where there are any: eighths of rows of V, each by one
 // warp of the grid; S x; and, when all of h is there, U h. The others never wait for them.
 //
-// Q x is in int8 (ACT 0) or f16 (ACT 1), float weights, U V x and S x in f32.
+// Q x is in int8 (ACT 0) or f16 (ACT 1), float weights, U V x and S x in f32. Trellis codes are f16
+// integers, and products with int8 activations as exact as those of int8.
+//
+// ROTATED: Q is kept in other coordinates than the rest. 1: its input is xr, rows ldxr apart, that of
+// U V and S is x. 2: the results too: y gets scale · Q xr, y_terms (rows ldt apart) gets scale ·
+// (S + U V) x + residual; the launch that turns y back adds both. XIN is 0 or 3, and of the
+// epilogue only scale and residual are left.
 //
 // y = a(scale · … ) in this order: + bias, activation (GLU: a(gate) · up), · scale, softcap
 // tanh(y / c) · c, + residual.
 //
-// Packs: packs.cuh (q, scales, zeros), terms.cuh (u, v, s). GLU: row tile 2j is rows 16 j.. of the
+// Packs: packs.cuh (q, scales, zeros), trellis.cuh (q, a scale per row tile; `zeros` is the table of
+// columns), terms.cuh (u, v, s). GLU: row tile 2j is rows 16 j.. of the
 // gate, 2j + 1 those of up; y has half as many rows. Bias is in the order of the packed rows.
 // EXPERTS: tiles of all experts follow one another, `tiles` each. 1 (M = 1, grid.y = tokens ·
 // top_k): row `slot` of y is expert ids[slot] of row slot / top_k of x. 2 (M = top_k, grid.y =
@@ -34,6 +41,8 @@
 // units) + 1 : P · ceil(tiles / (GLU ? 2 : 1) / grid.x), P' = (EXPERTS == 2 ? M : 1):
 //   W · STAGES · UNIT_BYTES (W = LOWRANK or SPARSE ? (FORMAT == 5 ? 1 : WARPS − 4) : WARPS) + M · X_STRIDE + TABLE_BYTES + (R + WARPS) · 64 · M
 //   + (LOWRANK or SPARSE: (R + WARPS) · 64 · (EXPERTS == 2 ? 1 : M)) + 128 + 96 · M
+// UNIT_BYTES is 4096 for trellis codes, whose units are smaller at fewer than 8 bits: up to four lie
+// in a ring then.
 // counter: (2 + grid.x) · grid.y words, 0 before the first launch and after each. partial (SPLIT):
 // grid.x · grid.y · P · 16 · M floats. h: [rows of x (EXPERTS: slots), 8, rank].
 //
@@ -43,6 +52,9 @@
 // a fixed order, stream-K; terms beside the quantized matrix in one launch, SpQR and Nunchaku.
 #ifndef SPLIT
 #define SPLIT 0
+#endif
+#ifndef ROTATED
+#define ROTATED 0
 #endif
 #include "common/activation.cuh"
 #include "common/products.cuh"
@@ -76,6 +88,25 @@ __device__ __forceinline__ size_t packed_tile(const Weights& w, int row) {
     return (size_t)row;
 #endif
 }
+#if FORMAT == 4
+// A warp's place in the line of units, which are of as many bytes as their columns' bits say.
+struct Cursor {
+    const unsigned char* q;
+    Columns columns;
+    int row, unit;
+};
+__device__ __forceinline__ void seek(Cursor& c, const Weights& w, const Pack& pack, int) {
+    c.columns = load_columns(w.zeros, c.unit);
+    c.q = w.q + packed_tile(w, c.row) * pack.row + c.columns.start();
+}
+__device__ __forceinline__ void copy_and_advance(Cursor& c, unsigned char* to, const Weights& w, const Pack& pack, int, int lane) {
+    const int bytes = c.columns.bytes();
+    copy_unit(to, c.q, lane, bytes);
+    c.q += bytes; // row tiles follow one another
+    c.unit = c.unit + 1 == pack.units ? 0 : c.unit + 1;
+    c.columns = load_columns(w.zeros, c.unit);
+}
+#else
 // A lane's place in the line of units.
 struct Cursor {
     Source from;
@@ -83,7 +114,7 @@ struct Cursor {
 };
 __device__ __forceinline__ void seek(Cursor& c, const Weights& w, const Pack& pack, int lane) {
     const size_t tile = packed_tile(w, c.row);
-    c.from.q = w.q + tile * pack.row_bytes() + (size_t)c.unit * UNIT_CODES + lane * 16;
+    c.from.q = w.q + tile * pack.row + (size_t)c.unit * UNIT_CODES + lane * 16;
 #if UNIT_GROUPS
     const size_t group = tile * pack.groups + (size_t)c.unit * UNIT_GROUPS;
     c.from.scales = w.scales + group * 32 + lane * 4;
@@ -104,6 +135,7 @@ __device__ __forceinline__ void copy_and_advance(Cursor& c, unsigned char* to, c
         c.from.zeros += ZERO_BYTES * UNIT_GROUPS;
     }
 }
+#endif
 
 // Units of a block; several blocks share a row tile only where SPLIT.
 struct Range {
@@ -124,7 +156,7 @@ __device__ __forceinline__ Range block_range(int rows, int units, int block, int
 // Puts sums of a row tile down as [M, 16].
 __device__ __forceinline__ void put_sums(float (&sums)[2][SUMS], float* slot, int lane) {
     const int g = lane / 4, t = lane % 4;
-#if FORMAT == 0
+#if CODED
 #pragma unroll
     for (int c = 0; c < SUMS; c++) {
         const int m = SUMS * t + c;
@@ -159,16 +191,16 @@ __device__ __forceinline__ float gather_sums(const float* slots, int width, int 
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, const float* __restrict__ xs, const int* __restrict__ xsum,
-             const float* __restrict__ gain, const float* __restrict__ beta, const float* __restrict__ xscale,
+             const float* __restrict__ gain, const float* __restrict__ beta, const float* __restrict__ xscale, const float* __restrict__ xr,
              const unsigned char* __restrict__ q, const half* __restrict__ scales, const unsigned char* __restrict__ zeros,
              const unsigned char* __restrict__ v, const half* __restrict__ v_scales, const unsigned* __restrict__ v_tiles, const unsigned* __restrict__ v_index,
              const unsigned char* __restrict__ u, const half* __restrict__ u_scales, const unsigned* __restrict__ u_tiles, const unsigned* __restrict__ u_index,
              const unsigned* __restrict__ s, const unsigned* __restrict__ s_offsets, const float* __restrict__ bias, const float* residual,
-             const int* __restrict__ ids, const float* __restrict__ weights, float* h, float* partial, unsigned* counter, float* y,
-             int rows, int cols, int tiles, int ldx, int ldy, int ldr, int rank, int top_k, float eps, float scale, float softcap) {
+             const int* __restrict__ ids, const float* __restrict__ weights, float* h, float* partial, unsigned* counter, float* y, float* y_terms,
+             int rows, int cols, int tiles, int ldx, int ldy, int ldr, int rank, int top_k, int ldxr, int ldt, float eps, float scale, float softcap) {
     const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
     const int block = (int)blockIdx.x, blocks = (int)gridDim.x, slot = (int)blockIdx.y;
-    const Pack pack(cols);
+    const Pack pack(cols, zeros);
     const int units = pack.units, lines = tiles * VIRTUAL;
     const Range range = block_range(lines, units, block, blocks);
     [[maybe_unused]] const int first_row = range.first / units, last_row = range.end > range.first ? (range.end - 1) / units : first_row;
@@ -206,13 +238,25 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
     const int warp_first = range.first + share(range.end - range.first, STREAM_WARPS, max(stream_warp, 0));
     const int count = stream_warp < 0 ? 0 : range.first + share(range.end - range.first, STREAM_WARPS, stream_warp + 1) - warp_first;
     unsigned char* mine = ring + max(stream_warp, 0) * STAGES * UNIT_BYTES;
-    Cursor ahead = {{nullptr, nullptr, nullptr}, warp_first / units, warp_first % units};
+    Cursor ahead = {};
+    ahead.row = warp_first / units, ahead.unit = warp_first % units;
     if (count > 0) seek(ahead, w, pack, lane);
+#if FORMAT == 4
+    // As many units on their way as there is room for, two to four.
+    const int stage_bytes = 512 * load_columns(zeros, 0).widest(), stages = min(4, STAGES * UNIT_BYTES / stage_bytes);
+#else
+    constexpr int stage_bytes = UNIT_BYTES, stages = STAGES;
+#endif
+    const auto ask = [&](int from, int to) {
 #pragma unroll
-    for (int i = 0; i < STAGES; i++) {
-        if (i < count) copy_and_advance(ahead, mine + i * UNIT_BYTES, w, pack, lines, lane);
-        async_commit();
-    }
+        for (int i = from; i < to; i++) {
+            if (i < count) copy_and_advance(ahead, mine + i * stage_bytes, w, pack, lines, lane);
+            async_commit();
+        }
+    };
+    // Inputs that are rounded here are not to stand behind many weights (docs/kernel-notes.md, version 6).
+    const int early = XIN == 3 ? stages : count > 5 ? 2 : 1;
+    ask(0, early);
 
     // Rows whose results this block writes: those of super tiles that start here.
     const int super_units = SUPER * units;
@@ -220,19 +264,6 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
 #if TERMS
     const int term_row = first_super * SUPER, term_rows = (end_super - first_super) * SUPER;
     const int runs = SPARSE ? (cols + SPARSE_COLUMNS - 1) / SPARSE_COLUMNS : 1;
-#endif
-
-#if TERMS && !EXPERTS
-    if (stream_warp < 0) {
-#if LOWRANK
-        for (int item = warp + block * TERM_WARPS; item < rank * INNER_PARTS; item += TERM_WARPS * blocks)
-            prefetch_inner(v, v_tiles, item / INNER_PARTS, item % INNER_PARTS, lane);
-        if (term_rows > 0) prefetch_outer(u, u_tiles, u_index, term_row, term_row + term_rows, warp * 32 + lane, TERM_WARPS * 32);
-#endif
-#if SPARSE
-        prefetch_range(s + s_offsets[term_row * runs], (size_t)(s_offsets[(term_row + term_rows) * runs] - s_offsets[term_row * runs]) * 4, warp * 32 + lane, TERM_WARPS * 32);
-#endif
-    }
 #endif
 
     // Activations.
@@ -244,30 +275,48 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
     in.x += (size_t)(EXPERTS == 2 ? slot * top_k : slot / top_k) * ldx;
 #endif
     measure_inputs(in, eps, scratch);
-    place_inputs(in, xscale, xq, xs, xsum, pack, placed, stride, table, powers, corrections, scratch);
+    Input seen = in; // by Q
+#if ROTATED
+    seen.x = xr, seen.ld = ldxr, seen.vectors = (ldxr & 3) == 0 && ((size_t)xr & 15) == 0 && (cols & 3) == 0;
+#endif
+    place_inputs([&] { ask(early, stages); }, seen, xscale, xq, xs, xsum, pack, placed, stride, table, powers, corrections, scratch);
     __syncthreads();
 
 #if TERMS
     if (stream_warp < 0) {
 #if LOWRANK
-        // Part p of row i of V, for row j of x, is item (j rank + i) INNER_PARTS + p.
-        const int items = rank * VIRTUAL * INNER_PARTS;
-        for (int item = warp + block * TERM_WARPS; item < items; item += TERM_WARPS * blocks) {
-            const int part = item % INNER_PARTS, i = item / INNER_PARTS % rank, j = item / INNER_PARTS / rank;
-            const unsigned* list = v_tiles + (EXPERTS ? 6 * (size_t)v_index[ids[j]] : 0);
-            const bool aligned = in.vectors && aligned_inner(list, rank);
+        // Part p of row i of V, for row j of x, is item (j rank + i) parts + p.
+        const int parts = cols >= INNER_LONG ? INNER_PARTS : 1, items = rank * VIRTUAL * parts;
+        const unsigned *list = nullptr, *tile = nullptr;
+        bool aligned = false;
+        for (int item = warp + block * TERM_WARPS, last = -1; item < items; item += TERM_WARPS * blocks) {
+            const int part = item % parts, i = item / parts % rank, j = item / parts / rank;
+            if (j != last) { // rows follow one another: so do their blocks
+                list = tile = v_tiles + (EXPERTS ? 6 * (size_t)v_index[ids[j]] : 0);
+                aligned = in.vectors && aligned_inner(list, rank);
+                last = j;
+            }
 #pragma unroll 1
             for (int m = 0; m < TERM_TOKENS; m += TERM_GROUP) {
                 const int tokens = min(TERM_GROUP, TERM_TOKENS - m);
                 float* const to = h + (size_t)(j + m) * INNER_PARTS * rank;
                 if (aligned)
-                    low_rank_inner<true>(in, j + m, tokens, v, v_scales, list, to, rank, i, part, lane);
+                    low_rank_inner<true>(in, j + m, tokens, v, v_scales, tile, to, rank, i, part, parts, lane);
                 else
-                    low_rank_inner<false>(in, j + m, tokens, v, v_scales, list, to, rank, i, part, lane);
+                    low_rank_inner<false>(in, j + m, tokens, v, v_scales, tile, to, rank, i, part, parts, lane);
             }
             __syncwarp();
             if (lane == 0) add_release(counter, 1);
         }
+#endif
+#if !EXPERTS
+        // Asked for while h is made by all; earlier, chains of loads would keep the block's barriers waiting.
+#if LOWRANK
+        if (term_rows > 0) prefetch_outer(u, u_tiles, u_index, term_row, term_row + term_rows, warp * 32 + lane, TERM_WARPS * 32);
+#endif
+#if SPARSE
+        prefetch_range(s + s_offsets[term_row * runs], (size_t)(s_offsets[(term_row + term_rows) * runs] - s_offsets[term_row * runs]) * 4, warp * 32 + lane, TERM_WARPS * 32);
+#endif
 #endif
         const int from = share(term_rows * runs, TERM_WARPS, warp), to = share(term_rows * runs, TERM_WARPS, warp + 1);
 #if LOWRANK
@@ -323,11 +372,22 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
 #pragma unroll
         for (int c = 0; c < SUMS; c++) sums[0][c] = sums[1][c] = 0.0f;
         int row = warp_first / units, unit = warp_first % units, stage = 0;
+#if FORMAT == 4
+        Columns columns = load_columns(zeros, unit);
+#endif
         for (int i = 0; i < count; i++) {
+#if FORMAT == 4
+            if (stages == 4) async_wait<3>();
+            else if (stages == 3) async_wait<2>();
+            else async_wait<1>();
+#else
             async_wait<STAGES - 1>();
+#endif
             __syncwarp();
-            unsigned char* here = mine + stage * UNIT_BYTES;
-#if FORMAT != 5
+            unsigned char* here = mine + stage * stage_bytes;
+#if FORMAT == 4
+            multiply_unit(here, unit, columns, placed_here, lane, sums);
+#elif FORMAT != 5
             const int chunks = pack.chunks(unit), groups = pack.groups_of(unit);
             if (chunks == UNIT_CHUNKS && groups == UNIT_GROUPS)
                 multiply_unit<true>(here, unit, chunks, groups, placed_here, stride, lane, sums);
@@ -335,14 +395,17 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
                 multiply_unit<false>(here, unit, chunks, groups, placed_here, stride, lane, sums);
 #endif
             __syncwarp(); // scales are read
-            if (i + STAGES < count) copy_and_advance(ahead, here, w, pack, lines, lane);
+            if (i + stages < count) copy_and_advance(ahead, here, w, pack, lines, lane);
             async_commit();
-            stage = stage + 1 == STAGES ? 0 : stage + 1;
+            stage = stage + 1 == stages ? 0 : stage + 1;
             if (++unit == units || i + 1 == count) {
                 put_sums(sums, sums_slots + (size_t)(row - first_row + stream_warp) * 16 * M, lane);
                 unit = 0;
                 row++;
             }
+#if FORMAT == 4
+            columns = load_columns(zeros, unit);
+#endif
         }
     }
     __syncthreads();
@@ -377,6 +440,7 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
     for (int e = threadIdx.x; e < (end_super - first_super) * 16 * OUT_TOKENS; e += THREADS) {
         const int super = first_super + e / (16 * OUT_TOKENS), m = e / 16 % OUT_TOKENS, r = e % 16;
         float value[PAIR];
+        [[maybe_unused]] float rest = 0.0f; // of the terms, where they have other coordinates
 #pragma unroll
         for (int p = 0; p < PAIR; p++) {
             value[p] = 0.0f;
@@ -397,13 +461,17 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
                 sum = fmaf(row_zero(zeros + tile * ZERO_BYTES, r), corrections[at / 16], sum);
 #endif
                 sum *= __half2float(scales[tile * 16 + 2 * (r % 8) + r / 8]);
+#elif FORMAT == 4
+                sum *= __half2float(scales[packed_tile(w, line)]) * TRELLIS_STEP;
 #endif
-#if FORMAT == 0 && ACT == 1
+#if CODED && ACT == 1
                 sum *= powers[at / 16];
 #endif
 #endif
 #if TERMS
-                sum += gather_sums<TERM_WARPS>(term_slots, 16 * TERM_TOKENS, term_row * runs, (term_row + term_rows) * runs, line, runs, term_row, m * 16 + r);
+                const float other = gather_sums<TERM_WARPS>(term_slots, 16 * TERM_TOKENS, term_row * runs, (term_row + term_rows) * runs, line, runs, term_row, m * 16 + r);
+                if (ROTATED == 2) rest += other;
+                else sum += other;
 #endif
                 if (EXPERTS == 2) sum *= weights[slot * top_k + j];
                 value[p] += sum;
@@ -422,7 +490,13 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
 #endif
         const int out_row = super * 16 + r, token = EXPERTS ? slot : m;
         if (out_row < rows / PAIR) {
+#if ROTATED == 2
+            rest *= scale;
 #if RESIDUAL
+            rest += residual[(size_t)token * ldr + out_row];
+#endif
+            y_terms[(size_t)token * ldt + out_row] = rest;
+#elif RESIDUAL
             out += residual[(size_t)token * ldr + out_row];
 #endif
             y[(size_t)token * ldy + out_row] = out;

@@ -13,12 +13,15 @@
 // args: scalars:const i32* width:i32 ldx:i32 ldy:i32 ldr:i32 block:i32
 // block: 256
 #include "common/activation.cuh"
+#include "common/memory.cuh"
 
 #define SEGMENT 1024
 
 extern "C" __global__ void __launch_bounds__(256, 1)
 hadamard(const float* x, const unsigned* __restrict__ signs, const float* __restrict__ bias, const float* residual, float* y,
          __half* __restrict__ y16, const int* __restrict__ scalars, int width, int ldx, int ldy, int ldr, int block) {
+    start_next_grid();
+    wait_previous_grid();
     __shared__ float values[SEGMENT];
     const int token = (int)blockIdx.x, start = (int)blockIdx.y * SEGMENT;
     if (scalars && token >= scalars[0]) return;

@@ -10,10 +10,13 @@
 // args: top_k:i32 ldx:i32 ldy:i32 ldr:i32
 // block: 256
 #include "common/device.cuh"
+#include "common/memory.cuh"
 
 extern "C" __global__ void __launch_bounds__(256)
 moe_combine(const float* __restrict__ x, const float* __restrict__ weights, const float* residual, float* y, const int* __restrict__ scalars,
             int width, int top_k, int ldx, int ldy, int ldr) {
+    start_next_grid();
+    wait_previous_grid();
     const int m = (int)blockIdx.x;
     if (scalars && m >= scalars[0]) return;
     for (int k = (int)(blockIdx.y * blockDim.x + threadIdx.x); k < width; k += (int)(gridDim.y * blockDim.x)) {

@@ -9,11 +9,14 @@
 // defines: NORMALIZE=0|1
 // args: logits:const f32* ids:i32* weights:f32* scalars:const i32* experts:i32 top_k:i32 ldl:i32
 // block: 32
+#include "common/memory.cuh"
 #include "common/reduce.cuh"
 
 extern "C" __global__ void __launch_bounds__(32)
 moe_route(const float* __restrict__ logits, int* __restrict__ ids, float* __restrict__ weights, const int* __restrict__ scalars, int experts,
           int top_k, int ldl) {
+    start_next_grid();
+    wait_previous_grid();
     const int token = (int)blockIdx.x, lane = (int)threadIdx.x;
     if (scalars && token >= scalars[0]) return;
     const float* row = logits + (size_t)token * (size_t)ldl;

@@ -11,6 +11,7 @@
 // args: x:const f32* gain:const f32* beta:const f32* residual:const f32* y:f32* y16:f16* yq:s8*
 // args: ys:f32* ysum:i32* scalars:const i32* width:i32 ldx:i32 ldy:i32 eps:f32
 // block: 256
+#include "common/memory.cuh"
 #include "common/q8.cuh"
 #include "common/reduce.cuh"
 
@@ -18,6 +19,8 @@ extern "C" __global__ void __launch_bounds__(256)
 normalize(const float* x, const float* __restrict__ gain, const float* __restrict__ beta, const float* residual, float* y,
      __half* __restrict__ y16, signed char* __restrict__ yq, float* __restrict__ ys, int* __restrict__ ysum, const int* __restrict__ scalars,
      int width, int ldx, int ldy, float eps) {
+    start_next_grid();
+    wait_previous_grid();
     __shared__ float scratch[32];
     const int token = (int)blockIdx.x;
     if (scalars && token >= scalars[0]) return; // the same for all threads

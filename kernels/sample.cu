@@ -14,6 +14,7 @@
 // defines:
 // args: logits:const f32* token:i32* params:const f32* top_k:const i32* rows:i32 ldl:i32
 // block: 1024
+#include "common/memory.cuh"
 #include "common/reduce.cuh"
 
 #define THREADS 1024
@@ -149,6 +150,8 @@ __device__ __forceinline__ int find_id(int rows, Room* room, Weight n, Is weight
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 sample(const float* __restrict__ logits, int* __restrict__ token, const float* __restrict__ params, const int* __restrict__ top_k, int rows,
        int ldl) {
+    start_next_grid();
+    wait_previous_grid();
     __shared__ Room room;
     __shared__ float best_value[WARPS];
     __shared__ int best_id[WARPS], bad[WARPS];

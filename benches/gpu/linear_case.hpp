@@ -69,11 +69,11 @@ struct LinearCase {
     std::vector<uint8_t> q, zeros, v, u;
     std::vector<uint16_t> scales, v_scales, u_scales;
     std::vector<uint32_t> v_tiles, v_index, u_tiles, u_index, entries, entry_offsets;
-    std::vector<float> x, gain, beta, xscale, bias, residual, weights, xs;
+    std::vector<float> x, xr, gain, beta, xscale, bias, residual, weights, xs;
     std::vector<int8_t> xq;
     std::vector<int> xsum, ids;
     // Outputs in f64 [outputs, out rows].
-    std::vector<double> y;
+    std::vector<double> y, y_terms;
     int out_rows;
     double eps = 1e-5, scale = 1.0, softcap = 0.0;
 
@@ -100,6 +100,7 @@ struct LinearCase {
         rest_matrix.assign(q_matrix.size(), 0.0);
         if (s["FORMAT"] == 0) make_codes(rng);
         else if (s["FORMAT"] <= 3) make_floats(rng);
+        else if (s["FORMAT"] == 4) make_trellis(rng);
         if (s["LOWRANK"]) make_low_rank(rng);
         if (s["SPARSE"]) make_sparse(rng);
         make_inputs(rng);
@@ -161,6 +162,56 @@ struct LinearCase {
             if (high) *high |= (uint8_t)((code >> 2) << (((2 * m + 2) & 7) + (j & 1)));
         }
     }
+    // Any bits are codes. K of a block of 16 columns is `widest`, or where that is 0 drawn for each.
+    void make_trellis(Random& rng) {
+        const int states = (int)s["BITS"], units = (cols + 255) / 256, blocks = (cols + 15) / 16;
+        column_tiles = (cols + 63) / 64;
+        groups = 0;
+        std::vector<int> bits(blocks), starts(1, 0);
+        for (int& k : bits) k = s["widest"] ? (int)s["widest"] : 1 + rng.below(8);
+        for (int k : bits) starts.push_back(starts.back() + k);
+        const uint32_t widest = (uint32_t)*std::max_element(bits.begin(), bits.end());
+        for (int unit = 0; unit < units; unit++) {
+            uint32_t words[4] = {(uint32_t)starts[unit * 16], 0, 0, widest | (uint32_t)starts.back() << 8};
+            for (int b = 0; b < 16 && unit * 16 + b < blocks; b++) words[1 + b / 8] |= (uint32_t)bits[unit * 16 + b] << 4 * (b % 8);
+            const uint8_t* from = (const uint8_t*)words;
+            zeros.insert(zeros.end(), from, from + 16);
+        }
+        q.resize((size_t)tiles * starts.back() * 32);
+        for (uint8_t& byte : q) byte = (uint8_t)rng.bits();
+        for (int tile = 0; tile < tiles; tile++) {
+            scales.push_back(to_f16(0.01 + 0.02 * rng.uniform()));
+            for (int b = 0; b < blocks; b++) {
+                const uint8_t* at = &q[((size_t)tile * starts.back() + starts[b]) * 32];
+                for (int i = 0; i < 256; i++) {
+                    uint32_t state = 0;
+                    for (int k = 0; k < states; k++) {
+                        const int bit = (i * bits[b] + k) % (256 * bits[b]);
+                        state |= (uint32_t)(at[bit / 8] >> bit % 8 & 1) << k;
+                    }
+                    const uint32_t product = state * trellis_multiplier(states, bits[b]);
+                    int sum = -510;
+                    for (int k = 0; k < 4; k++) sum += product >> 8 * k & 255;
+                    if (b * 16 + i % 16 < cols) q_at(0, tile * 16 + i / 16, b * 16 + i % 16) = sum / 128.0 * from_f16(scales.back());
+                }
+            }
+        }
+    }
+    // As numeric/trellis/scale.rs has them.
+    static uint32_t trellis_multiplier(int states, int bits) {
+        static const uint32_t table[9][8] = {
+            {0x869b8575, 0xb8c0d23b, 0xe35ea3dd, 0xb2af926f, 0xd925e5bf, 0x5985c8b9, 0x5985c8b9, 0x5985c8b9},
+            {0x79655c7b, 0x79655c7b, 0x79655c7b, 0x79655c7b, 0x79655c7b, 0x79655c7b, 0x79655c7b, 0x79655c7b},
+            {0x626a6173, 0xb63a3c3f, 0x21828e31, 0x6ef1324f, 0x68f7b9a9, 0x769ed1cf, 0x769ed1cf, 0x769ed1cf},
+            {0xa621af6d, 0xa621af6d, 0xa621af6d, 0xa621af6d, 0xa621af6d, 0xa621af6d, 0xa621af6d, 0xa621af6d},
+            {0xa5688aa5, 0xac3bef75, 0x6b68a9a1, 0x8f312c33, 0xb818f909, 0x250b3c25, 0x250b3c25, 0x250b3c25},
+            {0x6b767173, 0x444b46c5, 0x6b6b5ea9, 0x2fb2f0f3, 0x6a57664b, 0x0544fb45, 0x0544fb45, 0x0544fb45},
+            {0x789a7497, 0x3e2b4cd1, 0x1ca3e123, 0xee92130f, 0xe8f966c7, 0x1d45f555, 0x1d45f555, 0x1d45f555},
+            {0x83dcd12d, 0x83dcd12d, 0x83dcd12d, 0x83dcd12d, 0x83dcd12d, 0x83dcd12d, 0x83dcd12d, 0x83dcd12d},
+            {0xa5a2797b, 0x83dcd12d, 0x83dcd12d, 0x83dcd12d, 0x89e8c929, 0x83dcd12d, 0x83dcd12d, 0x83dcd12d},
+        };
+        return table[states - 8][bits - 1];
+    }
     void make_floats(Random& rng) {
         const int format = (int)s["FORMAT"];
         column_tiles = (cols + 63) / 64;
@@ -192,7 +243,22 @@ struct LinearCase {
     }
     // A factor [r, n] with its codes as values: V by rows, U by columns of 16 ranks.
     void make_low_rank(Random& rng) {
-        const int vf = (int)s["VFORMAT"], uf = (int)s["UFORMAT"], blocks = (int)s["blocks"];
+        const int vf = (int)s["VFORMAT"], uf = (int)s["UFORMAT"];
+        // A hierarchy: the longer side of each block is halved, `depth` times.
+        struct Leaf { int row0, rows, col0, cols; };
+        std::vector<Leaf> leaves;
+        if (s["depth"]) leaves.push_back({0, rows, 0, cols});
+        for (long d = 0; d < s["depth"]; d++) {
+            std::vector<Leaf> halves;
+            for (const Leaf& l : leaves) {
+                const bool by_rows = l.rows >= l.cols;
+                const int half = (by_rows ? l.rows : l.cols) / 2;
+                if (by_rows) halves.push_back({l.row0, half, l.col0, l.cols}), halves.push_back({l.row0 + half, l.rows - half, l.col0, l.cols});
+                else halves.push_back({l.row0, l.rows, l.col0, half}), halves.push_back({l.row0, l.rows, l.col0 + half, l.cols - half});
+            }
+            leaves = halves;
+        }
+        const int blocks = leaves.empty() ? (int)s["blocks"] : (int)leaves.size();
         v_index.push_back(0);
         u_index.push_back(0);
         uint32_t steps_done = 0;
@@ -206,6 +272,10 @@ struct LinearCase {
                 p.row0 = b ? rng.below(rows) : 0, p.rows = b ? 1 + rng.below(rows - p.row0) : rows;
                 p.col0 = b ? rng.below(cols) : 0, p.cols = b ? 1 + rng.below(cols - p.col0) : cols;
                 p.rank = b ? 1 + rng.below((int)s["rank"]) : (int)s["rank"];
+                if (!leaves.empty()) {
+                    const Leaf& l = leaves[b];
+                    p.row0 = l.row0, p.rows = l.rows, p.col0 = l.col0, p.cols = l.cols, p.rank = (int)s["rank"];
+                }
                 p.h = h;
                 h += (p.rank + 15) / 16 * 16;
                 make_v(rng, p.rank, p.cols, vf, p.v, p.h, p.col0);
@@ -343,6 +413,10 @@ struct LinearCase {
         for (float& f : x) f = (float)((rng.below(50) ? 1.0 : 8.0) * rng.normal());
         if (s["zero_input"]) std::fill(x.begin(), x.end(), 0.0f);
         if (s["large_input"]) for (float& f : x) f *= 1e6f;
+        if (s["ROTATED"]) {
+            xr.resize(x.size());
+            for (float& f : xr) f = (float)rng.normal();
+        }
         gain.resize(cols), beta.resize(cols), xscale.resize(cols);
         for (int c = 0; c < cols; c++) gain[c] = (float)(1 + 0.2 * rng.normal()), beta[c] = (float)(0.2 * rng.normal()), xscale[c] = (float)(0.5 + rng.uniform());
         bias.resize((size_t)tiles * 16);
@@ -393,6 +467,7 @@ struct LinearCase {
                 if (xin == 1) f = f * inverse * gain[c];
                 if (xin == 2) f = std::fmaf((f - (float)mean) * inverse, gain[c], beta[c]);
                 seen[(size_t)i * cols + c] = f;
+                if (s["ROTATED"]) f = xr[(size_t)i * cols + c];
                 row[c] = s["XSCALE"] ? f * xscale[c] : f;
             }
             for (int b = 0; b < width / 32; b++) {
@@ -404,13 +479,24 @@ struct LinearCase {
                     const int at = b % 2 * 32 + k;
                     xq[(size_t)i * width + b / 2 * 64 + at % 16 / 4 * 16 + at / 16 * 4 + at % 4] = codes[k];
                     sum += codes[k];
-                    if (b * 32 + k < cols) rounded[(size_t)i * cols + b * 32 + k] = s["ACT"] == 0 && s["FORMAT"] == 0 ? (double)codes[k] * sc : row[b * 32 + k];
+                    if (b * 32 + k < cols) rounded[(size_t)i * cols + b * 32 + k] = s["ACT"] == 0 && (s["FORMAT"] == 0 || s["FORMAT"] == 4) ? (double)codes[k] * sc : row[b * 32 + k];
                 }
                 xs[(size_t)i * width / 32 + b] = sc, xsum[(size_t)i * width / 32 + b] = sum;
             }
         }
         const int top_k = (int)s["top_k"], pair = s["GLU"] ? 2 : 1;
         y.assign((size_t)outputs * out_rows, 0.0);
+        if (s["ROTATED"] == 2) { // no more than the products
+            y_terms = y;
+            for (int o = 0; o < outputs; o++)
+                for (int r = 0; r < out_rows; r++) {
+                    double sum = 0, rest = 0;
+                    for (int c = 0; c < cols; c++) sum += q_at(0, r, c) * rounded[(size_t)o * cols + c], rest += rest_at(0, r, c) * seen[(size_t)o * cols + c];
+                    y[(size_t)o * out_rows + r] = scale * sum;
+                    y_terms[(size_t)o * out_rows + r] = scale * rest + (s["RESIDUAL"] ? residual[(size_t)o * out_rows + r] : 0.0);
+                }
+            return;
+        }
         for (int o = 0; o < outputs; o++)
             for (int r = 0; r < out_rows; r++) {
                 double value[2] = {0, 0};

@@ -5,9 +5,9 @@
 // Bytes of dynamic shared memory, by the formula of the kernel's header.
 inline size_t fused_shared(const Settings& s, int cols, int tiles, int grid) {
     const long format = s["FORMAT"], bits = s["BITS"], group = s["GROUP"], m = s["M"];
-    const bool codes = format == 0, combine = s["EXPERTS"] == 2;
-    const long chunk_tiles = codes && (bits == 2 || bits == 3) ? 2 : 1, unit_tiles = codes || format == 5 ? 4 : 1;
-    const long chunk_bytes = codes ? chunk_tiles * 128 * bits : format == 5 ? 0 : 2048;
+    const bool codes = format == 0, trellis = format == 4, combine = s["EXPERTS"] == 2;
+    const long chunk_tiles = codes && (bits == 2 || bits == 3) ? 2 : 1, unit_tiles = codes || trellis || format == 5 ? 4 : 1;
+    const long chunk_bytes = codes ? chunk_tiles * 128 * bits : trellis ? 1024 : format == 5 ? 0 : 2048;
     const long unit_groups = codes && group ? unit_tiles * 64 / group : 0;
     const long zero_bytes = s["ZEROS"] ? (bits == 8 ? 16 : 8) : 0;
     const long unit_codes = unit_tiles / chunk_tiles * chunk_bytes;
@@ -15,9 +15,9 @@ inline size_t fused_shared(const Settings& s, int cols, int tiles, int grid) {
     const long stages = s["STAGES"] ? s["STAGES"] : unit_codes == 0 || unit_codes > 2048 ? 2 : 4;
     const long column_tiles = (cols + 64 * chunk_tiles - 1) / (64 * chunk_tiles) * chunk_tiles;
     const long units = format == 5 ? 1 : (column_tiles * (format == 3 ? 2 : 1) + unit_tiles - 1) / unit_tiles;
-    const long x_bytes = format == 5 ? 0 : !codes ? column_tiles * 256 : s["ACT"] ? column_tiles * 128 : column_tiles * 64;
-    const long padding = !x_bytes ? 0 : codes && !s["ACT"] ? (column_tiles % 2 ? 0 : 64) : 16;
-    const long table = codes && !s["ACT"] ? column_tiles * (m == 1 ? 1 : (m + 1) / 2 * 2) * 16 : 0;
+    const long x_bytes = format == 5 ? 0 : trellis ? column_tiles * (s["ACT"] ? 128 : 256) : !codes ? column_tiles * 256 : s["ACT"] ? column_tiles * 128 : column_tiles * 64;
+    const long padding = !x_bytes ? 0 : trellis ? (s["ACT"] ? 32 : 64) : codes && !s["ACT"] ? (column_tiles % 2 ? 0 : 64) : 16;
+    const long table = (codes || trellis) && !s["ACT"] ? column_tiles * (m == 1 ? 1 : (m + 1) / 2 * 2) * 16 : 0;
     const long pair = s["GLU"] ? 2 : 1, virtual_rows = combine ? m : 1, super = pair * virtual_rows;
     const bool terms = s["LOWRANK"] || s["SPARSE"];
     const long all = s["WARPS"], warps = terms ? format == 5 ? 1 : all - 4 : all;
@@ -33,17 +33,17 @@ inline int fused_grid_y(const Settings& s) {
 
 // What the kernel's arguments point to, on whichever device.
 struct FusedPointers {
-    const void *x, *xq, *xs, *xsum, *gain, *beta, *xscale, *q, *scales, *zeros, *v, *v_scales, *v_tiles, *v_index, *u, *u_scales, *u_tiles,
+    const void *x, *xq, *xs, *xsum, *gain, *beta, *xscale, *xr, *q, *scales, *zeros, *v, *v_scales, *v_tiles, *v_index, *u, *u_scales, *u_tiles,
         *u_index, *s, *s_offsets, *bias, *residual, *ids, *weights;
-    void *h, *partial, *counter, *y;
-    int rows, cols, tiles, ldx, ldy, ldr, rank, top_k;
+    void *h, *partial, *counter, *y, *y_terms;
+    int rows, cols, tiles, ldx, ldy, ldr, rank, top_k, ldxr, ldt;
     float eps, scale, softcap;
     // Addresses of all arguments, as launches want them.
     std::vector<void*> arguments() {
         std::vector<void*> a;
         for (const void** p = &x; p <= &weights; p++) a.push_back((void*)p);
-        for (void** p = &h; p <= &y; p++) a.push_back(p);
-        for (int* p = &rows; p <= &top_k; p++) a.push_back(p);
+        for (void** p = &h; p <= &y_terms; p++) a.push_back(p);
+        for (int* p = &rows; p <= &ldt; p++) a.push_back(p);
         for (float* p = &eps; p <= &softcap; p++) a.push_back(p);
         return a;
     }

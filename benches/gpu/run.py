@@ -1,7 +1,8 @@
 """Builds variants of the fused linear on a machine with a GPU, checks and times them.
 
-python3 run.py [--arch sm_90] [--work DIR] [--quick] [--out DIR]: needs nvcc and a GPU, nothing
-else. Prints a table; leaves results.json and log.txt in --out.
+python3 run.py [--arch sm_90] [--work DIR] [--quick] [--match TEXT] [--times FILE] [--out DIR]: needs
+nvcc and a GPU, nothing else. --match takes what has this text among its defines alone; --times has a JSON
+list of [defines, sizes] to time in place of the usual ones. Prints a table; leaves results.json and log.txt in --out.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 KERNELS = os.path.join(HERE, "..", "..", "kernels")
 DEFAULTS = dict(FORMAT=0, BITS=4, GROUP=64, ZEROS=0, M=1, ACT=0, XIN=0, XSCALE=0, LOWRANK=0, VFORMAT=8, UFORMAT=8, SPARSE=0,
-                ACTIVATION=0, GLU=0, BIAS=0, RESIDUAL=0, SOFTCAP=0, EXPERTS=0, SPLIT=0, WARPS=16)
+                ACTIVATION=0, GLU=0, BIAS=0, RESIDUAL=0, SOFTCAP=0, EXPERTS=0, SPLIT=0, WARPS=16, ROTATED=0)
 
 
 def defines(variant):
@@ -52,6 +53,10 @@ def checks():
         yield dict(LOWRANK=1, VFORMAT=v, UFORMAT=u, M=2, SPARSE=1), [dict(s, rank=20, blocks=3) for s in shapes]
     for m, glu in ((1, 0), (2, 1)):
         yield dict(LOWRANK=1, SPARSE=1, SPLIT=1, M=m, GLU=glu, ACTIVATION=glu), [dict(s, grid=s["grid"] * 3 + 1) for s in shapes]
+    for states, m, act in ((16, 1, 0), (12, 2, 0), (12, 8, 0), (16, 3, 1), (8, 1, 0)):
+        yield dict(FORMAT=4, BITS=states, GROUP=0, M=m, ACT=act, WARPS=8 if m > 4 else 16), [dict(s, widest=k) for s in shapes for k in (0, 2, 3, 7)]
+    for rotated, m in ((1, 1), (2, 2)):
+        yield dict(FORMAT=4, BITS=12, GROUP=0, M=m, ROTATED=rotated, LOWRANK=1, SPARSE=1, RESIDUAL=1), [dict(s, rank=20) for s in shapes]
     yield dict(M=8, SPLIT=1, BITS=2, STAGES=4), [dict(rows=512, cols=4096, grid=200), dict(rows=1024, cols=8192, grid=132)]
     for mode in (1, 2):
         yield dict(EXPERTS=mode, M=mode, LOWRANK=1), [dict(s, experts=5, tokens=3, top_k=2) for s in shapes]
@@ -82,6 +87,8 @@ def timings(quick):
         yield dict(BITS=4, ACT=1), dict(rows=rows, cols=cols)
         yield dict(FORMAT=1, GROUP=0), dict(rows=rows, cols=cols)
         yield dict(FORMAT=5, GROUP=0, LOWRANK=1, SPARSE=1, RESIDUAL=1), dict(rows=rows, cols=cols, rank=64)
+        for bits in (2, 3, 4):
+            yield dict(FORMAT=4, BITS=16, GROUP=0, XIN=0), dict(rows=rows, cols=cols, widest=bits)
 
 
 def arguments(variant, case):
@@ -95,6 +102,8 @@ def main():
     parser.add_argument("--out", default=os.environ.get("OUT", "."))
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", default="", help="check or time")
+    parser.add_argument("--match", default="")
+    parser.add_argument("--times")
     parser.add_argument("--sanitize", action="store_true", help="compute-sanitizer on some of the checks")
     options = parser.parse_args()
     os.makedirs(options.work, exist_ok=True)
@@ -102,7 +111,9 @@ def main():
     program = os.path.join(options.work, "fused_linear")
     subprocess.run(["nvcc", "-arch=" + options.arch, "-O3", "-std=c++17", "-o", program, os.path.join(HERE, "fused_linear.cu")], check=True)
     check_list = [] if options.only == "time" else list(checks())
-    time_list = [] if options.only == "check" else list(timings(options.quick))
+    time_list = [] if options.only == "check" else json.load(open(options.times)) if options.times else list(timings(options.quick))
+    named = lambda item: options.match in " ".join(f"{k}={v}" for k, v in item[0].items())
+    check_list, time_list = list(filter(named, check_list)), time_list if options.times else list(filter(named, time_list))
     variants = {tuple(sorted(defines(v).items())): v for v, _ in check_list + time_list}
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(lambda v: cubin(v, options), variants.values()))

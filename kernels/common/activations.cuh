@@ -14,10 +14,13 @@
 
 // Activations of all tokens as one `mma` operand, and what scales them. ACT 0: codes s8, in each
 // 64 columns byte 16 t + 4 i + b is column 16 i + 4 t + b. ACT 1 with codes as weights: f16 in the
-// same order, divided with the token's power of two. Float weights: f32 in plain order.
+// same order, divided with the token's power of two. Trellis: plain order, codes four times each, or
+// quotients as f16. Float weights: f32 in plain order.
 // Bytes of a token, padded so that those of neighbours meet in no bank.
 #if FORMAT == 5
 #define X_STRIDE(tiles) 0
+#elif FORMAT == 4
+#define X_STRIDE(tiles) (ACT == 1 ? (tiles) * 128 + 32 : (tiles) * 256 + 64)
 #elif FORMAT != 0
 #define X_STRIDE(tiles) ((tiles) * 256 + 16)
 #elif ACT == 1
@@ -27,7 +30,8 @@
 #endif
 // Tokens of a table entry; a lane reads two neighbours.
 #define TABLE_TOKENS (M == 1 ? 1 : (M + 1) / 2 * 2)
-#define TABLE_BYTES(tiles) (FORMAT == 0 && ACT == 0 ? (tiles) * TABLE_TOKENS * 16 : 0)
+#define CODED (FORMAT == 0 || FORMAT == 4)
+#define TABLE_BYTES(tiles) (CODED && ACT == 0 ? (tiles) * TABLE_TOKENS * 16 : 0)
 
 struct Input {
     const float* x; // [M, ld]
@@ -149,7 +153,7 @@ __device__ __forceinline__ void measure_inputs(const Input& in, float eps, float
 #endif
 }
 
-#if FORMAT == 0 && ACT == 0
+#if CODED && ACT == 0
 __device__ __forceinline__ unsigned magnitude_bits(float4 v) {
     return max(max(__float_as_uint(v.x) & 0x7fffffffu, __float_as_uint(v.y) & 0x7fffffffu),
                max(__float_as_uint(v.z) & 0x7fffffffu, __float_as_uint(v.w) & 0x7fffffffu));
@@ -181,21 +185,35 @@ __device__ __forceinline__ void round8(float4 v0, float4 v1, unsigned (&codes)[2
 // Entry of a tile and a token: scales of its two blocks over the factors of their codes, and what
 // zero points of codes are worth. For symmetric groups of 32, of each block; for wider ones, of
 // both together in z. With zero points those are still to be multiplied with it.
+// Trellis: of each block the integer that its products start from.
 __device__ __forceinline__ void table_entry(float4* table, int tile, int m, float scale0, float scale1, int sum0, int sum1,
                                             float& correction) {
+#if FORMAT == 4
+    (void)correction;
+    table[tile * TABLE_TOKENS + m] = make_float4(scale0, scale1, __int_as_float(-MIDPOINT * sum0), __int_as_float(-MIDPOINT * sum1));
+#else
     const int first = CHUNK_TILES == 2 ? 2 * (tile & 1) : 0;
     const float midpoint = ZEROS ? 1.0f : (float)MIDPOINT;
     float c0 = -midpoint * (scale0 * (float)sum0), c1 = -midpoint * (scale1 * (float)sum1);
     if (GROUP != 32) c0 += c1, c1 = 0.0f;
     correction += c0;
     table[tile * TABLE_TOKENS + m] = make_float4(scale0 / (float)code_factor(first), scale1 / (float)code_factor(first + 1), c0, c1);
+#endif
 }
 #endif
 
-#if FORMAT == 0
-// Rounds and places the inputs of all tokens; adds zero-point terms to `total`.
-template <bool VECTORS>
-__device__ __forceinline__ void round_inputs(const Input& in, const float* xscale, const Pack& pack, unsigned char* placed, int stride,
+#if FORMAT == 4 && ACT == 0
+// Four codes, each four times.
+__device__ __forceinline__ uint4 four_times(unsigned codes) {
+    return make_uint4(__byte_perm(codes, 0, 0x0000), __byte_perm(codes, 0, 0x1111), __byte_perm(codes, 0, 0x2222), __byte_perm(codes, 0, 0x3333));
+}
+#endif
+
+#if CODED
+// Rounds and places the inputs of all tokens; adds zero-point terms to `total`. `between` runs when
+// the first inputs are on their way.
+template <bool VECTORS, class Between>
+__device__ __forceinline__ void round_inputs(const Between& between, const Input& in, const float* xscale, const Pack& pack, unsigned char* placed, int stride,
                                              float4* table, const float* powers, float (&total)[M]) {
     const int eights = pack.tiles * 8;
     (void)table, (void)powers;
@@ -204,6 +222,7 @@ __device__ __forceinline__ void round_inputs(const Input& in, const float* xscal
     constexpr int BATCH = 2;
     int m = 0, e = threadIdx.x;
     while (e >= eights && m < M) e -= eights, m++;
+    if (((int)threadIdx.x & ~31) >= M * eights) between();
     for (int first = (int)threadIdx.x & ~31; first < M * eights; first += BATCH * THREADS) { // whole warps
         float4 v[BATCH][2];
         int token[BATCH], eight[BATCH];
@@ -215,6 +234,7 @@ __device__ __forceinline__ void round_inputs(const Input& in, const float* xscal
             e += THREADS;
             while (e >= eights && m < M) e -= eights, m++;
         }
+        if (first < THREADS) between();
 #pragma unroll
         for (int i = 0; i < BATCH; i++) {
             const int tile = eight[i] / 8, part = eight[i] / 2 % 4, t = eight[i] % 2 * 2; // and t + 1
@@ -229,8 +249,14 @@ __device__ __forceinline__ void round_inputs(const Input& in, const float* xscal
             const float scale1 = __shfl_xor_sync(HLRC_FULL_WARP, scale, 4);
             const int sum1 = __shfl_xor_sync(HLRC_FULL_WARP, sum, 4);
             if (inside) {
+#if FORMAT == 4
+                (void)part, (void)t;
+                uint4* const to = (uint4*)(row + 32 * eight[i]);
+                to[0] = four_times(codes[0]), to[1] = four_times(codes[1]);
+#else
                 unsigned* const to = (unsigned*)(row + tile * 64 + 16 * t + 4 * part);
                 to[0] = codes[0], to[4] = codes[1];
+#endif
                 if (eight[i] % 8 == 0) table_entry(table, tile, token[i], scale, scale1, sum, sum1, correction);
             }
 #else
@@ -243,7 +269,7 @@ __device__ __forceinline__ void round_inputs(const Input& in, const float* xscal
                     const uint2 halves = make_uint2(f16x2_bits(x.x * to, x.y * to), f16x2_bits(x.z * to, x.w * to));
                     const float2 low = f16x2(halves.x), high = f16x2(halves.y);
                     correction -= ((low.x + low.y) + (high.x + high.y)) * (float)code_factor(block);
-                    *(uint2*)(row + tile * 128 + 32 * (t + h) + 8 * part) = halves;
+                    *(uint2*)(row + (FORMAT == 4 ? 16 * eight[i] + 8 * h : tile * 128 + 32 * (t + h) + 8 * part)) = halves;
                 }
             }
 #endif
@@ -256,12 +282,16 @@ __device__ __forceinline__ void round_inputs(const Input& in, const float* xscal
 
 // Fills shared memory from all threads; a barrier must follow. `corrections` [M] gets the sum of
 // all zero-point terms of a token where rows share one zero point; `powers` [M] the token's power
-// of two.
-__device__ __forceinline__ void place_inputs(const Input& in, const float* xscale, const signed char* xq, const float* xs,
+// of two. `between` runs once, when the first inputs are on their way: copies that start there do not
+// stand in front of them.
+template <class Between>
+__device__ __forceinline__ void place_inputs(const Between& between, const Input& in, const float* xscale, const signed char* xq, const float* xs,
                                              const int* xsum, const Pack& pack, unsigned char* placed, int stride, float4* table,
                                              float* powers, float* corrections, float* scratch) {
 #if FORMAT == 5
-#elif FORMAT != 0
+    between();
+#elif !CODED
+    between();
     const int quads = pack.tiles * 16;
     for (int first = threadIdx.x; first < quads; first += 4 * THREADS)
         for (int m = 0; m < M; m++) {
@@ -292,13 +322,22 @@ __device__ __forceinline__ void place_inputs(const Input& in, const float* xscal
     __syncthreads();
 #endif
 #if XIN == 3 && ACT == 0
-    // Codes lie as they are wanted.
     const int width = (in.cols + 63) / 64 * 64;
     for (int item = threadIdx.x; item < M * pack.tiles * 4; item += THREADS) {
         const int m = item / (pack.tiles * 4), part = item % (pack.tiles * 4);
+#if FORMAT == 4
+        const uint4 codes = *(const uint4*)(xq + (size_t)m * width + 16 * part); // widths are padded alike
+        uint4* const to = (uint4*)(placed + (size_t)m * stride + part / 4 * 256 + part % 4 * 16);
+        to[0] = four_times(codes.x), to[4] = four_times(codes.y), to[8] = four_times(codes.z), to[12] = four_times(codes.w);
+#else
+        // Codes lie as they are wanted.
         async_copy16_or_zero(placed + (size_t)m * stride + 16 * part, 16 * part < width ? xq + (size_t)m * width + 16 * part : xq, 16 * part < width);
+#endif
     }
+#if FORMAT != 4
     async_commit();
+#endif
+    between();
     for (int item = threadIdx.x; item < M * pack.tiles; item += THREADS) {
         const int m = item / pack.tiles, tile = item % pack.tiles;
         const bool there = 64 * tile < width;
@@ -310,12 +349,14 @@ __device__ __forceinline__ void place_inputs(const Input& in, const float* xscal
 #pragma unroll
         for (int token = 0; token < M; token++) total[token] += token == m ? correction : 0.0f;
     }
+#if FORMAT != 4
     async_wait<0>();
+#endif
 #else
     if (in.vectors)
-        round_inputs<true>(in, xscale, pack, placed, stride, table, powers, total);
+        round_inputs<true>(between, in, xscale, pack, placed, stride, table, powers, total);
     else
-        round_inputs<false>(in, xscale, pack, placed, stride, table, powers, total);
+        round_inputs<false>(between, in, xscale, pack, placed, stride, table, powers, total);
 #endif
 #if ZEROS && GROUP == 0
     sum_tokens(total, scratch, corrections);

@@ -17,3 +17,14 @@ __device__ __forceinline__ __half2 bits_half2(unsigned word) {
 __device__ __forceinline__ unsigned half2_bits(__half2 h) {
     return __half_as_ushort(__low2half(h)) | (unsigned)__half_as_ushort(__high2half(h)) << 16;
 }
+// a - b of two pairs of halves as words: through the types of cuda_fp16.h a compiler takes words apart
+// and puts them together again.
+__device__ __forceinline__ unsigned subtract_halves(unsigned a, unsigned b) {
+#ifdef HLRC_EMU
+    return half2_bits(__hsub2(bits_half2(a), bits_half2(b)));
+#else
+    unsigned d;
+    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+    return d;
+#endif
+}

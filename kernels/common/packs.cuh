@@ -6,11 +6,15 @@
 // at different bits, so that one AND brings out a block: as u8, times a power of two that the
 // block's activations are divided with.
 //
-// Defines: FORMAT (0 codes, 1 f16, 2 bf16, 3 f32, 5 nothing) BITS (8 4 3 2) GROUP (0 = row, 32,
-// 64, 128, 256) ZEROS (0, 1).
+// Trellis codes have tiles of their own (trellis.cuh); a unit of theirs is 256 columns too, of as
+// many bytes as their bits say.
+//
+// Defines: FORMAT (0 codes, 1 f16, 2 bf16, 3 f32, 4 trellis, 5 nothing) BITS (8 4 3 2; trellis: 8 to
+// 16) GROUP (0 = row, 32, 64, 128, 256) ZEROS (0, 1).
 #pragma once
 #include "half.cuh"
 #include "memory.cuh"
+#include "trellis.cuh"
 
 #if FORMAT == 0
 #if BITS == 2 || BITS == 3
@@ -20,6 +24,10 @@
 #endif
 #define UNIT_TILES 4
 #define CHUNK_BYTES (CHUNK_TILES * 128 * BITS)
+#elif FORMAT == 4
+#define CHUNK_TILES 1
+#define UNIT_TILES 4
+#define CHUNK_BYTES 1024 // at 8 bits
 #elif FORMAT == 5
 #define CHUNK_TILES 1
 #define UNIT_TILES 4
@@ -51,13 +59,14 @@
 #ifndef STAGES
 #define STAGES (UNIT_CODES == 0 || UNIT_CODES > 2048 ? 2 : 4)
 #endif
-
 // Sizes of a matrix of this pack.
 struct Pack {
     int tiles;  // column tiles, padded to whole chunks
     int units;  // per row tile
     int groups; // per row
-    __device__ __forceinline__ explicit Pack(int cols) {
+    size_t row; // bytes of a row tile
+    // `columns` is the table of trellis codes.
+    __device__ __forceinline__ explicit Pack(int cols, const unsigned char* columns) {
         tiles = (cols + 64 * CHUNK_TILES - 1) / (64 * CHUNK_TILES) * CHUNK_TILES;
         units = FORMAT == 5 ? 1 : (tiles * TILE_UNITS + UNIT_TILES - 1) / UNIT_TILES;
 #if UNIT_GROUPS
@@ -65,10 +74,15 @@ struct Pack {
 #else
         groups = 0;
 #endif
+#if FORMAT == 4
+        row = load_columns(columns, 0).row_bytes();
+#else
+        (void)columns;
+        row = (size_t)(tiles * TILE_UNITS / CHUNK_TILES) * CHUNK_BYTES;
+#endif
     }
     __device__ __forceinline__ int chunks(int unit) const { return min(UNIT_CHUNKS, tiles * TILE_UNITS / CHUNK_TILES - unit * UNIT_CHUNKS); }
     __device__ __forceinline__ int groups_of(int unit) const { return min(UNIT_GROUPS, groups - unit * UNIT_GROUPS); }
-    __device__ __forceinline__ size_t row_bytes() const { return (size_t)(tiles * TILE_UNITS / CHUNK_TILES) * CHUNK_BYTES; }
 };
 
 #if FORMAT == 0
@@ -130,6 +144,9 @@ __device__ __forceinline__ int code_factor(int block) {
 }
 // The zero point that codes as unpacked have in symmetric schemes.
 #define MIDPOINT (BITS == 8 ? 0 : 1 << (BITS - 1))
+#elif FORMAT == 4
+__device__ __forceinline__ int code_factor(int) { return 1; }
+#define MIDPOINT 510
 #endif
 
 // Where a lane reads its part of a matrix: 16 bytes of codes, 4 of scales and of zero points from
@@ -140,6 +157,14 @@ struct Source {
     const unsigned char* zeros;
 };
 
+#if FORMAT == 4
+// Copies this lane's part of a unit of trellis codes to shared memory, without a commit.
+__device__ __forceinline__ void copy_unit(unsigned char* to, const unsigned char* from, int lane, int bytes) {
+#pragma unroll
+    for (int at = 0; at < UNIT_BYTES; at += 512)
+        if (at + lane * 16 < bytes) async_copy16(to + at + lane * 16, from + at + lane * 16);
+}
+#else
 // Copies this lane's part of a unit to shared memory, without a commit. Codes are read by the lane
 // that copied them; scales and zero points by others too.
 template <bool FULL>
@@ -169,6 +194,7 @@ __device__ __forceinline__ void copy_unit(unsigned char* to, const Source& from,
 #endif
 #endif
 }
+#endif
 
 #if FORMAT == 0
 // Scales of rows g and g + 8 of a group of a unit in shared memory.

@@ -6,7 +6,7 @@
 #include "activations.cuh"
 #include "mma.cuh"
 
-#if FORMAT == 0
+#if CODED
 #define SUMS (M == 1 ? 1 : 2)
 #else
 #define SUMS M
@@ -21,10 +21,10 @@ struct Placed {
 __device__ __forceinline__ Placed placed_for(const unsigned char* x, int stride, const float4* table, int lane) {
     const int t = lane % 4;
     Placed p;
-#if FORMAT == 0
+#if CODED
     const int g = lane / 4;
     // Columns of the product beyond the tokens are never read: any token will do for them.
-    p.x = x + (size_t)(g < M ? g : M - 1) * stride + (ACT == 0 ? 16 : 32) * t;
+    p.x = x + (size_t)(g < M ? g : M - 1) * stride + (FORMAT == 4 && ACT == 1 ? 8 : ACT == 0 ? 16 : 32) * t;
     p.table = table + (M == 1 ? 0 : 2 * (2 * t < M ? t : (M - 1) / 2));
 #else
     p.x = x + 16 * t;
@@ -113,7 +113,7 @@ __device__ __forceinline__ void codes_to_f16(unsigned codes, __half2 minus, unsi
 #endif
     // 0x6400 is 1024, whose last place is 1.
     const unsigned first = __byte_perm(codes, 0x64646464u, 0x4140), second = __byte_perm(codes, 0x64646464u, 0x4342);
-    low = half2_bits(__hsub2(bits_half2(first), minus)), high = half2_bits(__hsub2(bits_half2(second), minus));
+    low = subtract_halves(first, half2_bits(minus)), high = subtract_halves(second, half2_bits(minus));
 }
 
 // sums += scale · (codes − zero point) · activations, all in f16 with sums in f32.
@@ -180,6 +180,100 @@ __device__ __forceinline__ void multiply_unit(const unsigned char* unit, int ind
             }
         }
     }
+}
+#elif FORMAT == 4
+// 32 columns: two tiles, the second of which may be missing.
+struct Block {
+#if ACT == 0
+    int d[4];
+    float scale[SUMS];
+    // Starts from what the mean of all codes is worth, so that integers are exact.
+    __device__ __forceinline__ void start(const Placed& placed, int block) {
+        d[1] = d[3] = 0;
+#pragma unroll
+        for (int c = 0; c < SUMS; c++) {
+            const float4 entry = placed.table[block / 2 * TABLE_TOKENS + c];
+            scale[c] = block % 2 ? entry.y : entry.x;
+            d[c] = d[2 + c] = __float_as_int(block % 2 ? entry.w : entry.z);
+        }
+    }
+    __device__ __forceinline__ void multiply(const unsigned (&product)[2][4], const unsigned char* x) { multiply_bytes(product, *(const uint4*)x, d); }
+    __device__ __forceinline__ void add_to(float (&sums)[2][SUMS]) const {
+#pragma unroll
+        for (int c = 0; c < SUMS; c++) {
+            sums[0][c] = fmaf((float)d[c], scale[c], sums[0][c]);
+            sums[1][c] = fmaf((float)d[2 + c], scale[c], sums[1][c]);
+        }
+    }
+#else
+    float d[4];
+    __device__ __forceinline__ void start(const Placed&, int) { d[0] = d[1] = d[2] = d[3] = 0.0f; }
+    __device__ __forceinline__ void multiply(const unsigned (&product)[2][4], const unsigned char* x) {
+        const uint2 columns = *(const uint2*)x;
+        const unsigned b[2] = {columns.x, columns.y};
+        unsigned a[4];
+        trellis_fragment(product, a);
+        mma_f16(d, a, b);
+    }
+    __device__ __forceinline__ void add_to(float (&sums)[2][SUMS]) const {
+#pragma unroll
+        for (int c = 0; c < SUMS; c++) sums[0][c] += d[c], sums[1][c] += d[2 + c];
+    }
+#endif
+};
+#define TILE_INPUTS (ACT == 0 ? 64 : 32) // bytes of a token at a tile of 16 columns
+
+#if !(LOWRANK || SPARSE) // whose loops leave no registers for more
+// A unit of K bits throughout: the usual case, with more decoded at once.
+template <int K>
+__device__ __forceinline__ void multiply_even(const unsigned char* unit, int index, const Placed& placed, int lane, float (&sums)[2][SUMS]) {
+    const unsigned char* const x = placed.x + (size_t)index * 16 * TILE_INPUTS;
+#pragma unroll 2
+    for (int block = 0; block < 8; block++) {
+        Block b;
+        b.start(placed, index * 8 + block);
+        unsigned first[2][4], second[2][4];
+        trellis_products(K, unit + block * 64 * K, lane, first);
+        trellis_products(K, unit + block * 64 * K + 32 * K, lane, second);
+        b.multiply(first, x + 2 * block * TILE_INPUTS);
+        b.multiply(second, x + (2 * block + 1) * TILE_INPUTS);
+        b.add_to(sums);
+    }
+}
+#endif
+// Any unit: tiles of several widths, or fewer than 16 of them.
+__device__ __forceinline__ void multiply_mixed(const unsigned char* unit, int index, const Columns& columns, const Placed& placed, int lane,
+                                               float (&sums)[2][SUMS]) {
+    const unsigned char* const x = placed.x + (size_t)index * 16 * TILE_INPUTS;
+#pragma unroll 1
+    for (int block = 0; block < 8 && columns.bits(2 * block); block++) {
+        Block b;
+        b.start(placed, index * 8 + block);
+        const int bits = columns.bits(2 * block), others = columns.bits(2 * block + 1);
+        unsigned first[2][4], second[2][4];
+        trellis_products(bits, unit, lane, first);
+        if (others) unit += 32 * bits;
+        trellis_products(others ? others : bits, unit, lane, second);
+        unit += 32 * others;
+        b.multiply(first, x + 2 * block * TILE_INPUTS);
+        if (others) b.multiply(second, x + (2 * block + 1) * TILE_INPUTS);
+        b.add_to(sums);
+    }
+}
+// sums += codes · activations of a unit.
+__device__ __forceinline__ void multiply_unit(const unsigned char* unit, int index, const Columns& columns, const Placed& placed, int lane,
+                                              float (&sums)[2][SUMS]) {
+#if !(LOWRANK || SPARSE)
+    const unsigned first = columns.words.y & 15u, even = first * 0x11111111u;
+    switch (columns.words.y == even && columns.words.z == even ? (int)first : 0) {
+    case 1: return multiply_even<1>(unit, index, placed, lane, sums);
+    case 2: return multiply_even<2>(unit, index, placed, lane, sums);
+    case 3: return multiply_even<3>(unit, index, placed, lane, sums);
+    case 4: return multiply_even<4>(unit, index, placed, lane, sums);
+    default: break;
+    }
+#endif
+    multiply_mixed(unit, index, columns, placed, lane, sums);
 }
 #elif FORMAT != 5
 // sums += weights · activations in f32, over this lane's columns.

@@ -50,12 +50,13 @@ __device__ __forceinline__ int q8_word(int k) {
     return (k >> 6) * 16 + ((within & 15) >> 2) * 4 + (within >> 4);
 }
 
-// Rounds a token whose column k is value(k), by all warps of a block. codes: words of the token,
+// Rounds a token whose column k is value(k), by all warps of the blocks along y. codes: words of the token,
 // padded to 64 columns; scales and sums: one per 32 columns, padded likewise.
 template <class Value>
 __device__ __forceinline__ void q8_token(int width, Value value, unsigned* codes, float* scales, int* sums) {
     const int padded = (width + 63) & ~63;
-    const int lane = (int)threadIdx.x & 31, warp = (int)threadIdx.x >> 5, warps = (int)blockDim.x >> 5;
+    const int lane = (int)threadIdx.x & 31, own = (int)blockDim.x >> 5, warps = own * (int)gridDim.y;
+    const int warp = (int)blockIdx.y * own + ((int)threadIdx.x >> 5);
     for (int k0 = warp * 128; k0 < padded; k0 += warps * 128) {
         const int k = k0 + 4 * lane;
         float x[4];

@@ -8,8 +8,10 @@
 #define SPARSE_COLUMNS 4096
 #define TERM_TOKENS (EXPERTS == 2 ? 1 : M) // rows of x that meet one row of a term
 
-// Parts that a row of V is cut into, each of some of its words: sums of one warp each.
+// Parts that h has room for: a row of V is cut into as many, each of some of its words, the sum of one
+// warp, unless it is short. Then it is one warp's, and the other parts are 0.
 #define INNER_PARTS 8
+#define INNER_LONG 2048 // columns
 // Tokens that a loop over a term sees to at once, so that sums fit into registers.
 #define TERM_GROUP (TERM_TOKENS > 2 ? 2 : TERM_TOKENS)
 // Loads on their way in loops over terms, as registers allow.
@@ -46,25 +48,25 @@ __device__ __forceinline__ float4 factor4(const uint4& w, int quad) {
 // `first_token` on, at most TERM_GROUP. h is [rows of x, INNER_PARTS, rank], here from the first.
 //
 // Of v_tiles 6 words say where a block of rows lies: offset in h, rows, first column, columns,
-// offset in v (16 bytes), offset in scales. Its rows are padded to 16 in h; those are 0.
+// offset in v (16 bytes), offset in scales. Its rows are padded to 16 in h; those are 0. `tile` is a
+// block at or in front of that of row i, and is left at it.
 template <bool VECTORS>
 __device__ __forceinline__ void low_rank_inner(const Input& in, int first_token, int tokens, const unsigned char* v, const half* v_scales,
-                                               const unsigned* v_tiles, float* h, int rank, int i, int part, int lane) {
-    const unsigned* tile = v_tiles;
+                                               const unsigned*& tile, float* h, int rank, int i, int part, int parts, int lane) {
     while (i >= (int)(tile[0] + (tile[1] + 15) / 16 * 16)) tile += 6;
     const int row = i - (int)tile[0], col0 = (int)tile[2], cols = (int)tile[3];
     float sums[TERM_GROUP];
 #pragma unroll
     for (int m = 0; m < TERM_GROUP; m++) sums[m] = 0.0f;
     if (row < (int)tile[1]) {
-        const int words = (cols + V_VALUES - 1) / V_VALUES, end = words * (part + 1) / INNER_PARTS;
+        const int words = (cols + V_VALUES - 1) / V_VALUES, end = words * (part + 1) / parts;
         const uint4* w = (const uint4*)v + tile[4] + (size_t)row * words;
 #if VFORMAT <= 8
         const int width = VFORMAT == 8 ? 64 : 32;
         const half* scales = v_scales + tile[5] + (size_t)row * ((cols + width - 1) / width);
 #endif
         constexpr int BATCH = TERM_TOKENS == 1 ? 2 : 1; // words on their way
-        for (int first = words * part / INNER_PARTS + lane; first < end; first += 32 * BATCH) {
+        for (int first = words * part / parts + lane; first < end; first += 32 * BATCH) {
             uint4 word[BATCH];
             float scale[BATCH];
 #pragma unroll
@@ -105,7 +107,7 @@ __device__ __forceinline__ void low_rank_inner(const Input& in, int first_token,
 #pragma unroll
     for (int m = 0; m < TERM_GROUP; m++) {
         const float s = warp_sum(sums[m]);
-        if (lane == 0 && m < tokens) h[((size_t)m * INNER_PARTS + part) * rank + i] = s;
+        if (lane < (parts == 1 ? INNER_PARTS : 1) && m < tokens) h[((size_t)m * INNER_PARTS + part + lane) * rank + i] = lane ? 0.0f : s;
     }
 }
 // Whether all blocks of V start at columns where four inputs can be loaded at once.
@@ -118,12 +120,6 @@ __device__ __forceinline__ bool aligned_inner(const unsigned* v_tiles, int rank)
     return aligned;
 }
 
-__device__ __forceinline__ void prefetch_inner(const unsigned char* v, const unsigned* v_tiles, int i, int part, int lane) {
-    const unsigned* tile = v_tiles;
-    while (i >= (int)(tile[0] + (tile[1] + 15) / 16 * 16)) tile += 6;
-    const size_t words = (tile[3] + V_VALUES - 1) / V_VALUES, from = words * part / INNER_PARTS, to = words * (part + 1) / INNER_PARTS;
-    if (i - (int)tile[0] < (int)tile[1]) prefetch_range(v + ((size_t)tile[4] + (i - tile[0]) * words + from) * 16, (to - from) * 16, lane, 32);
-}
 __device__ __forceinline__ void prefetch_outer(const unsigned char* u, const unsigned* u_tiles, const unsigned* u_index, int first_tile,
                                                int end_tile, int index, int count) {
     if (u_index[first_tile] == u_index[end_tile]) return;

@@ -58,6 +58,9 @@ pub enum PlanError {
         /// What is wrong.
         problem: String,
     },
+    /// A kernel does not compile; the compiler's word.
+    #[error("{0}")]
+    Compile(String),
     /// It does not fit the device.
     #[error("{0}")]
     DoesNotFit(String),

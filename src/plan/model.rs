@@ -62,6 +62,9 @@ pub struct Variant {
     pub abi: u32,
     /// `-D` defines.
     pub defines: BTreeMap<String, i64>,
+    /// Machine code for the target, a file in the plan's folder; absent where it is compiled where it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cubin: Option<String>,
 }
 
 /// A weight in the form that kernels read.

@@ -19,6 +19,9 @@ pub enum RuntimeError {
         /// The driver's word.
         problem: String,
     },
+    /// Kernels are to be compiled where there is no compiler.
+    #[error("no compiler of CUDA kernels: {0}")]
+    NoCompiler(String),
     /// A kernel does not compile.
     #[error("kernel `{kernel}` does not compile for {arch}:\n{log}")]
     Compile {

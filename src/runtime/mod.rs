@@ -9,13 +9,17 @@
 //! when a GPU is asked for.
 
 pub mod bind;
+mod compiler;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod device;
 mod error;
+#[cfg(feature = "cuda")]
+mod made_up;
 mod model;
 mod source;
 
+pub use compiler::Compiler;
 pub use device::{Device, Place};
 pub use error::RuntimeError;
 pub use model::PlanModel;

@@ -4,10 +4,14 @@
 //! tests are skipped with a message. Every case runs under several schedules, with poisoned outputs.
 
 mod attention;
+#[path = "../common/mod.rs"]
+mod common;
 mod data;
+mod device;
 mod embed;
 mod emulate;
 mod emulator;
+mod experts;
 mod linear;
 mod many;
 mod moe;
@@ -17,3 +21,4 @@ mod rows;
 mod sample;
 mod terms;
 mod toolchain;
+mod traffic;

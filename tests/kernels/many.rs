@@ -68,9 +68,11 @@ fn check(case: &Case, seed: u64) -> Option<()> {
             .input("v", &f.v)
             .input("v_scales", &f.v_scales)
             .input("v_tiles", &f.v_tiles)
+            .null()
             .output::<f32>("h", tokens * f.rank)
             .input("scalars", &scalars)
-            .ints(&[ldx, f.rank]);
+            .nulls(2)
+            .ints(&[ldx, f.rank, 0]);
         inner.run_all(&launch, |outcome| h = outcome.get("h"));
         others.iter_mut().zip(&f.product).for_each(|(o, p)| *o += p);
     }
@@ -109,7 +111,8 @@ fn check(case: &Case, seed: u64) -> Option<()> {
         .input("h", &h)
         .output::<f32>("y", tokens * ldy)
         .input("scalars", &scalars)
-        .ints(&[tiles * 16, cols, tiles, ldx, ldy, ldr, rank])
+        .nulls(2)
+        .ints(&[tiles * 16, cols, tiles, ldx, ldy, ldr, rank, 0])
         .floats(&[scale, softcap]);
     // Gates multiply what sums of large products have lost.
     let tolerance = match (lowrank, case.glu) {
@@ -152,9 +155,11 @@ fn check(case: &Case, seed: u64) -> Option<()> {
                     v
                 })
                 .collect();
+            // A trellis has codes for the rows that fill its last tile too; nobody reads those.
+            let told = if case.format == 4 { rows } else { out_rows };
             assert_close(
-                &y[t * ldy..][..out_rows],
-                &want,
+                &y[t * ldy..][..told],
+                &want[..told],
                 tolerance,
                 &format!("{case:?} token {t}"),
             );
@@ -239,6 +244,38 @@ fn many_tokens_of_floats_match_f64() {
             ..PLAIN
         };
         if check(&case, 100 + format as u64).is_none() {
+            return;
+        }
+    }
+}
+
+#[test]
+fn many_tokens_of_trellis_codes_match_f64() {
+    let plain = Case {
+        format: 4,
+        bits: 16,
+        group: 0,
+        ..PLAIN
+    };
+    let cases = [
+        plain,
+        Case {
+            bits: 12,
+            rows: 50,
+            cols: 600,
+            tokens: 70,
+            epilogue: true,
+            ..plain
+        },
+        Case {
+            bits: 9,
+            cols: 37,
+            tokens: 5,
+            ..plain
+        },
+    ];
+    for (i, case) in cases.iter().enumerate() {
+        if check(case, 120 + i as u64).is_none() {
             return;
         }
     }

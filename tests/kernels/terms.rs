@@ -3,6 +3,7 @@
 use crate::data::{Random, f16_bits, from_f16};
 use crate::embed::{by_tile, pack_codes, pack_floats};
 use half::{bf16, f16};
+use hlrc::numeric::trellis::TrellisMatrix;
 
 /// A linear and how many tokens go through it.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +49,48 @@ pub(crate) struct Base {
     pub(crate) values: Vec<f64>,
 }
 
+/// Random tiles of every width of a trellis of 2^bits states, and what the library decodes them to.
+fn trellis(case: &Case, random: &mut Random) -> Base {
+    let (rows, cols) = (case.rows, case.cols);
+    let widths: Vec<u8> = (0..cols.div_ceil(16))
+        .map(|_| 1 + random.below(8) as u8)
+        .collect();
+    let stripe = TrellisMatrix::stripe_bytes(&widths);
+    let matrix = TrellisMatrix {
+        rows,
+        cols,
+        states_log2: case.bits as u8,
+        codes: (0..stripe * rows.div_ceil(16))
+            .map(|_| random.below(256) as u8)
+            .collect(),
+        scales: random
+            .normals(rows.div_ceil(16), 0.1)
+            .iter()
+            .map(|s| f16::from_f32(*s))
+            .collect(),
+        bits: widths.clone(),
+    };
+    let values = matrix.decode().expect("parts that fit");
+    let widest = widths.iter().copied().max().unwrap_or(0);
+    let sum = |widths: &[u8]| widths.iter().map(|&k| u32::from(k)).sum::<u32>();
+    let mut zeros = Vec::new();
+    for (unit, some) in widths.chunks(16).enumerate() {
+        let mut words = [0u32; 4];
+        words[0] = sum(&widths[..unit * 16]);
+        for (block, &k) in some.iter().enumerate() {
+            words[1 + block / 8] |= u32::from(k) << (4 * (block % 8));
+        }
+        words[3] = u32::from(widest) | sum(&widths) << 8;
+        zeros.extend(words.iter().flat_map(|w| w.to_le_bytes()));
+    }
+    Base {
+        q: matrix.codes,
+        scales: matrix.scales.iter().map(|s| s.to_bits()).collect(),
+        zeros,
+        values: values.iter().map(|v| f64::from(*v)).collect(),
+    }
+}
+
 pub(crate) fn base(case: &Case, random: &mut Random) -> Base {
     let (rows, cols) = (case.rows, case.cols);
     let mut base = Base {
@@ -58,6 +101,9 @@ pub(crate) fn base(case: &Case, random: &mut Random) -> Base {
     };
     if case.format == 5 {
         return base;
+    }
+    if case.format == 4 {
+        return trellis(case, random);
     }
     if case.format != 0 {
         let values = random.normals(rows * cols, 0.5);

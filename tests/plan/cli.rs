@@ -1,6 +1,6 @@
 //! `--emit plan` as it is typed.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use super::model::{STORIES, family};
@@ -147,6 +147,153 @@ fn a_configuration_alone_is_enough() {
         folder, "-p", "int4", "--emit", "plan", "-S", "--vram", "24GiB", "--ctx", "4096",
     ];
     refused(&tight, 4, "what would fit");
+}
+
+/// What would fit is said in options that can be given as they are.
+#[test]
+fn advice_can_be_followed() {
+    let mixture = family("qwen3_moe");
+    for (model, kept) in [
+        (STORIES, "layers."),
+        (mixture.to_str().expect("UTF-8"), ".experts."),
+    ] {
+        let plan = |more: &[&str]| -> Vec<String> {
+            let args = [
+                model,
+                "-p",
+                "int4",
+                "--emit",
+                "plan",
+                "--dry-run",
+                "--ctx",
+                "40",
+            ];
+            args.iter().chain(more).map(|s| (*s).to_string()).collect()
+        };
+        let run = |args: &[String]| run(&args.iter().map(String::as_str).collect::<Vec<_>>());
+        let json = run(&plan(&["--json"]));
+        let json: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON");
+        let of = |key: &str| json[key].as_u64().expect("a number");
+        let vram = (of("device_bytes") - of("weight_bytes") / 8).to_string();
+        let tight = ["--vram", &vram, "--reserve", "0"];
+        let refused = run(&plan(&tight));
+        assert_eq!(refused.status.code(), Some(4), "{model}");
+        let told = text(&refused.stderr);
+        assert!(told.contains("bits each on average"), "{told}");
+        let placement = told
+            .split("--placement '")
+            .nth(1)
+            .and_then(|t| t.split('\'').next());
+        let placement = placement.unwrap_or_else(|| panic!("no placement in {told}"));
+        let followed = run(&plan(
+            &[&tight[..], &["--placement", placement, "--json"]].concat(),
+        ));
+        assert!(
+            followed.status.success(),
+            "{placement}: {}",
+            text(&followed.stderr)
+        );
+        let json: serde_json::Value = serde_json::from_slice(&followed.stdout).expect("JSON");
+        assert!(json["host_weight_bytes"].as_u64().expect("a number") > 0);
+        assert!(placement.contains("=host"), "{placement}");
+        let own = placement.contains("experts") == kept.contains("experts");
+        assert!(own, "{placement}");
+    }
+}
+
+/// nvcc of `PATH`, or of the packages that `.ci/run` installs.
+fn nvcc() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path);
+    let found = folders.map(|f| f.join("nvcc")).find(|nvcc| nvcc.is_file());
+    let below = |folder: &Path| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.map(|e| e.path()).collect()
+    };
+    let venv = below(Path::new("target/cuda-venv/lib"));
+    let kits = venv.iter().map(|p| p.join("site-packages/nvidia"));
+    let mut kits = kits.flat_map(|p| below(&p));
+    found.or_else(|| kits.find_map(|k| Some(k.join("bin/nvcc")).filter(|n| n.is_file())))
+}
+
+#[test]
+fn machine_code_comes_along() {
+    let Some(nvcc) = nvcc() else {
+        let told = "no nvcc in PATH, nor in target/cuda-venv (.ci/run installs it)";
+        assert!(std::env::var_os("HLRC_REQUIRE_NVCC").is_none(), "{told}");
+        eprintln!("skipped: {told}");
+        return;
+    };
+    let dir = tempfile::tempdir().expect("a folder");
+    let out = dir.path().join("plan");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hlrc-opt"));
+    command
+        .args([
+            STORIES,
+            "-p",
+            "int4",
+            "--emit",
+            "plan",
+            "--compile",
+            "--target",
+            "sm_86",
+        ])
+        // A prompt in small pieces takes fewer kernels.
+        .args(["--ctx", "64", "--chunk", "1", "-o"])
+        .arg(&out)
+        .env("NVCC", &nvcc);
+    super::common::succeed(&mut command);
+    let opened = folder::open(&out).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(opened.cubins.len(), opened.plan.kernels.len());
+    for (variant, cubin) in opened.plan.kernels.iter().zip(&opened.cubins) {
+        let cubin = cubin.as_deref().expect("machine code");
+        assert!(cubin.starts_with(b"\x7fELF"), "{}", variant.kernel);
+        let name = variant.kernel.as_bytes();
+        let named = cubin.windows(name.len()).any(|w| w == name);
+        assert!(named, "{} is not in its machine code", variant.kernel);
+    }
+    // What is missing, or lies elsewhere, is told.
+    let first = opened.plan.kernels[0].cubin.clone().expect("a file");
+    std::fs::remove_file(out.join(&first)).expect("removed");
+    let told = folder::open(&out).err().expect("refused").to_string();
+    assert!(told.contains("cubin"), "{told}");
+    let json = std::fs::read_to_string(out.join("plan.json")).expect("a plan");
+    std::fs::write(out.join("plan.json"), json.replace(&first, "cubin/../x")).expect("written");
+    let told = folder::open(&out).err().expect("refused").to_string();
+    assert!(told.contains("is not a file of cubin/"), "{told}");
+}
+
+#[test]
+fn without_a_compiler_is_told() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let out = dir.path().join("plan");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hlrc-opt"));
+    command
+        .args([STORIES, "--emit", "plan", "--compile", "--ctx", "64", "-o"])
+        .arg(&out);
+    for name in ["NVCC", "CUDA_HOME", "CUDA_PATH", "LD_LIBRARY_PATH"] {
+        command.env_remove(name);
+    }
+    let output = command.env("PATH", "").output().expect("started");
+    if output.status.success() {
+        eprintln!("skipped: NVRTC is installed");
+        return;
+    }
+    let told = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(
+        told.contains("no compiler of CUDA kernels") && told.contains("nvcc"),
+        "{told}"
+    );
+    assert!(!out.exists());
+    command.env("NVCC", "/nowhere/nvcc");
+    let told = text(&command.output().expect("started").stderr);
+    assert!(told.contains("/nowhere/nvcc"), "{told}");
+    refused(
+        &[STORIES, "--emit", "plan", "--compile", "-S"],
+        2,
+        "no plan is written",
+    );
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::model::{Model, STORIES, options};
+use super::model::{Model, STORIES, family, options};
 use hlrc::plan::verify::verify;
 use hlrc::plan::{Plan, Step, Value};
 
@@ -208,6 +208,79 @@ fn broken_steps_are_refused() {
         |p| p.programs[0].steps[linear].after.push(900),
         "step",
         "not before it",
+    );
+}
+
+#[test]
+fn experts_that_nobody_sorts_are_refused() {
+    let model = Model::new(&family("mixtral"), "lowrank{rank=8},int4");
+    let (plan, _) = model.plan(&options(40));
+    let step = |kernel: &str| {
+        let is = |s: &Step| plan.kernels[s.kernel as usize].kernel == kernel;
+        let steps = &plan.programs[1].steps;
+        let routed = |s: &Step| !s.name.ends_with("gate") && s.name.contains("experts");
+        steps
+            .iter()
+            .position(|s| is(s) && routed(s))
+            .expect("a step")
+    };
+    let change = |step: usize, name: &'static str, value: Value| {
+        move |p: &mut Plan| p.programs[1].steps[step].args.set(name, value)
+    };
+    for kernel in ["linear_prefill", "low_rank_inner"] {
+        let one = step(kernel);
+        refused(
+            &plan,
+            change(one, "slots", Value::Null),
+            "experts",
+            "`slots` is null",
+        );
+        refused(
+            &plan,
+            change(one, "v_index", Value::Null),
+            "experts",
+            "`v_index` is null",
+        );
+        refused(
+            &plan,
+            |p| p.programs[1].steps[one].grid[2] = 400,
+            "experts",
+            "argument `starts`",
+        );
+    }
+    let sort = step("moe_sort");
+    refused(
+        &plan,
+        change(sort, "top_k", Value::Int(3)),
+        "sort",
+        "argument `slots`",
+    );
+    refused(
+        &plan,
+        change(sort, "experts", Value::Int(99)),
+        "sort",
+        "argument `starts`",
+    );
+    let combine = step("moe_combine");
+    refused(
+        &plan,
+        change(combine, "ldx", Value::Int(1 << 20)),
+        "combine",
+        "argument `x`",
+    );
+    refused(
+        &plan,
+        |p| p.programs[1].steps[combine].grid[0] = 1,
+        "combine",
+        "do not cover",
+    );
+    refused(
+        &plan,
+        |p| {
+            p.programs[1].steps.remove(sort);
+        },
+        "experts",
+        "is read before it is written",
     );
 }
 

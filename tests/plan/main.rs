@@ -8,3 +8,4 @@ mod faults;
 mod golden;
 mod headers;
 mod model;
+mod steps;

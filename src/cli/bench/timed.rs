@@ -27,7 +27,7 @@ pub fn run(args: &BenchArgs) -> Result<Exit, Failure> {
         context: args.ctx,
         exact: args.precision == PrecisionArg::Exact,
     };
-    let (plan, mut loaded) = args.device.load(&args.model, planning, &progress)?;
+    let (plan, mut loaded) = args.device.load(&args.model, planning, &progress, true)?;
     let past = args.past.unwrap_or(PAST.min(plan.shape.context - 1));
     if past >= plan.shape.context {
         let what = format!(

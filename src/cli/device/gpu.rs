@@ -15,12 +15,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 impl DeviceArgs {
-    /// The plan, and the device with the plan's memory.
+    /// The plan, and the device with the plan's memory. A plan without weights will do for `timing`.
     pub fn load(
         &self,
         path: &Path,
         planning: Planning,
         progress: &Progress,
+        timing: bool,
     ) -> Result<(Arc<Plan>, Box<Loaded>), Failure> {
         let Place::Cuda(number) = self.device else {
             return Err(
@@ -51,23 +52,23 @@ impl DeviceArgs {
                 make(path, &options, &scratch, progress)?
             }
         };
-        let Opened { plan, blob } = opened.map_err(|error| failure(&RuntimeError::Plan(error)))?;
-        let Some(blob) = blob else {
+        let Opened { plan, blob, cubins } =
+            opened.map_err(|error| failure(&RuntimeError::Plan(error)))?;
+        if blob.is_none() && !timing {
             let what = format!(
                 "{}: the plan was made of a configuration alone and has no weights",
                 path.display()
             );
             return Err(Failure::new(Exit::Input, what)
                 .help("make it of the model itself with --emit plan"));
-        };
+        }
         progress.stage(
             "Loading",
             &format!("{} onto {}", human::size(plan.device_bytes()), gpu.name()),
         );
-        let bytes = blob
-            .bytes()
-            .map_err(|error| Failure::new(Exit::Input, error.to_string()))?;
-        let loaded = Loaded::new(gpu, &plan, bytes).map_err(|error| failure(&error))?;
+        let bytes = blob.as_ref().map(|blob| blob.bytes()).transpose();
+        let bytes = bytes.map_err(|error| Failure::new(Exit::Input, error.to_string()))?;
+        let loaded = Loaded::new(gpu, &plan, bytes, &cubins).map_err(|error| failure(&error))?;
         Ok((Arc::new(plan), Box::new(loaded)))
     }
 }
@@ -95,6 +96,7 @@ fn make(
             &scratch.0,
             lowered,
             Some((&loaded.module, &reader)),
+            None,
             signal::flag(),
             &mut each,
         )

@@ -16,6 +16,9 @@ pub struct PlanArgs {
     /// Print what the plan costs: bytes per token, tokens per second at best, what is fused, what is not
     #[arg(long, requires = "emit", help_heading = PLAN)]
     pub summary: bool,
+    /// Compile the kernels for the target too, with nvcc or NVRTC: the plan then runs where neither is
+    #[arg(long, requires = "emit", help_heading = PLAN)]
+    pub compile: bool,
     /// Where weights are kept: `experts=host`, `re:REGEX=host` or part of a name; the last that fits counts
     #[arg(long, value_name = "WEIGHTS=PLACE", requires = "emit", help_heading = PLAN)]
     pub placement: Vec<String>,

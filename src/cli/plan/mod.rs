@@ -12,9 +12,10 @@ use crate::ir::Module;
 use crate::pass::manager::Schedule;
 use crate::plan::folder;
 use crate::plan::lower::{KvFormat, Lowered, Options, lower};
-use crate::plan::{Place, Plan, PlanError, Target, imagine, summary, text};
+use crate::plan::{Place, Plan, PlanError, Target, Variant, imagine, summary, text};
 use crate::report::human;
 use crate::report::progress::Progress;
+use crate::runtime::Compiler;
 use crate::store::Reader;
 use crate::weights::FileCache;
 use regex::Regex;
@@ -76,24 +77,36 @@ pub fn run(args: &OptArgs, prepared: &Prepared) -> Result<Exit, Failure> {
     }
     let progress = opt::progress(&args.talk);
     let place = output::Place::of(args, input)?;
+    if args.plan.compile && !matches!(place, output::Place::Folder(_)) {
+        let what = "--compile writes machine code beside a plan, and no plan is written";
+        return Err(Failure::new(Exit::Usage, what).help("leave out -S or --dry-run"));
+    }
+    // Before hours are spent on weights.
+    let asked = Asked {
+        compiler: compiler(args)?,
+        args,
+        options,
+        progress: &progress,
+        place,
+    };
     if let Some(config) = fit::configuration(input) {
         let mut module = fit::shapes(&config)?;
         if module.name.is_empty() {
             module.name = stem(input)?;
         }
         let module = imagined(args, prepared, module)?;
-        return finish(args, &options, &progress, &module, &place, false);
+        return finish(&asked, &module, false);
     }
     if prepared.pipeline.items.is_empty() {
         let module = load::executable(input)?;
         module.tell(input, &progress);
-        return finish(args, &options, &progress, &module.module, &place, true);
+        return finish(&asked, &module.module, true);
     }
     if args.dry_run {
         let module = imagined(args, prepared, load::executable(input)?.module)?;
-        return finish(args, &options, &progress, &module, &place, false);
+        return finish(&asked, &module, false);
     }
-    let scratch = place.scratch();
+    let scratch = asked.place.scratch();
     let mut inner = args.clone();
     inner.output = Some(scratch.clone());
     inner.force = true;
@@ -110,7 +123,7 @@ pub fn run(args: &OptArgs, prepared: &Prepared) -> Result<Exit, Failure> {
     );
     let finished = done.and_then(|_| {
         let module = load::executable(&scratch)?;
-        finish(args, &options, &progress, &module.module, &place, true)
+        finish(&asked, &module.module, true)
     });
     // The plan has the weights now; a folder that stays has a name that says what it is.
     let _ = std::fs::remove_dir_all(&scratch);
@@ -194,14 +207,23 @@ fn placement(rule: &str) -> Result<(Regex, Place), Failure> {
     Ok((pattern, place))
 }
 
-fn finish(
-    args: &OptArgs,
-    options: &Options,
-    progress: &Progress,
-    module: &Module,
-    place: &output::Place,
-    packed: bool,
-) -> Result<Exit, Failure> {
+/// What is asked for.
+struct Asked<'a> {
+    args: &'a OptArgs,
+    options: Options,
+    progress: &'a Progress,
+    place: output::Place,
+    compiler: Option<Compiler>,
+}
+
+fn finish(asked: &Asked<'_>, module: &Module, packed: bool) -> Result<Exit, Failure> {
+    let Asked {
+        args,
+        options,
+        progress,
+        place,
+        compiler,
+    } = asked;
     progress.stage(
         "Planning",
         &format!("{} for {}", module.name, options.target.arch),
@@ -220,7 +242,9 @@ fn finish(
             lowered.plan
         }
         output::Place::Nowhere => lowered.plan,
-        output::Place::Folder(path) => write(path, lowered, module, progress, packed)?,
+        output::Place::Folder(path) => {
+            write(path, lowered, module, compiler.as_ref(), progress, packed)?
+        }
     };
     let told = tell(args, &plan, place)?;
     if !told && !args.talk.quiet && !matches!(place, output::Place::Stdout) {
@@ -245,10 +269,23 @@ fn unused_placements(args: &OptArgs, lowered: &Lowered, options: &Options) -> Re
     Ok(())
 }
 
+/// What `--compile` compiles with.
+fn compiler(args: &OptArgs) -> Result<Option<Compiler>, Failure> {
+    if !args.plan.compile {
+        return Ok(None);
+    }
+    let found = Compiler::find().map_err(|error| {
+        Failure::new(Exit::Failure, error.to_string())
+            .help("leave out --compile: kernels are compiled where the plan first runs")
+    })?;
+    Ok(Some(found))
+}
+
 fn write(
     path: &Path,
     lowered: Lowered,
     module: &Module,
+    compiler: Option<&Compiler>,
     progress: &Progress,
     packed: bool,
 ) -> Result<Plan, Failure> {
@@ -258,7 +295,16 @@ fn write(
     let mut each = |name: &str, bytes: u64| {
         progress.detail(&format!("packing {name}, {}", human::size(bytes)))
     };
-    folder::write(path, lowered, source, signal::flag(), &mut each).map_err(|error| failure(&error))
+    let arch = lowered.plan.target.arch.clone();
+    let compile = compiler.map(|compiler| {
+        move |variant: &Variant, sources: &Path, out: &Path| {
+            let done = compiler.compile(variant, &arch, sources, out);
+            done.map_err(|error| PlanError::Compile(error.to_string()))
+        }
+    });
+    let compile = compile.as_ref().map(|c| c as &folder::Compile<'_>);
+    let written = folder::write(path, lowered, source, compile, signal::flag(), &mut each);
+    written.map_err(|error| failure(&error))
 }
 
 /// Prints what was asked for; whether anything was.
@@ -290,10 +336,10 @@ fn failure(error: &PlanError) -> Failure {
     let exit = match error {
         PlanError::Unsupported { .. }
         | PlanError::NotLanguageModel(_)
-        | PlanError::Store(_)
         | PlanError::Weight { .. }
         | PlanError::Format { .. } => Exit::Input,
-        PlanError::Io { .. } | PlanError::Run { .. } => Exit::Failure,
+        PlanError::Store(error) => errors::of_store(error),
+        PlanError::Io { .. } | PlanError::Run { .. } | PlanError::Compile(_) => Exit::Failure,
         PlanError::Invalid(_) => Exit::Panic,
         PlanError::DoesNotFit(_) => Exit::Infeasible,
         PlanError::Interrupted => Exit::Interrupted,

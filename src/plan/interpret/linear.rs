@@ -7,6 +7,7 @@ use super::context::Context;
 use super::q8;
 use super::small::{activate, norm_row};
 use super::unpack::{self, Rows};
+use super::work::{sorted, works};
 
 /// A row of activations in the forms that terms take.
 struct Input {
@@ -16,14 +17,6 @@ struct Input {
     scaled: Vec<f32>,
     /// The same in 8 bits, where codes take that.
     rounded: Option<q8::Row>,
-}
-
-/// What a slot of the output is made from.
-struct Work {
-    /// Row of `y`.
-    y: usize,
-    /// Rows of `x`, the expert of each, and the factor on its result.
-    from: Vec<(usize, usize, f32)>,
 }
 
 pub(super) fn run(c: &mut Context<'_, '_>) -> Result<()> {
@@ -38,7 +31,10 @@ pub(super) fn run(c: &mut Context<'_, '_>) -> Result<()> {
         },
     };
     let (cols, ldx, tiles) = (c.int("cols"), c.int("ldx"), c.int("tiles"));
-    let works = works(c, tokens, experts)?;
+    let works = match (prefill, experts) {
+        (true, 1..) => sorted(c)?,
+        _ => works(c, tokens, experts)?,
+    };
     let rows_of_x = works
         .iter()
         .flat_map(|w| w.from.iter().map(|f| f.0 + 1))
@@ -48,8 +44,11 @@ pub(super) fn run(c: &mut Context<'_, '_>) -> Result<()> {
     let low_rank = LowRank::read(c)?;
     let sparse = Sparse::read(c, cols)?;
     let epilogue = Epilogue::read(c)?;
+    let apart = c.define("ROTATED") == 2;
     for work in works {
         let mut sum = vec![0f64; tiles * 16];
+        // Of the terms, where their coordinates are not those of the codes.
+        let mut rest = vec![0f64; tiles * 16];
         let mut row = vec![0f32; tiles * 16];
         for &(x, expert, weight) in &work.from {
             let input = inputs
@@ -62,23 +61,38 @@ pub(super) fn run(c: &mut Context<'_, '_>) -> Result<()> {
             for tile in 0..tiles {
                 let at = expert * tiles + tile;
                 let mut acc = [0f64; 16];
+                let mut other = [0f64; 16];
                 if let Some(rows) = unpack::rows(c, at, cols)? {
                     base(c, &rows, input, &mut acc);
                 }
+                let terms = if apart { &mut other } else { &mut acc };
                 if let Some((low_rank, h)) = low_rank.as_ref().zip(h.as_ref()) {
-                    low_rank.outer(c, h, at, &mut acc)?;
+                    low_rank.outer(c, h, at, terms)?;
                 }
                 if let Some(sparse) = &sparse {
-                    sparse.add(c, &input.plain, at, &mut acc)?;
+                    sparse.add(c, &input.plain, at, terms)?;
+                }
+                for (rest, other) in rest[tile * 16..][..16].iter_mut().zip(other) {
+                    *rest += other;
                 }
                 for (sum, acc) in sum[tile * 16..][..16].iter_mut().zip(acc) {
-                    // The bias is of each expert; there are none in the families that have several.
                     *sum += f64::from(weight) * acc;
                 }
             }
         }
         row.iter_mut().zip(&sum).for_each(|(r, s)| *r = *s as f32);
-        epilogue.apply(c, &mut row, work.y)?;
+        let tile = match (prefill, work.from.as_slice()) {
+            (true, [(_, expert, _)]) => expert * tiles,
+            _ => 0,
+        };
+        if apart {
+            let mut rest: Vec<f32> = rest.iter().map(|v| *v as f32).collect();
+            epilogue.apply(c, &mut rest, work.y, tile)?;
+            c.store("y_terms", work.y * c.int("ldt"), &rest)?;
+            row.iter_mut().for_each(|v| *v *= epilogue.scale);
+        } else {
+            epilogue.apply(c, &mut row, work.y, tile)?;
+        }
         let at = work.y * c.int("ldy");
         c.store("y", at, &row)?;
     }
@@ -87,7 +101,10 @@ pub(super) fn run(c: &mut Context<'_, '_>) -> Result<()> {
 
 /// `h = V x` of many tokens; the launch behind it computes it again, so that it needs no order of sums.
 pub(super) fn inner(c: &mut Context<'_, '_>) -> Result<()> {
-    let tokens = c.live_tokens(c.tokens())?;
+    let works = match c.define("EXPERTS") {
+        0 => works(c, c.live_tokens(c.tokens())?, 0)?,
+        _ => sorted(c)?,
+    };
     let (ldx, rank) = (c.int("ldx"), c.int("rank"));
     let x = c.f16s("x")?;
     let scales = match c.is_null("v_scales") {
@@ -98,58 +115,24 @@ pub(super) fn inner(c: &mut Context<'_, '_>) -> Result<()> {
         v: c.bytes("v")?.to_vec(),
         v_scales: scales,
         v_tiles: c.u32s("v_tiles")?,
-        v_index: None,
+        v_index: match c.is_null("v_index") {
+            true => None,
+            false => Some(c.u32s("v_index")?),
+        },
         u: Vec::new(),
         u_scales: Vec::new(),
         u_tiles: Vec::new(),
         u_index: Vec::new(),
         rank,
     };
-    for token in 0..tokens {
-        let row = c.slice("x", &x, token * ldx, ldx)?;
-        let h = low_rank.inner(c, row, 0)?;
-        c.store("h", token * rank, &h)?;
+    for work in works {
+        for (from, expert, _) in work.from {
+            let row = c.slice("x", &x, from * ldx, ldx)?;
+            let h = low_rank.inner(c, row, expert)?;
+            c.store("h", work.y * rank, &h)?;
+        }
     }
     Ok(())
-}
-
-fn works(c: &Context<'_, '_>, tokens: usize, experts: i64) -> Result<Vec<Work>> {
-    if experts == 0 {
-        return Ok((0..tokens)
-            .map(|m| Work {
-                y: m,
-                from: vec![(m, 0, 1.0)],
-            })
-            .collect());
-    }
-    let (ids, top_k) = (c.i32s("ids")?, c.int("top_k"));
-    let expert = |slot: usize| -> Result<usize> {
-        let id = c.slice("ids", &ids, slot, 1)?[0];
-        usize::try_from(id).map_err(|_| c.fault(format!("expert {id} is none")))
-    };
-    let mut works = Vec::new();
-    for m in 0..tokens {
-        if experts == 1 {
-            for slot in m * top_k..(m + 1) * top_k {
-                works.push(Work {
-                    y: slot,
-                    from: vec![(m, expert(slot)?, 1.0)],
-                });
-            }
-            continue;
-        }
-        let weights = c.f32s("weights")?;
-        let mut from = Vec::with_capacity(top_k);
-        for slot in m * top_k..(m + 1) * top_k {
-            from.push((
-                slot,
-                expert(slot)?,
-                c.slice("weights", &weights, slot, 1)?[0],
-            ));
-        }
-        works.push(Work { y: m, from });
-    }
-    Ok(works)
 }
 
 fn inputs(
@@ -159,7 +142,20 @@ fn inputs(
     ldx: usize,
     prefill: bool,
 ) -> Result<Vec<Input>> {
-    let x = if prefill { c.f16s("x")? } else { c.f32s("x")? };
+    let x = match (prefill, c.is_null("x")) {
+        (true, _) => c.f16s("x")?,
+        // Nothing but codes is multiplied, and those have their own.
+        (false, true) => vec![0.0; rows.saturating_mul(ldx.max(cols))],
+        (false, false) => c.f32s("x")?,
+    };
+    let rotated = match c.define("ROTATED") > 0 && c.define("XIN") == 0 {
+        true => Some(c.f32s("xr")?),
+        false => None,
+    };
+    let passed = match c.define("XIN") {
+        3 => Some((c.bytes("xq")?.to_vec(), c.f32s("xs")?, c.i32s("xsum")?)),
+        _ => None,
+    };
     let xscale = match c.define("XSCALE") {
         1 => Some(c.f32s("xscale")?),
         _ => None,
@@ -169,7 +165,7 @@ fn inputs(
     for m in 0..rows {
         let row = c.slice("x", &x, m * ldx, cols)?;
         let plain = match c.define("XIN") {
-            0 => row.to_vec(),
+            0 | 3 => row.to_vec(),
             kind @ (1 | 2) => {
                 let gain = c.f32s("gain")?;
                 let beta = if c.is_null("beta") {
@@ -182,16 +178,31 @@ fn inputs(
             }
             other => return Err(c.fault(format!("XIN={other} is not known to the interpreter"))),
         };
+        let seen = match &rotated {
+            Some(xr) => c.slice("xr", xr, m * c.int("ldxr"), cols)?,
+            None => &plain,
+        };
         let scaled: Vec<f32> = match &xscale {
-            Some(scale) => plain.iter().zip(scale).map(|(x, s)| x * s).collect(),
-            None => plain.clone(),
+            Some(scale) => seen.iter().zip(scale).map(|(x, s)| x * s).collect(),
+            None => seen.to_vec(),
         };
         // Tensor cores take f16 where a prompt's activations are not f16 yet.
         let scaled = match prefill && xscale.is_some() {
             true => scaled.iter().map(|x| f16::from_f32(*x).to_f32()).collect(),
             false => scaled,
         };
-        let rounded = (coded && !prefill && c.define("ACT") == 0).then(|| q8::round(&scaled));
+        let rounded = match &passed {
+            Some((codes, scales, sums)) => {
+                let padded = cols.next_multiple_of(64);
+                let blocks = padded / q8::BLOCK;
+                Some(q8::Row::from_lanes(
+                    c.slice("xq", codes, m * padded, padded)?,
+                    c.slice("xs", scales, m * blocks, blocks)?,
+                    c.slice("xsum", sums, m * blocks, blocks)?,
+                ))
+            }
+            None => (coded && !prefill && c.define("ACT") == 0).then(|| q8::round(&scaled)),
+        };
         inputs.push(Input {
             plain,
             scaled,
@@ -453,9 +464,10 @@ impl Epilogue {
     }
 
     /// `row` becomes what `y` gets: half as long for a gate.
-    fn apply(&self, c: &Context<'_, '_>, row: &mut Vec<f32>, y: usize) -> Result<()> {
+    /// The bias is that of row tile `tile` and those behind it.
+    fn apply(&self, c: &Context<'_, '_>, row: &mut Vec<f32>, y: usize, tile: usize) -> Result<()> {
         if let Some(bias) = &self.bias {
-            let bias = c.slice("bias", bias, 0, row.len())?;
+            let bias = c.slice("bias", bias, tile * 16, row.len())?;
             row.iter_mut().zip(bias).for_each(|(v, b)| *v += b);
         }
         let kind = c.define("ACTIVATION");

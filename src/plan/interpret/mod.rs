@@ -10,6 +10,7 @@ mod linear;
 mod q8;
 mod small;
 mod unpack;
+mod work;
 
 use std::collections::HashMap;
 
@@ -196,6 +197,8 @@ fn dispatch(c: &mut Context<'_, '_>) -> Result<()> {
         "quantize" => small::quantize(c),
         "elementwise" => small::elementwise(c),
         "moe_route" => small::route(c),
+        "moe_sort" => small::sort(c),
+        "moe_combine" => small::combine(c),
         "hadamard" => small::hadamard(c),
         "sample" => small::sample(c),
         other => {

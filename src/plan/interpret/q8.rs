@@ -13,6 +13,33 @@ pub(super) struct Row {
     pub(super) sums: Vec<i32>,
 }
 
+impl Row {
+    /// Where a code stands among the bytes that kernels pass to one another: in each 64, byte
+    /// `16 t + 4 i + b` is code `16 i + 4 t + b`.
+    fn lane(k: usize) -> usize {
+        k / 64 * 64 + k % 16 / 4 * 16 + k % 64 / 16 * 4 + k % 4
+    }
+
+    /// The codes as bytes, in that order.
+    pub(super) fn in_lanes(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.codes.len()];
+        for (k, &code) in self.codes.iter().enumerate() {
+            bytes[Self::lane(k)] = (code as i8).to_le_bytes()[0];
+        }
+        bytes
+    }
+
+    /// A row out of such bytes; its numbers of codes, scales and sums fit together.
+    pub(super) fn from_lanes(bytes: &[u8], scales: &[f32], sums: &[i32]) -> Self {
+        let code = |k: usize| i32::from(i8::from_le_bytes([bytes[Self::lane(k)]]));
+        Self {
+            codes: (0..bytes.len()).map(code).collect(),
+            scales: scales.to_vec(),
+            sums: sums.to_vec(),
+        }
+    }
+}
+
 /// Rounds a row, to nearest even.
 pub(super) fn round(x: &[f32]) -> Row {
     let mut row = Row {

@@ -2,7 +2,7 @@
 
 use super::Result;
 use super::context::Context;
-use super::unpack;
+use super::{q8, unpack};
 
 /// `ACTIVATION` of kernels.
 pub(super) fn activate(kind: i64, x: f32) -> f32 {
@@ -127,10 +127,20 @@ pub(super) fn normalize(c: &mut Context<'_, '_>) -> Result<()> {
         match c.define("OUT") {
             0 => c.store("y", token * ldy, &y)?,
             1 => store_half_row(c, token, y)?,
-            other => return Err(c.fault(format!("OUT={other} is not known to the interpreter"))),
+            _ => store_q8_row(c, token, &y)?,
         }
     }
     Ok(())
+}
+
+/// A row in 8 bits: codes in the order of kernels' lanes, scales, and sums of codes.
+fn store_q8_row(c: &mut Context<'_, '_>, token: usize, row: &[f32]) -> Result<()> {
+    let rounded = q8::round(row);
+    let codes = rounded.in_lanes();
+    let blocks = rounded.scales.len();
+    c.write("yq", token * codes.len(), &codes)?;
+    c.store("ys", token * blocks, &rounded.scales)?;
+    c.store_ints("ysum", token * blocks, &rounded.sums)
 }
 
 /// f16 rows are zero from their width to their stride.
@@ -141,14 +151,14 @@ fn store_half_row(c: &mut Context<'_, '_>, token: usize, mut row: Vec<f32>) -> R
 }
 
 pub(super) fn quantize(c: &mut Context<'_, '_>) -> Result<()> {
-    if c.define("OUT") != 1 {
-        return Err(c.fault("8-bit activations between steps are not known to the interpreter"));
-    }
     let (width, ldx) = (c.int("width"), c.int("ldx"));
     let x = c.f32s("x")?;
     for token in 0..c.live_tokens(c.grid(0))? {
         let row = c.slice("x", &x, token * ldx, width)?.to_vec();
-        store_half_row(c, token, row)?;
+        match c.define("OUT") {
+            1 => store_half_row(c, token, row)?,
+            _ => store_q8_row(c, token, &row)?,
+        }
     }
     Ok(())
 }
@@ -217,6 +227,60 @@ pub(super) fn route(c: &mut Context<'_, '_>) -> Result<()> {
         let weights: Vec<f32> = order.iter().map(|&e| (odds[e] / whole) as f32).collect();
         c.store_ints("ids", token * top_k, &ids)?;
         c.store("weights", token * top_k, &weights)?;
+    }
+    Ok(())
+}
+
+/// Tokens' choices by expert, those of one in their order.
+pub(super) fn sort(c: &mut Context<'_, '_>) -> Result<()> {
+    let (experts, top_k) = (c.int("experts"), c.int("top_k"));
+    let tokens = match c.is_null("scalars") {
+        true => c.int("tokens"),
+        false => c.live_tokens(c.tokens())?,
+    };
+    let ids = c.i32s("ids")?;
+    let ids = c.slice("ids", &ids, 0, tokens * top_k)?;
+    let mut slots = Vec::with_capacity(ids.len());
+    let mut starts = Vec::with_capacity(experts + 1);
+    for expert in 0..experts {
+        starts.push(slots.len() as i32);
+        let own = ids.iter().enumerate();
+        let own = own.filter(|(_, id)| usize::try_from(**id) == Ok(expert));
+        slots.extend(own.map(|(slot, _)| slot as i32));
+    }
+    starts.push(slots.len() as i32);
+    if slots.len() != ids.len() {
+        return Err(c.fault(format!("a token has an expert that is none of {experts}")));
+    }
+    c.store_ints("slots", 0, &slots)?;
+    c.store_ints("starts", 0, &starts)
+}
+
+/// The weighted sum of what a token's experts made.
+pub(super) fn combine(c: &mut Context<'_, '_>) -> Result<()> {
+    let (width, top_k, ldx) = (c.int("width"), c.int("top_k"), c.int("ldx"));
+    let (x, weights) = (c.f32s("x")?, c.f32s("weights")?);
+    let residual = match c.is_null("residual") {
+        true => None,
+        false => Some(c.f32s("residual")?),
+    };
+    for token in 0..c.live_tokens(c.grid(0))? {
+        let mut sum = vec![0f64; width];
+        for slot in token * top_k..(token + 1) * top_k {
+            let weight = f64::from(c.slice("weights", &weights, slot, 1)?[0]);
+            let row = c.slice("x", &x, slot * ldx, width)?;
+            sum.iter_mut()
+                .zip(row)
+                .for_each(|(s, v)| *s += weight * f64::from(*v));
+        }
+        if let Some(residual) = &residual {
+            let row = c.slice("residual", residual, token * c.int("ldr"), width)?;
+            sum.iter_mut()
+                .zip(row)
+                .for_each(|(s, r)| *s += f64::from(*r));
+        }
+        let row: Vec<f32> = sum.into_iter().map(|v| v as f32).collect();
+        c.store("y", token * c.int("ldy"), &row)?;
     }
     Ok(())
 }

@@ -192,7 +192,13 @@ fn trellis(c: &Context<'_, '_>, tile: usize, cols: usize) -> Result<Rows> {
     if !(8..=16).contains(&states) {
         return Err(c.fault(format!("a trellis of 2^{states} states is not known")));
     }
-    let bits = part(c, "zeros", c.bytes("zeros")?, 0, cols.div_ceil(16))?;
+    let table = part(c, "zeros", c.bytes("zeros")?, 0, cols.div_ceil(256) * 16)?;
+    // Of each 16 bytes the second and third word are bits of 16 blocks of columns.
+    let nibbles = table.chunks_exact(16).flat_map(|unit| &unit[4..12]);
+    let bits: Vec<u8> = nibbles
+        .flat_map(|byte| [byte & 15, byte >> 4])
+        .take(cols.div_ceil(16))
+        .collect();
     if bits.iter().any(|b| !(1..=8).contains(b)) {
         return Err(c.fault("bits of a column block are none of 1 to 8"));
     }

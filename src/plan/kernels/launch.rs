@@ -49,6 +49,8 @@ const WARPS: [u64; 5] = [16, 12, 8, 6, 5];
 const INNER_PARTS: u64 = 8;
 /// Most bytes of the ring of units on their way.
 const RING: u64 = 128 << 10;
+/// Most units that a warp has on their way: more were slower (docs/kernel-notes.md, version 4).
+const STAGES: u64 = 4;
 
 /// A decode product, as the header of `fused_linear.cu` says: one block for each multiprocessor, so that
 /// blocks that wait for one another all run. `None` where shared memory does not hold the activations.
@@ -72,8 +74,11 @@ pub fn fused_linear(variant: &Variant, target: &Target, p: &Product) -> Option<F
         let (ring, all) = fused_shared(variant, p, x, (*warps, *stages));
         all <= u64::from(target.shared_bytes) && (ring <= RING || *stages == 2)
     };
-    let each = |warps: u64| (2..=8).rev().map(move |stages| (warps, stages));
-    let (warps, stages) = WARPS.into_iter().flat_map(each).find(fits)?;
+    let each = |warps: u64| (2..=STAGES).rev().map(move |stages| (warps, stages));
+    // A trellis beside other terms takes more registers than 16 warps leave each thread.
+    let crowded = variant.define("FORMAT") == 4 && (together || is("SPARSE"));
+    let allowed = WARPS.into_iter().filter(|&warps| !crowded || warps <= 12);
+    let (warps, stages) = allowed.flat_map(each).find(fits)?;
     let (_, shared) = fused_shared(variant, p, x, (warps, stages));
     let rows_of_h = match experts {
         0 => p.tokens,
@@ -102,8 +107,10 @@ fn fused_shared(
     let of = |name: &str| u64::try_from(variant.define(name)).unwrap_or(0);
     let is = |name: &str| of(name) != 0;
     let (format, bits, group, m) = (of("FORMAT"), of("BITS"), of("GROUP"), of("M").max(1));
-    // A trellis takes its activations as codes do; its bits differ from column to column, 8 at most.
+    // Bits of a trellis differ from column to column, 8 at most; the kernel puts more units of fewer
+    // bits into the same ring.
     let (codes, combine) = (matches!(format, 0 | 4), of("EXPERTS") == 2);
+    let trellis = format == 4;
     // A chunk is the least that a lane loads at once; a unit, 256 columns of codes, a stage of the ring.
     let chunk_tiles = if format == 0 && bits < 4 { 2 } else { 1 };
     let unit_tiles = if codes || format == 5 { 4 } else { 1 };
@@ -131,11 +138,20 @@ fn fused_shared(
     let x_bytes = match (format, codes, exact) {
         (5, _, _) => 0,
         (_, false, _) => column_tiles * 256,
+        // Codes of activations four times each.
+        (4, _, false) => column_tiles * 256,
         (_, true, true) => column_tiles * 128,
         (_, true, false) => column_tiles * 64,
     };
     let padding = match (x_bytes, codes && !exact) {
         (0, _) => 0,
+        _ if trellis => {
+            if exact {
+                32
+            } else {
+                64
+            }
+        }
         (_, true) => (column_tiles + 1) % 2 * 64,
         (_, false) => 16,
     };
@@ -164,21 +180,21 @@ fn fused_shared(
     (ring, all)
 }
 
-/// A product of many tokens: a block makes 64 rows of 64 tokens.
-pub fn linear_prefill(tokens: u64, tiles: u64) -> Launch {
+/// A product of many tokens: a block makes 64 rows of 64 tokens; of several experts, all may go to one.
+pub fn linear_prefill(tokens: u64, tiles: u64, experts: u64) -> Launch {
     let part = |n: u64, by: u64| u32::try_from(n.div_ceil(by).max(1)).unwrap_or(u32::MAX);
     Launch {
-        grid: [part(tiles, 4), part(tokens, 64), 1],
+        grid: [part(tiles, 4), part(tokens, 64), part(experts, 1)],
         block: 256,
         shared_bytes: 0,
     }
 }
 
 /// Inner activations of many tokens: a block makes 16 of 16 tokens.
-pub fn low_rank_inner(tokens: u64, rank: u64) -> Launch {
-    let part = |n: u64| u32::try_from(n.div_ceil(16).max(1)).unwrap_or(u32::MAX);
+pub fn low_rank_inner(tokens: u64, rank: u64, experts: u64) -> Launch {
+    let part = |n: u64, by: u64| u32::try_from(n.div_ceil(by).max(1)).unwrap_or(u32::MAX);
     Launch {
-        grid: [part(rank), part(tokens), 1],
+        grid: [part(rank, 16), part(tokens, 16), part(experts, 1)],
         block: 256,
         shared_bytes: 0,
     }

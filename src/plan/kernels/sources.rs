@@ -29,6 +29,7 @@ const SOURCES: &[(&str, &str)] = &[
     source!("common/reduce.cuh"),
     source!("common/rotary.cuh"),
     source!("common/terms.cuh"),
+    source!("common/trellis.cuh"),
     source!("common/unpack.cuh"),
     source!("elementwise.cu"),
     source!("embed.cu"),

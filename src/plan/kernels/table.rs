@@ -6,40 +6,41 @@ use super::Kernel;
 pub const KERNELS: &[Kernel] = &[
     Kernel {
         name: "fused_linear",
-        abi: 2,
+        abi: 3,
         defines: "FORMAT=0..5 BITS=0|2|3|4|8..16 GROUP=0|32|64|128|256 ZEROS=0|1 M=1..8 ACT=0|1 XIN=0..3 XSCALE=0|1 \
                   LOWRANK=0|1 VFORMAT=0|4|8|16|32 UFORMAT=0|4|8|16|32 SPARSE=0|1 ACTIVATION=0..5 GLU=0|1 \
-                  BIAS=0|1 RESIDUAL=0|1 SOFTCAP=0|1 EXPERTS=0..2 SPLIT=0|1 STAGES=2..8 WARPS=5..16",
+                  BIAS=0|1 RESIDUAL=0|1 SOFTCAP=0|1 EXPERTS=0..2 SPLIT=0|1 STAGES=2..8 WARPS=5..16 \
+                  ROTATED=0..2",
         args: "x:const f32* xq:const s8* xs:const f32* xsum:const i32* gain:const f32* beta:const f32* \
-               xscale:const f32* q:const u8* scales:const f16* zeros:const u8* \
+               xscale:const f32* xr:const f32* q:const u8* scales:const f16* zeros:const u8* \
                v:const u8* v_scales:const f16* v_tiles:const u32* v_index:const u32* \
                u:const u8* u_scales:const f16* u_tiles:const u32* u_index:const u32* \
                s:const u32* s_offsets:const u32* bias:const f32* residual:const f32* \
-               ids:const i32* weights:const f32* h:f32* partial:f32* counter:u32* y:f32* \
-               rows:i32 cols:i32 tiles:i32 ldx:i32 ldy:i32 ldr:i32 rank:i32 top_k:i32 \
+               ids:const i32* weights:const f32* h:f32* partial:f32* counter:u32* y:f32* y_terms:f32* \
+               rows:i32 cols:i32 tiles:i32 ldx:i32 ldy:i32 ldr:i32 rank:i32 top_k:i32 ldxr:i32 ldt:i32 \
                eps:f32 scale:f32 softcap:f32",
         block: 512,
     },
     Kernel {
         name: "linear_prefill",
-        abi: 1,
+        abi: 2,
         defines: "FORMAT=0..5 BITS=0|2|3|4|8..16 GROUP=0|32|64|128|256 ZEROS=0|1 XSCALE=0|1 LOWRANK=0|1 \
                   VFORMAT=0|4|8|16|32 UFORMAT=0|4|8|16|32 SPARSE=0|1 ACTIVATION=0..5 GLU=0|1 BIAS=0|1 \
-                  RESIDUAL=0|1 SOFTCAP=0|1",
+                  RESIDUAL=0|1 SOFTCAP=0|1 EXPERTS=0..2",
         args: "x:const f16* xscale:const f32* q:const u8* scales:const f16* zeros:const u8* \
                v:const u8* v_scales:const f16* v_tiles:const u32* v_index:const u32* \
                u:const u8* u_scales:const f16* u_tiles:const u32* u_index:const u32* \
                s:const u32* s_offsets:const u32* bias:const f32* residual:const f32* h:f32* y:f32* \
-               scalars:const i32* rows:i32 cols:i32 tiles:i32 ldx:i32 ldy:i32 ldr:i32 rank:i32 \
-               scale:f32 softcap:f32",
+               scalars:const i32* slots:const i32* starts:const i32* rows:i32 cols:i32 tiles:i32 ldx:i32 \
+               ldy:i32 ldr:i32 rank:i32 top_k:i32 scale:f32 softcap:f32",
         block: 256,
     },
     Kernel {
         name: "low_rank_inner",
-        abi: 1,
-        defines: "VFORMAT=4|8|16|32",
-        args: "x:const f16* v:const u8* v_scales:const f16* v_tiles:const u32* h:f32* scalars:const i32* \
-               ldx:i32 rank:i32",
+        abi: 2,
+        defines: "VFORMAT=4|8|16|32 EXPERTS=0..2",
+        args: "x:const f16* v:const u8* v_scales:const f16* v_tiles:const u32* v_index:const u32* h:f32* \
+               scalars:const i32* slots:const i32* starts:const i32* ldx:i32 rank:i32 top_k:i32",
         block: 256,
     },
     Kernel {
@@ -112,6 +113,21 @@ pub const KERNELS: &[Kernel] = &[
         defines: "NORMALIZE=0|1",
         args: "logits:const f32* ids:i32* weights:f32* scalars:const i32* experts:i32 top_k:i32 ldl:i32",
         block: 32,
+    },
+    Kernel {
+        name: "moe_sort",
+        abi: 1,
+        defines: "",
+        args: "ids:const i32* slots:i32* starts:i32* scalars:const i32* tokens:i32 experts:i32 top_k:i32",
+        block: 1024,
+    },
+    Kernel {
+        name: "moe_combine",
+        abi: 1,
+        defines: "",
+        args: "x:const f32* weights:const f32* residual:const f32* y:f32* scalars:const i32* width:i32 \
+               top_k:i32 ldx:i32 ldy:i32 ldr:i32",
+        block: 256,
     },
     Kernel {
         name: "hadamard",

@@ -213,7 +213,8 @@ impl Emit<'_> {
             p.push(name, ("attention_prefill", index), launch, given, estimate);
             return Ok(());
         }
-        let wanted = 2 * u64::from(self.options.target.sms) / (a.kv_heads * p.tokens).max(1);
+        // Blocks are small and wait for memory: several run on a multiprocessor.
+        let wanted = 4 * u64::from(self.options.target.sms) / (a.kv_heads * p.tokens).max(1);
         let splits = wanted.min(seen.div_ceil(128)).clamp(1, 64);
         let mut defines = common.to_vec();
         defines.extend([

@@ -18,6 +18,13 @@ pub(super) fn per_token(tokens: u64, block: u32) -> Launch {
     }
 }
 
+/// A launch of a block for each token and so many columns of it.
+pub(super) fn per_part(tokens: u64, columns: u64, part: u64) -> Launch {
+    let mut launch = per_token(tokens, 256);
+    launch.grid[1] = u32::try_from(columns.div_ceil(part).max(1)).unwrap_or(u32::MAX);
+    launch
+}
+
 pub(super) fn int(n: u64) -> Value {
     Value::Int(i64::try_from(n).unwrap_or(i64::MAX))
 }
@@ -108,6 +115,17 @@ impl Emit<'_> {
                 y,
             } => self.attend(p, name, attention, *qkv, *y),
             Macro::Experts { .. } => self.experts(p, step),
+            Macro::Hadamard {
+                name,
+                rotation,
+                inverse,
+                x,
+                y,
+            } => {
+                let width = self.width(*x);
+                let (x, y) = (self.slot(p, *x), self.slot(p, *y));
+                self.hadamard(p, name, (*rotation, *inverse), (x, y), width)
+            }
             Macro::Elementwise { name, op, a, b, y } => {
                 let width = self.width(*y);
                 let a = (self.slot(p, *a), self.width(*a));
@@ -214,13 +232,8 @@ impl Emit<'_> {
             ("ldy", int(ldy)),
             ("factor", float(op.factor())),
         ];
-        p.push(
-            name,
-            ("elementwise", index),
-            per_token(rows, 256),
-            given,
-            estimate,
-        );
+        let launch = per_part(rows, width, 1024);
+        p.push(name, ("elementwise", index), launch, given, estimate);
     }
 
     /// A norm of its own; `out` 0 is f32, 1 is f16.
@@ -323,15 +336,7 @@ impl Emit<'_> {
                     name,
                     "its rows are kept multiplied out in f16: a lookup reads one term, in groups along `in`",
                 );
-                let base = terms::Base {
-                    term: 0,
-                    format: format::F16,
-                    bits: 0,
-                    group: 0,
-                    zeros: false,
-                    columns: false,
-                    rotation: None,
-                };
+                let base = terms::Base::dense(0, format::F16);
                 let recipe = Recipe::Dense(self.canonical(table));
                 let parts = vec![table.name.clone()];
                 let weight = self.weight(

@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::macros::{Macro, Slot, SlotInfo};
+use super::macros::{Slot, SlotInfo};
 use super::program::Growing;
 use super::scan::Scanned;
 use super::{KvFormat, Lowered, Options};
-use crate::ir::{Graph, Module, OpKind, Term};
+use crate::ir::{Graph, Module};
 use crate::plan::model::{aligned, element_bytes};
 use crate::plan::pack::recipe::Recipe;
 use crate::plan::pack::sizes;
@@ -70,27 +70,7 @@ pub(super) fn emit(
     for (at, text) in scanned.notes {
         emit.notes.push(Note { at, text });
     }
-    let mixture = scanned
-        .macros
-        .iter()
-        .any(|m| matches!(m, Macro::Experts { .. }));
-    let mut chunk = u64::from(options.chunk).clamp(1, emit.context);
-    let trellis = has_trellis(graph);
-    if (mixture || trellis) && chunk > 8 {
-        chunk = 8;
-        let why = match mixture {
-            true => "tokens are not gathered by their experts",
-            false => "trellis codes have no kernel for more",
-        };
-        let text = format!("a prompt goes through 8 tokens at a time: {why}");
-        emit.note("prefill", text);
-    }
-    if trellis {
-        emit.note(
-            "trellis",
-            "the plan can be interpreted, not run: the sources of linear kernels do not decode trellis codes yet",
-        );
-    }
+    let chunk = u64::from(options.chunk).clamp(1, emit.context);
     emit.inputs(chunk);
     let programs = vec![
         emit.program(
@@ -102,17 +82,6 @@ pub(super) fn emit(
     emit.persistent("counters", "u32", &[emit.counters.max(1)], Some("zero"));
     let lowered = emit.finish(programs, context, chunk, scanned.hidden);
     Ok(lowered)
-}
-
-/// Whether a linear has trellis codes.
-fn has_trellis(graph: &Graph) -> bool {
-    let ids = graph.walk();
-    let linears = ids.iter().filter_map(|&id| match &graph.op(id)?.kind {
-        OpKind::Linear(linear) => Some(&linear.matrix),
-        _ => None,
-    });
-    let mut terms = linears.flat_map(|matrix| &matrix.terms);
-    terms.any(|term| matches!(term, Term::Trellis(_)))
 }
 
 impl Emit<'_> {
@@ -177,6 +146,7 @@ impl Emit<'_> {
             kernel: kernel.to_string(),
             abi: known.map_or(0, |k| k.abi),
             defines,
+            cubin: None,
         };
         let found = self.variants.iter().position(|v| *v == variant);
         let index = found.unwrap_or_else(|| {

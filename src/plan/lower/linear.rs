@@ -35,8 +35,23 @@ pub(super) struct Job {
     pub(super) residual_slot: Option<Slot>,
     pub(super) tokens: u64,
     pub(super) last: bool,
-    /// `EXPERTS`, the chosen experts, their weights, and how many each token has.
-    pub(super) routed: Option<(i64, Value, Value, u64)>,
+    /// Which experts see which tokens.
+    pub(super) routed: Option<Routed>,
+}
+
+/// Which experts see which tokens.
+#[derive(Clone, Debug)]
+pub(super) struct Routed {
+    /// `EXPERTS`: 1 where the input is a row for each token, 2 where it is one for each token's expert.
+    pub(super) kind: i64,
+    /// The chosen experts `[tokens, top_k]`.
+    pub(super) ids: Value,
+    /// Their weights.
+    pub(super) weights: Value,
+    /// How many a token has.
+    pub(super) top_k: u64,
+    /// Of many tokens: slots (token · top_k + choice) by expert, and where each expert's start.
+    pub(super) sorted: Option<(Value, Value)>,
 }
 
 /// What one launch does of a job.
@@ -47,6 +62,16 @@ struct Launched<'a> {
     job: &'a Job,
     /// The input is rotated, and `x` is it.
     rotated: Option<Value>,
+    /// What terms beside rotated codes take, and where their sum goes.
+    beside: Option<Beside>,
+}
+
+/// Terms in the matrix's own coordinates beside codes in rotated ones, in one launch.
+struct Beside {
+    /// Their input and its row stride.
+    x: (Value, u64),
+    /// Where results have other coordinates too: what gets theirs, and its row stride.
+    y: Option<(Value, u64)>,
 }
 
 impl Job {
@@ -133,6 +158,15 @@ impl Emit<'_> {
             return Ok(());
         };
         let others = all.iter().flatten();
+        for (part, _) in others
+            .clone()
+            .filter(|(_, t)| t.bases.iter().any(|b| b.merged))
+        {
+            self.note(
+                &part.name,
+                "kept multiplied out in f16: its terms take as many bytes, and a launch more time",
+            );
+        }
         let differs = others.clone().find_map(|(_, t)| t.differs_from(&terms));
         let alone = all.len() == 1 && all[0].len() == 1;
         if alone && !terms.is_plain() {
@@ -225,6 +259,7 @@ impl Emit<'_> {
             scale: terms.scale,
             job,
             rotated: None,
+            beside: None,
         };
         self.launch(p, name, &launched)
     }
@@ -236,7 +271,7 @@ impl Emit<'_> {
         }
     }
 
-    fn bias(&self, part: &Part) -> Option<WeightId> {
+    pub(super) fn bias(&self, part: &Part) -> Option<WeightId> {
         match self.graph.op(part.op).map(|op| &op.kind) {
             Some(OpKind::Linear(linear)) => linear.bias,
             _ => None,
@@ -328,13 +363,12 @@ impl Emit<'_> {
             ("scale", Value::Float(l.scale)),
             ("softcap", float(job.softcap.unwrap_or(0.0))),
         ]);
+        let experts = stack.experts.len() as u64;
         let (slots, share) = match &job.routed {
-            Some((_, _, _, top_k)) => {
-                let chosen = (job.tokens * top_k).min(stack.experts.len() as u64);
-                (
-                    job.tokens * top_k,
-                    chosen as f64 / stack.experts.len().max(1) as f64,
-                )
+            Some(routed) => {
+                let chosen = (job.tokens * routed.top_k).min(experts);
+                let share = chosen as f64 / experts.max(1) as f64;
+                (job.tokens * routed.top_k, share)
             }
             None => (job.tokens, 1.0),
         };
@@ -350,19 +384,33 @@ impl Emit<'_> {
             };
             let h = match rank {
                 0 => Value::Null,
-                _ => p.buffer(&format!("{name}.h"), "f32", &[job.tokens, rank]),
+                _ => p.buffer(&format!("{name}.h"), "f32", &[slots, rank]),
             };
             given.extend([
                 ("x", x),
                 ("h", h),
                 ("ldx", int(stack.cols.next_multiple_of(64))),
-                ("scalars", self.scalars(p)),
             ]);
+            let mut defines = defines;
+            match &job.routed {
+                None => given.push(("scalars", self.scalars(p))),
+                Some(routed) => {
+                    defines.push(("EXPERTS", routed.kind));
+                    let (slots, starts) =
+                        routed.sorted.clone().unwrap_or((Value::Null, Value::Null));
+                    given.extend([
+                        ("slots", slots),
+                        ("starts", starts),
+                        ("top_k", int(routed.top_k)),
+                    ]);
+                }
+            }
+            // Without experts there is one list of parts.
             if rank > 0 {
-                self.inner(p, name, &given, &defines, (job.tokens, rank));
+                self.inner(p, name, &given, &defines, (slots, rank, experts));
             }
             let index = self.variant("linear_prefill", &defines);
-            let launch = kernels::linear_prefill(job.tokens, tiles);
+            let launch = kernels::linear_prefill(job.tokens, tiles, experts);
             p.push(name, ("linear_prefill", index), launch, given, estimate);
             return Ok(());
         }
@@ -376,12 +424,17 @@ impl Emit<'_> {
         name: &str,
         given: &[(&str, Value)],
         defines: &[(&str, i64)],
-        (tokens, rank): (u64, u64),
+        (slots, rank, experts): (u64, u64, u64),
     ) {
         let format = defines.iter().find(|d| d.0 == "VFORMAT").copied();
-        let index = self.variant("low_rank_inner", format.as_slice());
+        let own = defines
+            .iter()
+            .filter(|d| matches!(d.0, "VFORMAT" | "EXPERTS"));
+        let own: Vec<(&str, i64)> = own.copied().collect();
+        let index = self.variant("low_rank_inner", &own);
         let taken = [
-            "x", "v", "v_scales", "v_tiles", "h", "scalars", "ldx", "rank",
+            "x", "v", "v_scales", "v_tiles", "v_index", "h", "scalars", "slots", "starts", "ldx",
+            "rank", "top_k",
         ];
         let own = given.iter().filter(|g| taken.contains(&g.0)).cloned();
         let own: Vec<(&str, Value)> = own.collect();
@@ -389,11 +442,11 @@ impl Emit<'_> {
             Value::Int(n) => u64::try_from(n).unwrap_or(0),
             _ => 0,
         });
-        let flops = 2 * tokens * rank * columns;
+        let flops = 2 * slots * rank * columns;
         let bits = u64::try_from(format.map_or(0, |f| f.1)).unwrap_or(0);
-        let bytes = rank * columns * bits / 8 + tokens * (2 * columns + 4 * rank);
+        let bytes = experts * rank * columns * bits / 8 + slots * (2 * columns + 4 * rank);
         let estimate = self.estimate(Place::Device, bytes, flops, false);
-        let launch = kernels::low_rank_inner(tokens, rank);
+        let launch = kernels::low_rank_inner(p.tokens, rank, experts);
         p.push(
             &format!("{name}.inner"),
             ("low_rank_inner", index),

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::ir::{Activation, OpId, RopeScaling, WeightId};
+use crate::numeric::hadamard::Rotation;
 
 /// A value that launches hand on: `[tokens, width]` in f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -155,6 +156,14 @@ pub(crate) enum Macro {
         experts: Vec<[Part; 3]>,
         activation: Activation,
         residual: Option<Slot>,
+        y: Slot,
+    },
+    /// A rotation of whole rows.
+    Hadamard {
+        name: String,
+        rotation: Rotation,
+        inverse: bool,
+        x: Slot,
         y: Slot,
     },
     /// An op of its own.

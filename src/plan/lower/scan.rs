@@ -1,6 +1,7 @@
 //! From ops to macros: which ops one launch takes up.
 
 mod attention;
+mod hadamard;
 mod linear;
 mod moe;
 
@@ -109,7 +110,7 @@ impl<'a> Scan<'a> {
                 OpKind::Linear(_) => self.linear(id, op)?,
                 OpKind::Embedding(_) => self.embedding(id, op)?,
                 OpKind::Moe(moe) => self.moe(id, op, moe)?,
-                OpKind::Native(native) => self.native(id, op, native)?,
+                OpKind::Native(native) => self.native(op, native)?,
                 OpKind::Onnx(onnx) => {
                     let op_type = format!("onnx.{}", onnx.op_type);
                     let problem = "has no kernel; `hlrc-opt inspect --graph` shows where it stands";
@@ -273,8 +274,7 @@ impl<'a> Scan<'a> {
         Some((id, slot, op.results.first().copied().flatten()?))
     }
 
-    fn native(&mut self, id: OpId, op: &'a Op, native: &Native) -> Result<()> {
-        let _ = id;
+    fn native(&mut self, op: &'a Op, native: &Native) -> Result<()> {
         match native {
             Native::Positions => Ok(()),
             Native::RmsNorm {
@@ -296,6 +296,7 @@ impl<'a> Scan<'a> {
             }
             Native::Softcap { cap } => self.elementwise(op, Elementwise::Softcap(*cap)),
             Native::Activate { function } => self.elementwise(op, Elementwise::Activate(*function)),
+            Native::Hadamard { .. } => self.hadamard(op, native),
             Native::Scale { .. } => self.refuse(op, "a factor that is a tensor has no kernel"),
             Native::FirstToken => self.refuse(op, "is of encoders, which plans are not made of"),
         }
@@ -420,8 +421,8 @@ impl<'a> Scan<'a> {
         };
         // A second table (positions) is added to what the first one made.
         let alone = |slot: Slot| {
-            let of = self.values.iter().filter(|(_, s)| **s == slot);
-            of.into_iter().all(|(v, _)| self.only_user(*v).is_some())
+            let mut of = self.values.iter().filter(|(_, s)| **s == slot);
+            of.all(|(v, _)| self.only_user(*v).is_some())
         };
         if let Some((add, slot, sum)) = self.residual_of(value).filter(|(_, slot, _)| alone(*slot))
         {

@@ -32,9 +32,25 @@ pub(crate) struct Base {
     pub(crate) columns: bool,
     /// Coordinates of the codes.
     pub(crate) rotation: Option<Rotation>,
+    /// All terms of the matrix multiplied out, as f16.
+    pub(crate) merged: bool,
 }
 
 impl Base {
+    /// Entries in a float format.
+    pub(crate) fn dense(term: usize, format: i64) -> Self {
+        Self {
+            term,
+            format,
+            bits: 0,
+            group: 0,
+            zeros: false,
+            columns: false,
+            rotation: None,
+            merged: false,
+        }
+    }
+
     /// Whether both can be rows of one launch.
     pub(crate) fn stacks_with(&self, other: &Base) -> bool {
         let plain = |b: &Base| b.rotation.is_none() && !b.columns && b.format != format::TRELLIS;
@@ -116,19 +132,12 @@ pub(crate) fn terms(module: &Module, graph: &Graph, op: OpId) -> Result<Terms, P
         match term {
             Term::Dense(view) => {
                 let dtype = module.weight(view.weight).map_or(DType::F32, |w| w.dtype);
-                found.bases.push(Base {
-                    term: index,
-                    format: match dtype {
-                        DType::F16 => format::F16,
-                        DType::BF16 => format::BF16,
-                        _ => format::F32,
-                    },
-                    bits: 0,
-                    group: 0,
-                    zeros: false,
-                    columns: false,
-                    rotation: None,
-                });
+                let format = match dtype {
+                    DType::F16 => format::F16,
+                    DType::BF16 => format::BF16,
+                    _ => format::F32,
+                };
+                found.bases.push(Base::dense(index, format));
             }
             Term::Quant(q) => found.bases.push(coded(index, q, matrix).map_err(refuse)?),
             Term::Trellis(t) => found.bases.push(Base {
@@ -139,6 +148,7 @@ pub(crate) fn terms(module: &Module, graph: &Graph, op: OpId) -> Result<Terms, P
                 zeros: false,
                 columns: false,
                 rotation: turned(t.rotation),
+                merged: false,
             }),
             Term::LowRank(l) => {
                 if l.blocks.iter().all(|b| b.rank == 0) {
@@ -162,7 +172,25 @@ pub(crate) fn terms(module: &Module, graph: &Graph, op: OpId) -> Result<Terms, P
             }
         }
     }
+    merge(module, matrix, &mut found);
     Ok(found)
+}
+
+/// Multiplies factors out where the matrix itself, as f16, takes no more bytes: a launch takes at least the
+/// time of its bytes, and terms beside a base take more.
+fn merge(module: &Module, matrix: &Matrix, found: &mut Terms) {
+    let as_halves = matrix.entries().saturating_mul(2);
+    let gains = as_halves <= matrix.bytes(&module.weights);
+    if found.low_rank.is_empty() || !found.is_plain() || !gains {
+        return;
+    }
+    found.bases = vec![Base {
+        merged: true,
+        ..Base::dense(0, format::F16)
+    }];
+    found.low_rank.clear();
+    found.factors = None;
+    found.sparse.clear();
 }
 
 /// A rotation that turns something.
@@ -206,5 +234,6 @@ fn coded(term: usize, q: &QuantTerm, matrix: &Matrix) -> Result<Base, String> {
         zeros: !q.scheme.symmetric,
         columns,
         rotation: turned(q.rotation),
+        merged: false,
     })
 }

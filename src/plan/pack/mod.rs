@@ -22,7 +22,7 @@ use self::recipe::{PartTerms, Recipe, Stack, Tile};
 use super::lower::Lowered;
 use super::lower::terms::{format, matrix};
 use super::{Blob, Plan, PlanError};
-use crate::ir::{Graph, Matrix, Module, OpId, Term, WeightId};
+use crate::ir::{Graph, Matrix, Module, OpId, WeightId};
 use crate::pass::terms::TermData;
 use crate::store::Reader;
 use crate::weights::read::decode_f32;
@@ -114,6 +114,26 @@ pub fn pack(
     Ok(plan)
 }
 
+/// The table of a trellis's columns: of each 256 where their tiles start, in 32 bytes from the first of
+/// a row tile, their bits per weight, four bits for each 16, and the most of all, with the sum above it.
+fn trellis_columns(bits: &[u8]) -> Vec<u8> {
+    let sum = |bits: &[u8]| bits.iter().map(|&b| u32::from(b)).sum::<u32>();
+    let widest = u32::from(bits.iter().copied().max().unwrap_or(0));
+    let mut table = Vec::new();
+    for (unit, some) in bits.chunks(16).enumerate() {
+        let nibbles = |half: &[u8]| {
+            let places = half.iter().zip((0..32).step_by(4));
+            places.fold(0, |word, (&b, at)| word | u32::from(b) << at)
+        };
+        let (low, high) = some.split_at(some.len().min(8));
+        let start = sum(&bits[..unit * 16]);
+        for word in [start, nibbles(low), nibbles(high), widest | sum(bits) << 8] {
+            table.extend(word.to_le_bytes());
+        }
+    }
+    table
+}
+
 impl Source<'_> {
     /// A small weight as f32.
     pub(crate) fn floats(&self, id: WeightId) -> Result<Vec<f32>> {
@@ -195,7 +215,7 @@ impl Source<'_> {
             return Ok(());
         };
         if matches!(base.format, format::F16 | format::BF16 | format::F32) {
-            return dense::pack(self, base.format, parts, tiles, out);
+            return dense::pack(self, &base, parts, tiles, out);
         }
         let mut data = HashMap::new();
         for part in parts {
@@ -216,7 +236,7 @@ impl Source<'_> {
                 };
                 out.put("q", &trellis.codes)?;
                 out.halves("scales", &trellis.scales)?;
-                out.put("zeros", &trellis.bits)?;
+                out.put("zeros", &trellis_columns(&trellis.bits))?;
             }
             return Ok(());
         }
@@ -258,43 +278,15 @@ impl Source<'_> {
 
     /// All terms of a table multiplied out, as f16.
     fn rows(&self, part: &super::lower::macros::Part, out: &mut Sections<'_>) -> Result<()> {
-        let (matrix, name) = self.matrix(part.op)?;
+        let merged = dense::Merged::read(self, part.op)?;
+        let (matrix, _) = self.matrix(part.op)?;
         let cols = usize::try_from(matrix.in_features).unwrap_or(0);
-        let mut data = Vec::new();
-        for term in &matrix.terms {
-            if !matches!(term, Term::Dense(_)) {
-                data.push(self.reader.term(self.module, matrix, term)?);
-            }
-        }
-        let views: Result<Vec<_>> = matrix
-            .terms
-            .iter()
-            .filter_map(|t| match t {
-                Term::Dense(view) => Some(
-                    self.reader
-                        .view(self.module, matrix, view)
-                        .map_err(PlanError::from),
-                ),
-                _ => None,
-            })
-            .collect();
-        let views = views?;
         let rows = usize::try_from(part.rows.end).unwrap_or(0);
         let mut start = usize::try_from(part.rows.start).unwrap_or(0);
         // Rows of a rotated term come in blocks of up to 512.
         while start < rows {
             let end = (start + 512).min(rows);
-            let mut values = vec![0f32; (end - start) * cols];
-            let mut one = vec![0f32; values.len()];
-            for view in &views {
-                let read = view.read_rows_f32(start..end, &mut one);
-                read.map_err(|e| PlanError::weight(name, e.to_string()))?;
-                values.iter_mut().zip(&one).for_each(|(v, o)| *v += o);
-            }
-            for term in &data {
-                let added = term.add_rows(start..end, &mut values);
-                added.map_err(|e| PlanError::weight(name, e.to_string()))?;
-            }
+            let values = merged.rows(start..end, cols)?;
             for tile in values.chunks(ROWS * cols.max(1)) {
                 out.put("q", &dense::tile(format::F16, tile, cols))?;
             }

@@ -93,7 +93,7 @@ fn of_stack(
             }
             format::TRELLIS => {
                 found.push(section("scales", "f16", tiles.saturating_mul(2)));
-                found.push(section("zeros", "u8", stack.cols.div_ceil(16)));
+                found.push(section("zeros", "u8", trellis_units(stack.cols) * 16));
             }
             _ => {}
         }
@@ -171,6 +171,11 @@ pub(crate) fn groups(cols: u64, group: i64) -> u64 {
         Ok(0) | Err(_) => 1,
         Ok(width) => cols.div_ceil(width),
     }
+}
+
+/// Units of 256 columns of trellis codes; the table of columns has 16 bytes of each.
+pub(crate) fn trellis_units(cols: u64) -> u64 {
+    cols.div_ceil(256)
 }
 
 fn trellis_bytes(module: &Module, graph: &Graph, stack: &Stack) -> Result<u64, PlanError> {

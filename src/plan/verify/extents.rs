@@ -81,10 +81,12 @@ pub(super) fn step(
         }
         "low_rank_inner" => {
             let rank = c.int("rank");
-            c.rows("x", c.int("ldx"), c.int("ldx"), faults);
-            c.rows("h", rank, rank, faults);
-            if u64::from(step.grid[0]) * 16 < rank {
-                let problem = format!("{} blocks along x do not cover {rank} rows", step.grid[0]);
+            let (x_rows, slots) = linear::prefill_rows(&c, faults);
+            c.rows_of("x", x_rows, c.int("ldx"), c.int("ldx"), faults);
+            c.rows_of("h", slots, rank, rank, faults);
+            let [x, y, _] = step.grid.map(u64::from);
+            if x * 16 < rank || y * 16 < u64::from(program.tokens) {
+                let problem = format!("{x} × {y} blocks do not cover {rank} rows of all tokens");
                 faults.add(at, problem);
             }
         }
@@ -96,6 +98,36 @@ pub(super) fn step(
             if top_k > experts {
                 faults.add(at, format!("{top_k} of {experts} experts can't be chosen"));
             }
+        }
+        "moe_sort" => {
+            let tokens = u64::from(program.tokens);
+            let slots = tokens.saturating_mul(c.int("top_k"));
+            for name in ["ids", "slots", "starts"] {
+                c.needs(name, faults);
+            }
+            c.holds("ids", slots, faults);
+            c.holds("slots", slots, faults);
+            c.holds("starts", c.int("experts").saturating_add(1), faults);
+            if step.grid != [1, 1, 1] {
+                faults.add(at, "is the work of one block");
+            }
+            if c.is_null("scalars") && c.int("tokens") > tokens {
+                faults.add(
+                    at,
+                    format!("{} tokens are more than go through", c.int("tokens")),
+                );
+            }
+        }
+        "moe_combine" => {
+            let (width, top_k) = (c.int("width"), c.int("top_k"));
+            let slots = u64::from(step.grid[0]).saturating_mul(top_k);
+            for name in ["x", "weights", "y"] {
+                c.needs(name, faults);
+            }
+            c.rows_of("x", slots, c.int("ldx"), width, faults);
+            c.rows("weights", top_k, top_k, faults);
+            c.rows("residual", c.int("ldr"), width, faults);
+            c.rows("y", c.int("ldy"), width, faults);
         }
         "sample" => {
             let tokens = u64::from(step.grid[0]);
@@ -141,7 +173,7 @@ impl Checked<'_> {
     /// Tokens that the step makes rows of.
     fn count(&self) -> u64 {
         match self.variant.kernel.as_str() {
-            "linear_prefill" | "low_rank_inner" | "rope_append" | "attention_prefill" => {
+            "linear_prefill" | "rope_append" | "attention_prefill" => {
                 u64::from(self.program.tokens)
             }
             "attention_decode" => u64::from(self.step.grid[2]),
@@ -229,6 +261,7 @@ impl Checked<'_> {
             "elementwise",
             "hadamard",
             "moe_route",
+            "moe_combine",
         ];
         let one = self.variant.kernel == "elementwise" && self.define("OP") == 7;
         let kernel = self.variant.kernel.as_str();

@@ -2,7 +2,7 @@
 
 use super::Faults;
 use super::extents::Checked;
-use crate::plan::pack::sizes::{CHUNK, groups, row_tile_bytes, u_step_bytes};
+use crate::plan::pack::sizes::{CHUNK, groups, row_tile_bytes, trellis_units, u_step_bytes};
 
 /// The sections of the base term of `tiles` row tiles.
 pub(super) fn base(c: &Checked<'_>, tiles: u64, cols: u64, faults: &mut Faults) {
@@ -15,7 +15,7 @@ pub(super) fn base(c: &Checked<'_>, tiles: u64, cols: u64, faults: &mut Faults) 
         c.needs("scales", faults);
         c.needs("zeros", faults);
         c.holds("scales", tiles, faults);
-        c.holds("zeros", cols.div_ceil(16), faults);
+        c.holds("zeros", trellis_units(cols).saturating_mul(16), faults);
         // At least a bit per weight.
         c.holds(
             "q",
@@ -67,26 +67,31 @@ pub(super) fn check(c: &Checked<'_>, faults: &mut Faults) {
         (false, 1) => rows_of_grid / top_k.max(1),
         (false, _) => rows_of_grid,
     };
+    let slots = match experts {
+        0 => tokens,
+        _ => tokens.saturating_mul(top_k),
+    };
+    let (x_rows, y_rows) = match (prefill, experts) {
+        (true, _) => prefill_rows(c, faults),
+        (false, 0) => (tokens, tokens),
+        (false, 1) => (tokens, slots),
+        (false, _) => (slots, tokens),
+    };
     if !prefill {
         grid(c, experts, top_k, faults);
-    }
-    let (x_rows, y_rows) = match experts {
-        0 => (tokens, tokens),
-        1 => (tokens, tokens.saturating_mul(top_k)),
-        _ => (tokens.saturating_mul(top_k), tokens),
-    };
-    if experts > 0 {
-        for name in ["ids", "weights"] {
-            c.needs(name, faults);
-            c.holds(name, tokens.saturating_mul(top_k), faults);
+        if experts > 0 {
+            for name in ["ids", "weights"] {
+                c.needs(name, faults);
+                c.holds(name, slots, faults);
+            }
         }
     }
-    let slots = if experts == 0 {
-        tokens
-    } else {
-        tokens.saturating_mul(top_k)
+    // Of many tokens, all experts are one launch.
+    let all = match (prefill, experts) {
+        (true, 1..) => tiles.saturating_mul(u64::from(c.step.grid[2])),
+        _ => tiles,
     };
-    base(c, tiles, cols, faults);
+    base(c, all, cols, faults);
     for (define, name) in [
         ("XSCALE", "xscale"),
         ("BIAS", "bias"),
@@ -97,15 +102,15 @@ pub(super) fn check(c: &Checked<'_>, faults: &mut Faults) {
         }
     }
     c.holds("xscale", cols, faults);
-    c.holds("bias", rows, faults);
+    c.holds("bias", all.saturating_mul(16), faults);
     if c.define("LOWRANK") == 1 {
-        low_rank(c, tiles, slots, faults);
+        low_rank(c, all, slots, faults);
     }
     if c.define("SPARSE") == 1 {
         c.needs("s_offsets", faults);
         c.holds(
             "s_offsets",
-            tiles.saturating_mul(cols.div_ceil(CHUNK)).saturating_add(1),
+            all.saturating_mul(cols.div_ceil(CHUNK)).saturating_add(1),
             faults,
         );
     }
@@ -122,7 +127,28 @@ pub(super) fn check(c: &Checked<'_>, faults: &mut Faults) {
         );
     }
     let width = if gated { rows / 2 } else { rows };
-    c.needs("x", faults);
+    let terms = c.define("LOWRANK") == 1 || c.define("SPARSE") == 1;
+    if c.define("XIN") == 3 {
+        let padded = cols.next_multiple_of(64);
+        for (name, each) in [("xq", 1), ("xs", 32), ("xsum", 32)] {
+            c.needs(name, faults);
+            c.rows_of(name, x_rows, padded / each, padded / each, faults);
+        }
+    }
+    let rotated = c.define("ROTATED");
+    if rotated > 0 {
+        if c.define("XIN") == 0 {
+            c.needs("xr", faults);
+        }
+        c.rows_of("xr", x_rows, c.int("ldxr"), cols, faults);
+    }
+    if rotated == 2 {
+        c.needs("y_terms", faults);
+        c.rows_of("y_terms", y_rows, c.int("ldt"), width, faults);
+    }
+    if c.define("XIN") != 3 || terms {
+        c.needs("x", faults);
+    }
     c.needs("y", faults);
     c.rows_of("x", x_rows, c.int("ldx"), cols, faults);
     c.rows_of("y", y_rows, c.int("ldy"), width, faults);
@@ -133,6 +159,37 @@ pub(super) fn check(c: &Checked<'_>, faults: &mut Faults) {
             c.at,
             format!("{x} × {y} blocks do not cover {tiles} row tiles and {tokens} tokens"),
         );
+    }
+}
+
+/// Rows of x, and of what is made of it, in a launch of many tokens; checks what says which rows an
+/// expert has.
+pub(super) fn prefill_rows(c: &Checked<'_>, faults: &mut Faults) -> (u64, u64) {
+    let (tokens, top_k) = (u64::from(c.program.tokens), c.int("top_k"));
+    let (slots, z) = (tokens.saturating_mul(top_k), u64::from(c.step.grid[2]));
+    match c.define("EXPERTS") {
+        0 => {
+            c.needs("scalars", faults);
+            if z != 1 {
+                faults.add(c.at, format!("{z} blocks along z, without experts"));
+            }
+            (tokens, tokens)
+        }
+        kind => {
+            for name in ["slots", "starts"] {
+                c.needs(name, faults);
+            }
+            c.holds("slots", slots, faults);
+            c.holds("starts", z.saturating_add(1), faults);
+            if c.define("LOWRANK") == 1 || c.variant.kernel == "low_rank_inner" {
+                c.needs("v_index", faults);
+                c.holds("v_index", z.saturating_add(1), faults);
+            }
+            if c.define("RESIDUAL") == 1 {
+                faults.add(c.at, "a residual is added to each of a token's experts");
+            }
+            (if kind == 1 { tokens } else { slots }, slots)
+        }
     }
 }
 

@@ -1,15 +1,19 @@
 //! How long each step takes, beside its estimate and the bandwidth that the device was seen to have.
 
 use super::{Gpu, Loaded, RuntimeError, compile, driver};
-use crate::plan::Plan;
+use crate::plan::{Plan, Step};
+use crate::runtime::bind::Launch;
 use crate::runtime::device::Device;
 use cudarc::driver::{DevicePtr, result, sys};
+use std::collections::HashMap;
 use std::ffi::c_void;
 
 /// Bytes that are read to measure bandwidth: more than any L2 holds.
 const READ_BYTES: usize = 1 << 30;
 /// Times that a thing is done between two looks at the clock.
 const REPEATS: u32 = 20;
+/// Launches of a graph that times a kind of step, at least.
+const LAUNCHES: usize = 40;
 
 /// A step and its times.
 #[derive(Clone, Debug)]
@@ -22,7 +26,8 @@ pub struct StepTime {
     pub bytes: u64,
     /// Microseconds by the plan.
     pub estimated_us: f64,
-    /// Microseconds measured, launches back to back; weights that fit L2 may come from there.
+    /// Microseconds measured: a launch's share of a graph of this step in all layers, so that weights do
+    /// not come from L2 unless those of all layers fit there.
     pub measured_us: f64,
 }
 
@@ -54,19 +59,33 @@ impl Loaded {
         self.run(program)?;
         self.run(program)?;
         let launches = self.programs.get(program).cloned().unwrap_or_default();
-        let mut steps = Vec::new();
+        let kind = |l: &Launch, s: &Step| (l.variant, l.grid, l.shared_bytes, s.estimate.bytes);
+        let mut kinds: HashMap<_, Vec<&Launch>> = HashMap::new();
         for (launch, step) in launches.iter().zip(&described.steps) {
-            let us = timed(&self.gpu, || self.launch(launch))?;
-            steps.push(StepTime {
-                name: step.name.clone(),
-                kernel: plan.kernels[launch.variant].kernel.clone(),
-                bytes: step.estimate.bytes,
-                estimated_us: step.estimate.us,
-                measured_us: us,
-            });
+            kinds.entry(kind(launch, step)).or_default().push(launch);
         }
+        let mut times = HashMap::new();
+        for (key, members) in kinds {
+            let rounds = LAUNCHES.div_ceil(members.len());
+            let count = rounds * members.len();
+            let graph = self.record(|own| {
+                let all = members.iter().cycle().take(count);
+                all.copied().try_for_each(|launch| own.launch(launch))
+            })?;
+            let launched = || graph.launch().map_err(driver("timing"));
+            times.insert(key, timed(&self.gpu, 3, launched)? / count as f64);
+        }
+        let steps = launches.iter().zip(&described.steps);
+        let steps = steps.map(|(launch, step)| StepTime {
+            name: step.name.clone(),
+            kernel: plan.kernels[launch.variant].kernel.clone(),
+            bytes: step.estimate.bytes,
+            estimated_us: step.estimate.us,
+            measured_us: times.get(&kind(launch, step)).copied().unwrap_or(f64::NAN),
+        });
+        let steps = steps.collect();
         let gpu = self.gpu.clone();
-        let program_us = timed(&gpu, || self.run(program))?;
+        let program_us = timed(&gpu, REPEATS, || self.run(program))?;
         Ok(Measured {
             device: self.gpu.name.clone(),
             read_gbps,
@@ -79,6 +98,7 @@ impl Loaded {
 /// Microseconds of one time, of several back to back, behind one that does not count.
 fn timed(
     gpu: &Gpu,
+    repeats: u32,
     mut work: impl FnMut() -> Result<(), RuntimeError>,
 ) -> Result<f64, RuntimeError> {
     let doing = "timing";
@@ -89,13 +109,13 @@ fn timed(
     };
     work()?;
     let start = event()?;
-    for _ in 0..REPEATS {
+    for _ in 0..repeats {
         work()?;
     }
     let end = event()?;
     gpu.wait(doing)?;
     let ms = start.elapsed_ms(&end).map_err(driver(doing))?;
-    Ok(f64::from(ms) * 1e3 / f64::from(REPEATS))
+    Ok(f64::from(ms) * 1e3 / f64::from(repeats))
 }
 
 /// GB/s of a kernel that reads a gigabyte and keeps a sum.
@@ -113,7 +133,7 @@ fn read_bandwidth(gpu: &Gpu) -> Result<f64, RuntimeError> {
     let mut words = i32::try_from(READ_BYTES / 16).unwrap_or(i32::MAX);
     let sms = gpu.attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
     let blocks = u32::try_from(sms * 4).unwrap_or(u32::MAX);
-    let us = timed(gpu, || {
+    let us = timed(gpu, REPEATS, || {
         let mut arguments: [*mut c_void; 3] = [
             (&raw mut from).cast(),
             (&raw mut to).cast(),

@@ -4,17 +4,50 @@ use super::{Gpu, RuntimeError, driver};
 use crate::plan::{Variant, kernels};
 use cudarc::driver::CudaFunction;
 use cudarc::nvrtc::{Ptx, result, sys};
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::ffi::CString;
 use std::path::PathBuf;
 
-/// A variant's function on the device.
-pub(super) fn function(gpu: &Gpu, variant: &Variant) -> Result<CudaFunction, RuntimeError> {
-    let name = describe(variant);
+/// The functions of all variants on the device, of machine code that is there already (`ready`, by
+/// their index); what is neither there nor cached is compiled by all cores.
+pub(super) fn functions(
+    gpu: &Gpu,
+    variants: &[Variant],
+    ready: &[Option<Vec<u8>>],
+) -> Result<Vec<CudaFunction>, RuntimeError> {
+    let arch = gpu.arch();
+    let compiled = |(index, variant): (usize, &Variant)| {
+        if let Some(cubin) = ready.get(index).and_then(Option::as_ref) {
+            return Ok(cubin.clone());
+        }
+        let source = kernels::flattened(&variant.kernel).ok_or_else(|| {
+            RuntimeError::Unfit(format!("kernel `{}` is not known", variant.kernel))
+        })?;
+        cubin(&arch, &describe(variant), &source, &defines(variant))
+    };
+    let cubins: Vec<_> = variants.par_iter().enumerate().map(compiled).collect();
+    let loaded = variants.iter().zip(cubins);
+    loaded
+        .map(|(variant, cubin)| from_code(gpu, &variant.kernel, &describe(variant), cubin?))
+        .collect()
+}
+
+/// A variant's machine code for an architecture, by NVRTC.
+pub(in crate::runtime) fn machine_code(
+    variant: &Variant,
+    arch: &str,
+) -> Result<Vec<u8>, RuntimeError> {
     let source = kernels::flattened(&variant.kernel);
     let source = source
         .ok_or_else(|| RuntimeError::Unfit(format!("kernel `{}` is not known", variant.kernel)))?;
-    load(gpu, &variant.kernel, &name, &source, &defines(variant))
+    compile(&describe(variant), &source, arch, &defines(variant))
+}
+
+/// Whether NVRTC can be loaded.
+pub(in crate::runtime) fn has_nvrtc() -> bool {
+    // SAFETY: the probe opens a library by name and looks for nothing in it.
+    unsafe { sys::is_culib_present() }
 }
 
 /// A kernel that is no part of plans.
@@ -25,7 +58,16 @@ pub(super) fn load(
     source: &str,
     defines: &[String],
 ) -> Result<CudaFunction, RuntimeError> {
-    let cubin = cubin(gpu, name, source, defines)?;
+    let cubin = cubin(&gpu.arch(), name, source, defines)?;
+    from_code(gpu, entry, name, cubin)
+}
+
+fn from_code(
+    gpu: &Gpu,
+    entry: &str,
+    name: &str,
+    cubin: Vec<u8>,
+) -> Result<CudaFunction, RuntimeError> {
     let module = gpu
         .context
         .load_module(Ptx::from_binary(cubin))
@@ -33,6 +75,12 @@ pub(super) fn load(
     module
         .load_function(entry)
         .map_err(driver(format!("loading {name}")))
+}
+
+/// Whether a kernel waits itself for the launch in front of it.
+pub(super) fn waits(kernel: &str) -> bool {
+    let own = kernels::flattened(kernel);
+    own.is_some_and(|source| source.contains("wait_previous_grid();"))
 }
 
 fn describe(variant: &Variant) -> String {
@@ -49,10 +97,14 @@ fn defines(variant: &Variant) -> Vec<String> {
 }
 
 /// The machine code, from the cache or the compiler.
-fn cubin(gpu: &Gpu, name: &str, source: &str, defines: &[String]) -> Result<Vec<u8>, RuntimeError> {
-    let arch = gpu.arch();
+fn cubin(
+    arch: &str,
+    name: &str,
+    source: &str,
+    defines: &[String],
+) -> Result<Vec<u8>, RuntimeError> {
     let mut hash = Sha256::new();
-    for part in [env!("CARGO_PKG_VERSION"), source, &arch, &defines.join(" ")] {
+    for part in [env!("CARGO_PKG_VERSION"), source, arch, &defines.join(" ")] {
         hash.update(part.len().to_le_bytes());
         hash.update(part);
     }
@@ -62,7 +114,7 @@ fn cubin(gpu: &Gpu, name: &str, source: &str, defines: &[String]) -> Result<Vec<
     if let Some(cubin) = kept.as_ref().and_then(|path| std::fs::read(path).ok()) {
         return Ok(cubin);
     }
-    let cubin = compile(name, source, &arch, defines)?;
+    let cubin = compile(name, source, arch, defines)?;
     if let Some(path) = kept {
         // A cache that cannot be written costs time at the next start, no more.
         let partial = path.with_extension(format!("{}.partial", std::process::id()));
@@ -90,8 +142,7 @@ fn compile(
     arch: &str,
     defines: &[String],
 ) -> Result<Vec<u8>, RuntimeError> {
-    // SAFETY: the probe opens a library by name and looks for nothing in it.
-    if !unsafe { sys::is_culib_present() } {
+    if !has_nvrtc() {
         let problem = "NVRTC (libnvrtc.so, of CUDA 12 or 13) is not installed: it compiles the kernels; \
                        the package nvidia-cuda-nvrtc has it, and LD_LIBRARY_PATH may name its folder";
         return Err(RuntimeError::NoGpu(problem.to_string()));
@@ -122,7 +173,7 @@ fn compile(
             .take_while(|&c| c != 0)
             .collect();
         let made = match compiled {
-            Ok(()) => machine_code(program).map_err(|e| failed(format!("{e:?}"))),
+            Ok(()) => code_of(program).map_err(|e| failed(format!("{e:?}"))),
             Err(error) => Err(failed(format!(
                 "{error:?}\n{}",
                 String::from_utf8_lossy(&log)
@@ -135,7 +186,7 @@ fn compile(
 
 /// # Safety
 /// `program` was compiled and is not destroyed.
-unsafe fn machine_code(program: sys::nvrtcProgram) -> Result<Vec<u8>, result::NvrtcError> {
+unsafe fn code_of(program: sys::nvrtcProgram) -> Result<Vec<u8>, result::NvrtcError> {
     let mut bytes = 0usize;
     // SAFETY: by the caller's promise; the buffer has the size that was asked for.
     unsafe {

@@ -17,18 +17,26 @@ const USUAL_SHARED_BYTES: u32 = 48 << 10;
 pub struct Loaded {
     pub(super) gpu: Gpu,
     pub(super) functions: Vec<CudaFunction>,
+    /// By variant: launches may start before those in front of them have ended.
+    overlapping: Vec<bool>,
     pub(super) programs: HashMap<String, Vec<Launch>>,
     graphs: HashMap<String, CudaGraph>,
     memory: Memory,
 }
 
 impl Loaded {
-    /// Checks, compiles, uploads and binds.
+    /// Checks, compiles, uploads and binds. `cubins` has the machine code of variants, by their index,
+    /// where a plan brings it along. Without a blob weights are made up, which serves timing alone.
     ///
     /// # Errors
     /// The plan is for another architecture or a larger device, does not fit its memory, or keeps
-    /// weights on the host; a kernel does not compile; the driver refuses.
-    pub fn new(gpu: Gpu, plan: &Plan, blob: &[u8]) -> Result<Self, RuntimeError> {
+    /// weights on the host; a kernel does not compile; the driver refuses; weights can't be made up.
+    pub fn new(
+        gpu: Gpu,
+        plan: &Plan,
+        blob: Option<&[u8]>,
+        cubins: &[Option<Vec<u8>>],
+    ) -> Result<Self, RuntimeError> {
         let arch = gpu.arch();
         if plan.target.arch != arch {
             let problem = format!(
@@ -49,10 +57,7 @@ impl Loaded {
             );
             return Err(RuntimeError::Unfit(problem));
         }
-        let mut functions = Vec::new();
-        for variant in &plan.kernels {
-            functions.push(compile::function(&gpu, variant)?);
-        }
+        let functions = compile::functions(&gpu, &plan.kernels, cubins)?;
         let memory = Memory::new(&gpu, plan, blob)?;
         let mut programs = HashMap::new();
         for program in &plan.programs {
@@ -62,9 +67,12 @@ impl Loaded {
             }
             programs.insert(program.name.clone(), launches);
         }
+        let waits = |v: &plan::Variant| gpu.overlaps && compile::waits(&v.kernel);
+        let overlapping = plan.kernels.iter().map(waits).collect();
         Ok(Self {
             gpu,
             functions,
+            overlapping,
             programs,
             graphs: HashMap::new(),
             memory,
@@ -83,19 +91,53 @@ impl Loaded {
             values.iter_mut().map(|v| v.as_mut_ptr().cast()).collect();
         let [x, y, z] = launch.grid;
         let function = self.functions[launch.variant].cu_function();
-        // SAFETY: arguments follow the kernel's ABI, which `bind` took from the table; the verifier has
-        // checked that launches stay within their buffers, which live as long as `self`.
+        let stream = self.gpu.stream.cu_stream();
+        if !self.overlapping[launch.variant] {
+            // SAFETY: arguments follow the kernel's ABI, which `bind` took from the table; the verifier has
+            // checked that launches stay within their buffers, which live as long as `self`.
+            let launched = unsafe {
+                result::launch_kernel(
+                    function,
+                    (x, y, z),
+                    (launch.block, 1, 1),
+                    launch.shared_bytes,
+                    stream,
+                    &mut pointers,
+                )
+            };
+            return launched.map_err(driver(format!("launching {}", launch.name)));
+        }
+        let mut early = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue {
+                programmaticStreamSerializationAllowed: 1,
+            },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: launch.block,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: launch.shared_bytes,
+            hStream: stream,
+            attrs: &raw mut early,
+            numAttrs: 1,
+        };
+        // SAFETY: as above; the kernel waits for what is in front of it before it touches a buffer.
         let launched = unsafe {
-            result::launch_kernel(
+            sys::cuLaunchKernelEx(
+                &raw const config,
                 function,
-                (x, y, z),
-                (launch.block, 1, 1),
-                launch.shared_bytes,
-                self.gpu.stream.cu_stream(),
-                &mut pointers,
+                pointers.as_mut_ptr(),
+                std::ptr::null_mut(),
             )
         };
-        launched.map_err(driver(format!("launching {}", launch.name)))
+        launched
+            .result()
+            .map_err(driver(format!("launching {}", launch.name)))
     }
 
     fn launch_all(&self, program: &str) -> Result<(), RuntimeError> {
@@ -106,22 +148,22 @@ impl Loaded {
         launches.iter().try_for_each(|launch| self.launch(launch))
     }
 
-    /// Records a program as a graph; nothing runs.
-    fn capture(&mut self, program: &str) -> Result<(), RuntimeError> {
+    /// Records launches as a graph; nothing runs.
+    pub(super) fn record(
+        &self,
+        launches: impl FnOnce(&Self) -> Result<(), RuntimeError>,
+    ) -> Result<CudaGraph, RuntimeError> {
         let doing = "recording a graph";
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         self.gpu.stream.begin_capture(mode).map_err(driver(doing))?;
-        let launched = self.launch_all(program);
+        let launched = launches(self);
         let graph = self
             .gpu
             .stream
             .end_capture(sys::CUgraphInstantiate_flags(0))
             .map_err(driver(doing));
         launched?;
-        if let Some(graph) = graph? {
-            self.graphs.insert(program.to_string(), graph);
-        }
-        Ok(())
+        graph?.ok_or_else(|| RuntimeError::broken("the plan", "has a program without launches"))
     }
 }
 
@@ -204,6 +246,8 @@ impl Device for Loaded {
         }
         self.launch_all(program)?;
         self.gpu.wait(&format!("running {program}"))?;
-        self.capture(program)
+        let graph = self.record(|own| own.launch_all(program))?;
+        self.graphs.insert(program.to_string(), graph);
+        Ok(())
     }
 }

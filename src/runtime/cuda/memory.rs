@@ -3,6 +3,7 @@
 use super::{Gpu, RuntimeError, driver};
 use crate::plan::{Buffer, Plan, Program, aligned};
 use crate::runtime::bind::Addresses;
+use crate::runtime::made_up;
 use cudarc::driver::{CudaSlice, DevicePtr, PinnedHostSlice, result};
 use std::collections::HashMap;
 
@@ -45,8 +46,8 @@ fn allocate(gpu: &Gpu, bytes: u64, what: &str) -> Result<(CudaSlice<u8>, u64), R
 }
 
 impl Memory {
-    /// Allocates everything, zeroed, and streams the weights of `blob` in.
-    pub(super) fn new(gpu: &Gpu, plan: &Plan, blob: &[u8]) -> Result<Self, RuntimeError> {
+    /// Allocates everything, zeroed, and streams the weights of `blob` in, made-up ones without it.
+    pub(super) fn new(gpu: &Gpu, plan: &Plan, blob: Option<&[u8]>) -> Result<Self, RuntimeError> {
         let needed = plan.device_bytes();
         let (free, _) = gpu.memory()?;
         if needed > free {
@@ -119,10 +120,14 @@ impl Memory {
 fn upload(
     gpu: &Gpu,
     plan: &Plan,
-    blob: &[u8],
+    blob: Option<&[u8]>,
     base: u64,
 ) -> Result<HashMap<String, u64>, RuntimeError> {
     let mut places = HashMap::new();
+    let pattern = match blob {
+        Some(_) => Vec::new(),
+        None => made_up::pattern(PART),
+    };
     let mut staging = Staging::new(gpu)?;
     let mut at = base;
     for weight in plan
@@ -132,15 +137,24 @@ fn upload(
     {
         for section in &weight.sections {
             let name = format!("{}/{}", weight.name, section.name);
-            let range = usize::try_from(section.offset)
-                .ok()
-                .zip(usize::try_from(section.bytes).ok());
-            let bytes = range.and_then(|(start, len)| blob.get(start..start.checked_add(len)?));
-            let bytes = bytes.ok_or_else(|| {
-                RuntimeError::broken(&name, "lies beyond the end of the packed weights")
-            })?;
-            for (i, part) in bytes.chunks(PART).enumerate() {
-                staging.copy(gpu, at + (i * PART) as u64, part)?;
+            let beyond =
+                || RuntimeError::broken(&name, "lies beyond the end of the packed weights");
+            let len = usize::try_from(section.bytes).map_err(|_| beyond())?;
+            match blob {
+                Some(blob) => {
+                    let start = usize::try_from(section.offset).ok();
+                    let bytes = start.and_then(|start| blob.get(start..start.checked_add(len)?));
+                    staging.all(gpu, at, bytes.ok_or_else(beyond)?)?;
+                }
+                None => match made_up::table(weight, section)? {
+                    Some(table) => staging.all(gpu, at, &table)?,
+                    None => {
+                        for start in (0..len).step_by(PART) {
+                            let part = &pattern[..PART.min(len - start)];
+                            staging.copy(gpu, at + start as u64, part)?;
+                        }
+                    }
+                },
             }
             places.insert(name, at);
             at += aligned(section.bytes);
@@ -171,6 +185,13 @@ impl Staging {
         })
     }
 
+    fn all(&mut self, gpu: &Gpu, to: u64, bytes: &[u8]) -> Result<(), RuntimeError> {
+        let parts = bytes.chunks(PART).enumerate();
+        let mut parts = parts.map(|(i, part)| (to + (i * PART) as u64, part));
+        parts.try_for_each(|(to, part)| self.copy(gpu, to, part))
+    }
+
+    /// At most `PART` bytes.
     fn copy(&mut self, gpu: &Gpu, to: u64, bytes: &[u8]) -> Result<(), RuntimeError> {
         let doing = "copying weights";
         let turn = self.next;

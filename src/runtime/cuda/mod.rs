@@ -13,6 +13,7 @@ mod launch;
 mod memory;
 
 pub use bench::{Measured, StepTime};
+pub(super) use compile::{has_nvrtc, machine_code};
 pub use launch::Loaded;
 
 use super::RuntimeError;
@@ -29,7 +30,12 @@ pub struct Gpu {
     name: String,
     /// Compute capability.
     capability: (i32, i32),
+    /// A launch may start before the one in front of it has ended, where its kernel waits itself.
+    overlaps: bool,
 }
+
+/// The first driver that records such launches into graphs.
+const OVERLAPPING_DRIVER: i32 = 12030;
 
 /// Attaches what was being done to the driver's error.
 fn driver(doing: impl Into<String>) -> impl FnOnce(DriverError) -> RuntimeError {
@@ -102,11 +108,16 @@ impl Gpu {
             );
             return Err(RuntimeError::NoGpu(problem));
         }
+        let mut version = 0;
+        // SAFETY: the driver is loaded; it writes one number.
+        let told = unsafe { sys::cuDriverGetVersion(&raw mut version) }.result();
+        told.map_err(driver("asking for the driver's version"))?;
         Ok(Self {
             context,
             stream,
             name,
             capability,
+            overlaps: capability >= (9, 0) && version >= OVERLAPPING_DRIVER,
         })
     }
 
@@ -158,6 +169,13 @@ impl Gpu {
                 .map(|v| u32::try_from(v).unwrap_or(u32::MAX))
         };
         target.arch = self.arch();
+        let named = target
+            .cards
+            .iter()
+            .find(|card| self.name.contains(&card.card));
+        if let Some(card) = named {
+            target.bandwidth_gbps = card.bandwidth_gbps;
+        }
         target.card.clone_from(&self.name);
         target.cards.clear();
         target.sms = size(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;

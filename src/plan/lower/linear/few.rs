@@ -3,7 +3,11 @@
 
 use super::{Emit, Growing, Launched, Result, float, int};
 use crate::plan::kernels::{self, FusedLaunch, Product};
-use crate::plan::{Estimate, PlanError, Value};
+use crate::plan::{Estimate, PlanError, Value, cost};
+
+/// Activations from which a launch of their own rounds them: every block of a product would do it again,
+/// 0.13 us per 1024 of them on an H200 (docs/kernel-notes.md, version 5).
+const LONG: u64 = 24 << 10;
 
 /// Arguments, and defines.
 pub(super) type Given<'a> = (Vec<(&'a str, Value)>, Vec<(&'static str, i64)>);
@@ -22,30 +26,58 @@ impl Emit<'_> {
         estimate: Estimate,
     ) -> Result<()> {
         let job = l.job;
-        let (xin, norm) = match (&l.rotated, &job.norm) {
+        let cols = l.stack.cols;
+        let exact = self.options.exact || !coded;
+        let columns = l.stack.base.is_some_and(|b| b.columns);
+        let terms = l.stack.factors.is_some() || l.stack.sparse;
+        let long = job.tokens * cols >= LONG && !exact && !columns && job.routed.is_none();
+        // A norm that terms need as well stays in front of both.
+        let (mut xin, norm) = match (&l.rotated, &job.norm) {
             (Some(_), _) | (None, None) => (0, None),
             (None, Some(norm)) => (if norm.layer { 2 } else { 1 }, Some(norm)),
         };
-        if let Some(norm) = norm {
+        let rounded = match long && (norm.is_none() || !terms) {
+            true => Some(self.rounded(p, job, l.rotated.as_ref())?),
+            false => None,
+        };
+        if let Some(rounded) = &rounded {
+            xin = 3;
+            given.extend(rounded.iter().cloned());
+        }
+        if let Some(norm) = norm.filter(|_| rounded.is_none()) {
             let width = self.width_of(norm);
             let vectors = self.norm_weight(norm, width)?;
             given.push(("gain", self.section(&vectors, "gain")));
             given.push(("beta", self.section(&vectors, "beta")));
             given.push(("eps", float(norm.eps)));
         }
-        let cols = l.stack.cols;
-        let (x, ldx) = match &l.rotated {
-            Some(x) => (x.clone(), cols.next_multiple_of(16)),
-            None => (job.x.clone(), job.ldx),
+        let rotated_stride = cols.next_multiple_of(16);
+        let (x, ldx) = match (&l.beside, &l.rotated) {
+            (Some(beside), _) => beside.x.clone(),
+            (None, Some(x)) => (x.clone(), rotated_stride),
+            (None, None) => (job.x.clone(), job.ldx),
         };
-        let exact = self.options.exact || !coded;
         defines.extend([("ACT", i64::from(exact)), ("XIN", xin)]);
+        let mut ldt = 0;
+        if let Some(beside) = &l.beside {
+            defines.push(("ROTATED", if beside.y.is_some() { 2 } else { 1 }));
+            let xr = l.rotated.clone().unwrap_or_else(|| x.clone());
+            let ldxr = match l.rotated {
+                Some(_) => rotated_stride,
+                None => ldx,
+            };
+            given.extend([("xr", xr), ("ldxr", int(ldxr))]);
+            if let Some((y, stride)) = &beside.y {
+                ldt = *stride;
+                given.extend([("y_terms", y.clone()), ("ldt", int(ldt))]);
+            }
+        }
         let mut top_k = 0;
-        if let Some((kind, ids, weights, count)) = &job.routed {
-            top_k = *count;
-            defines.push(("EXPERTS", *kind));
-            given.push(("ids", ids.clone()));
-            given.push(("weights", weights.clone()));
+        if let Some(routed) = &job.routed {
+            top_k = routed.top_k;
+            defines.push(("EXPERTS", routed.kind));
+            given.push(("ids", routed.ids.clone()));
+            given.push(("weights", routed.weights.clone()));
             given.push(("top_k", int(top_k)));
         }
         given.push(("ldx", int(ldx)));
@@ -74,7 +106,10 @@ impl Emit<'_> {
                 .chosen(&defines, &product)
                 .ok_or_else(|| no_room(name))?;
             let mut args = given.clone();
-            args.push(("x", moved(&x, first * ldx * 4)));
+            // Rounded inputs are enough for codes alone.
+            if xin != 3 || terms {
+                args.push(("x", moved(&x, first * ldx * 4)));
+            }
             if launch.inner_floats > 0 {
                 let inner = p.buffer(&format!("{name}.h"), "f32", &[launch.inner_floats]);
                 args.push(("h", inner));
@@ -84,19 +119,32 @@ impl Emit<'_> {
                 // Launches' counters do not share a line of the cache.
                 self.counters += launch.counters.next_multiple_of(64);
             }
+            let padded = cols.next_multiple_of(64);
             for (name, value) in &mut args {
-                let stride = match *name {
-                    "y" => job.ldy,
-                    "residual" => job.residual.as_ref().map_or(0, |r| r.1),
+                let bytes = match *name {
+                    "y" => job.ldy * 4,
+                    "y_terms" => ldt * 4,
+                    "xr" => rotated_stride * 4,
+                    "xq" => padded,
+                    "xs" | "xsum" => padded / 8,
+                    "residual" => job.residual.as_ref().map_or(0, |r| r.1) * 4,
                     _ => 0,
                 };
-                *value = moved(value, first * stride * 4);
+                *value = moved(value, first * bytes);
             }
             let estimate = Estimate {
-                us: estimate.us / parts as f64,
                 flops: estimate.flops / parts,
                 ..estimate
             };
+            let estimate = cost::product(
+                estimate,
+                cost::Beside {
+                    inputs: product.tokens * cols,
+                    rounded: xin == 3,
+                    norm: matches!(xin, 1 | 2),
+                    terms,
+                },
+            );
             p.push(name, ("fused_linear", index), launch.launch, args, estimate);
         }
         Ok(())

@@ -4,7 +4,7 @@ use super::{Emit, Growing, Job, Result, Value};
 use crate::numeric::hadamard::Rotation;
 use crate::plan::Place;
 use crate::plan::kernels::Launch;
-use crate::plan::lower::build::{int, per_token};
+use crate::plan::lower::build::{int, per_part};
 
 impl Emit<'_> {
     /// A job's input behind its norm, in f32, and its row stride.
@@ -44,6 +44,11 @@ impl Emit<'_> {
         }
         let columns = self.columns_of(job)?;
         let padded = columns.next_multiple_of(64);
+        // Rows of tokens' experts: how many there are is no device scalar, and nobody reads the others.
+        let (rows, scalars) = match &job.routed {
+            Some(routed) if routed.kind == 2 => (job.tokens * routed.top_k, Value::Null),
+            _ => (job.tokens, self.scalars(p)),
+        };
         let y = match &job.norm {
             Some(norm) => {
                 let name = unique(p, &format!("{}.f16", norm.name));
@@ -53,34 +58,103 @@ impl Emit<'_> {
             }
             None => {
                 let name = unique(p, &format!("{}.f16", job.x));
-                let y = p.buffer(&name, "f16", &[job.tokens, padded]);
+                let y = p.buffer(&name, "f16", &[rows, padded]);
                 let index = self.variant("quantize", &[("OUT", 1)]);
-                let estimate = self.estimate(
-                    Place::Device,
-                    job.tokens * columns * 6,
-                    job.tokens * columns,
-                    false,
-                );
+                let estimate =
+                    self.estimate(Place::Device, rows * columns * 6, rows * columns, false);
                 let given = vec![
                     ("x", job.x.clone()),
                     ("y16", y.clone()),
-                    ("scalars", self.scalars(p)),
+                    ("scalars", scalars),
                     ("width", int(columns)),
                     ("ldx", int(job.ldx)),
                     ("ldy", int(padded)),
                 ];
-                p.push(
-                    &name,
-                    ("quantize", index),
-                    per_token(job.tokens, 256),
-                    given,
-                    estimate,
-                );
+                let launch = per_part(rows, columns, 2048);
+                p.push(&name, ("quantize", index), launch, given, estimate);
                 y
             }
         };
         p.made.insert(key, y.clone());
         Ok(y)
+    }
+
+    /// A job's input in 8 bits, behind its norm or rotated, as the arguments of a product.
+    pub(super) fn rounded(
+        &mut self,
+        p: &mut Growing,
+        job: &Job,
+        rotated: Option<&Value>,
+    ) -> Result<[(&'static str, Value); 3]> {
+        let columns = self.columns_of(job)?;
+        let norm = job.norm.as_ref().filter(|_| rotated.is_none());
+        let (x, ldx) = match rotated {
+            Some(x) => (x.clone(), columns.next_multiple_of(16)),
+            None => (job.x.clone(), job.ldx),
+        };
+        let base = match norm {
+            Some(norm) => norm.name.clone(),
+            None => x.to_string(),
+        };
+        let key = |part: &str| format!("{x} {base} {part}");
+        let found = ["q8", "q8.scales", "q8.sums"].map(|part| p.made.get(&key(part)).cloned());
+        if let [Some(codes), Some(scales), Some(sums)] = found {
+            return Ok([("xq", codes), ("xs", scales), ("xsum", sums)]);
+        }
+        let padded = columns.next_multiple_of(64);
+        let codes = unique(p, &format!("{base}.q8"));
+        let scales = unique(p, &format!("{base}.q8.scales"));
+        let sums = unique(p, &format!("{base}.q8.sums"));
+        let codes = p.buffer(&codes, "s8", &[job.tokens, padded]);
+        let scales = p.buffer(&scales, "f32", &[job.tokens, padded / 32]);
+        let sums = p.buffer(&sums, "i32", &[job.tokens, padded / 32]);
+        let outputs = [
+            ("yq", codes.clone()),
+            ("ys", scales.clone()),
+            ("ysum", sums.clone()),
+        ];
+        match norm {
+            Some(norm) => {
+                self.norm(
+                    p,
+                    &norm.name,
+                    norm,
+                    (x.clone(), ldx),
+                    None,
+                    (codes.clone(), "yq"),
+                    2,
+                )?;
+                if let Some(step) = p.steps.last_mut() {
+                    for (name, value) in outputs {
+                        step.args.set(name, value);
+                    }
+                }
+            }
+            None => {
+                let index = self.variant("quantize", &[("OUT", 2)]);
+                let bytes = job.tokens * columns * 5;
+                let estimate = self.estimate(Place::Device, bytes, job.tokens * columns * 2, false);
+                let mut given = vec![
+                    ("x", x.clone()),
+                    ("scalars", self.scalars(p)),
+                    ("width", int(columns)),
+                    ("ldx", int(ldx)),
+                ];
+                given.extend(outputs);
+                let launch = per_part(job.tokens, columns, 2048);
+                p.push(
+                    &format!("{base}.q8"),
+                    ("quantize", index),
+                    launch,
+                    given,
+                    estimate,
+                );
+            }
+        }
+        for (part, value) in [("q8", &codes), ("q8.scales", &scales), ("q8.sums", &sums)] {
+            p.made.insert(key(part), value.clone());
+        }
+        Ok([("xq", codes), ("xs", scales), ("xsum", sums)])
     }
 
     fn norm_half(
@@ -141,6 +215,34 @@ impl Emit<'_> {
         Ok(y)
     }
 
+    /// A rotation of whole rows of `width`, or its inverse.
+    pub(in crate::plan::lower) fn hadamard(
+        &mut self,
+        p: &mut Growing,
+        name: &str,
+        (rotation, inverse): (Rotation, bool),
+        (x, y): (Value, Value),
+        width: u64,
+    ) -> Result<()> {
+        let signs = self.signs(&format!("rotation.{width}"), rotation, width)?;
+        let index = self.variant("hadamard", &[("INVERSE", i64::from(inverse))]);
+        let flops = p.tokens * width * u64::from(rotation.block.trailing_zeros());
+        let estimate = self.estimate(Place::Device, p.tokens * width * 8, flops, false);
+        let given = vec![
+            ("x", x),
+            ("signs", self.section(&signs, "signs")),
+            ("y", y),
+            ("scalars", self.scalars(p)),
+            ("width", int(width)),
+            ("ldx", int(width)),
+            ("ldy", int(width)),
+            ("block", int(rotation.block as u64)),
+        ];
+        let launch = turn(p.tokens, width);
+        p.push(name, ("hadamard", index), launch, given, estimate);
+        Ok(())
+    }
+
     pub(super) fn columns_of(&self, job: &Job) -> Result<u64> {
         let Some(part) = job.experts.iter().flatten().next() else {
             return Ok(0);
@@ -152,9 +254,7 @@ impl Emit<'_> {
 
 /// A launch of the rotation: 1024 columns of a token to a block.
 pub(super) fn turn(tokens: u64, columns: u64) -> Launch {
-    let mut launch = per_token(tokens, 256);
-    launch.grid[1] = u32::try_from(columns.div_ceil(1024)).unwrap_or(u32::MAX);
-    launch
+    per_part(tokens, columns, 1024)
 }
 
 /// A name that no buffer of the program has.

@@ -2,7 +2,7 @@
 
 use super::input::{turn, unique};
 use super::{
-    Elementwise, Emit, Growing, Job, Launched, Part, PartTerms, Result, Stack, Terms, Value,
+    Beside, Elementwise, Emit, Growing, Job, Launched, Part, PartTerms, Result, Stack, Terms, Value,
 };
 use crate::plan::Place;
 use crate::plan::lower::build::int;
@@ -26,11 +26,13 @@ impl Emit<'_> {
     ) -> Result<()> {
         let extras = !terms.low_rank.is_empty() || !terms.sparse.is_empty();
         // What stands in the matrix's own coordinates first, so that rotated results are added to it.
+        // Few tokens' codes are one launch with it.
         let (plain, rotated): (Vec<Base>, Vec<Base>) = terms
             .bases
             .iter()
             .copied()
             .partition(|b| b.rotation.is_none());
+        let together = extras && plain.is_empty() && rotated.len() == 1 && job.tokens <= 8;
         let mut passes: Vec<Pass> = plain
             .into_iter()
             .map(|b| Pass {
@@ -40,12 +42,12 @@ impl Emit<'_> {
             .collect();
         match passes.first_mut() {
             Some(first) => first.extras = extras,
-            None if extras => passes.push(Pass { base: None, extras }),
+            None if extras && !together => passes.push(Pass { base: None, extras }),
             None => {}
         }
         passes.extend(rotated.into_iter().map(|b| Pass {
             base: Some(b),
-            extras: false,
+            extras: together,
         }));
         let out = terms
             .bases
@@ -189,20 +191,36 @@ impl Emit<'_> {
             Some(rotation) => Some(self.rotated(p, job, rotation.in_side())?),
             None => None,
         };
+        let padded = part.padded();
+        let apart = match rotation.filter(|_| pass.extras) {
+            None => None,
+            Some(_) => Some(Beside {
+                x: self.normed(p, job)?,
+                y: turned.map(|_| {
+                    let buffer = unique(p, &format!("{name}.terms"));
+                    (p.buffer(&buffer, "f32", &[job.tokens, padded]), padded)
+                }),
+            }),
+        };
         let Some(rotation) = turned else {
             let launched = Launched {
                 stack,
                 scale: terms.scale,
                 job,
                 rotated: input,
+                beside: apart,
             };
             return self.launch(p, name, &launched);
         };
-        let padded = part.padded();
+        // The terms' results have the residual already.
+        let (within, added) = match apart.as_ref().and_then(|a| a.y.clone()) {
+            Some(terms) => (job.residual.clone(), Some(terms)),
+            None => (None, job.residual.clone()),
+        };
         let buffer = unique(p, &format!("{name}.turned"));
         let between = p.buffer(&buffer, "f32", &[job.tokens, padded]);
         let inner = Job {
-            residual: None,
+            residual: within,
             y: between.clone(),
             ldy: padded,
             y_offset: 0,
@@ -213,6 +231,7 @@ impl Emit<'_> {
             scale: terms.scale,
             job: &inner,
             rotated: input,
+            beside: apart,
         };
         self.launch(p, name, &launched)?;
         let side = rotation.out_side();
@@ -238,14 +257,14 @@ impl Emit<'_> {
         let defines = [
             ("INVERSE", 1),
             ("BIAS", i64::from(own.is_some())),
-            ("RESIDUAL", i64::from(job.residual.is_some())),
+            ("RESIDUAL", i64::from(added.is_some())),
         ];
         let index = self.variant("hadamard", &defines);
         let y = match &job.y {
             Value::Buffer { name, offset } => Value::at(name.clone(), offset + job.y_offset * 4),
             other => other.clone(),
         };
-        let (residual, ldr) = job.residual.clone().unwrap_or((Value::Null, 0));
+        let (residual, ldr) = added.unwrap_or((Value::Null, 0));
         let flops = job.tokens * width * u64::from(side.block.trailing_zeros());
         let estimate = self.estimate(Place::Device, job.tokens * width * 8, flops, false);
         let given = vec![

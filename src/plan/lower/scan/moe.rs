@@ -13,7 +13,8 @@ impl<'a> Scan<'a> {
             let found = self.expert(region);
             let Some((parts, function)) = found else {
                 let problem = format!(
-                    "expert {index} is not down(activation(gate(x)) · up(x)), the one form that has a kernel"
+                    "expert {index} is not down(activation(gate(x)) · up(x)), the one form that has a kernel (of \
+                     `fold-rotations` with down=false)"
                 );
                 return self.refuse(op, problem);
             };
