@@ -4,6 +4,7 @@
 //! in both places.
 
 use std::fmt;
+use std::path::Path;
 
 use super::remark::Remark;
 use super::terms::TermData;
@@ -18,6 +19,16 @@ pub enum Pass {
     Matrix(Box<dyn MatrixPass>),
     /// Works on the whole module.
     Module(Box<dyn ModulePass>),
+}
+
+impl Pass {
+    /// What it does with statistics of activations.
+    pub fn calibration(&self) -> Calibration {
+        match self {
+            Pass::Matrix(pass) => pass.calibration(),
+            Pass::Module(pass) => pass.calibration(),
+        }
+    }
 }
 
 /// Which part of a matrix a pass must see at once.
@@ -62,6 +73,22 @@ pub struct Moments {
     pub tokens: u64,
 }
 
+impl Moments {
+    /// These, where they are of so many inputs.
+    ///
+    /// # Errors
+    /// They are of another model.
+    pub fn of_width(self, inputs: u64) -> Result<Self, String> {
+        let width = self.diagonal.len() as u64;
+        if width == inputs {
+            return Ok(self);
+        }
+        Err(format!(
+            "the statistics of --calib are of {width} inputs, the matrix has {inputs}: they are of another model"
+        ))
+    }
+}
+
 /// Where moments come from, site by site.
 pub trait MomentSource: Sync + fmt::Debug {
     /// What they are, so that a run with others is another run.
@@ -72,6 +99,17 @@ pub trait MomentSource: Sync + fmt::Debug {
     /// # Errors
     /// What is wrong with the file.
     fn moments(&self, site: &str) -> Result<Option<Moments>, String>;
+
+    /// Whether they are of the model behind the run's module passes. Else they are of its source, and turn
+    /// with the inputs of matrices that a module pass turned.
+    fn behind(&self) -> bool {
+        false
+    }
+
+    /// The file that they are in, which another process can open.
+    fn file(&self) -> Option<&Path> {
+        None
+    }
 }
 
 /// A pass that takes one term out of a matrix's residual.
@@ -123,11 +161,53 @@ pub trait MatrixPass: Send + Sync {
 
 /// A pass that rewrites the module as a graph.
 pub trait ModulePass: Send + Sync {
+    /// What it does with statistics of activations.
+    fn calibration(&self) -> Calibration {
+        Calibration::Unused
+    }
+
     /// The changes that it asks for; an empty patch where there are none.
     ///
     /// # Errors
     /// What is wrong with this module.
-    fn run(&self, module: &Module, remarks: &mut Vec<Remark>) -> Result<Patch, PassError>;
+    fn run(&self, rewrite: &mut Rewrite<'_>) -> Result<Patch, PassError>;
+}
+
+/// A module in the hands of a pass.
+pub struct Rewrite<'a> {
+    /// The module, as passes before this one left it.
+    pub module: &'a Module,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Statistics of activations by site, for passes that say that they use them; none in a dry run.
+    pub statistics: Option<&'a dyn MomentSource>,
+    /// Remarks about the module and its sites.
+    pub remarks: &'a mut Vec<Remark>,
+}
+
+impl<'a> Rewrite<'a> {
+    /// A module without statistics, and a seed of 0.
+    pub fn new(module: &'a Module, remarks: &'a mut Vec<Remark>) -> Self {
+        Self {
+            module,
+            seed: 0,
+            statistics: None,
+            remarks,
+        }
+    }
+
+    /// Moments of what goes into a site's matrix of so many inputs; `None` where it was not seen.
+    ///
+    /// # Errors
+    /// The file can't be read, or is of another model.
+    pub fn moments(&self, site: &str, inputs: u64) -> Result<Option<Moments>, PassError> {
+        let Some(source) = self.statistics else {
+            return Ok(None);
+        };
+        let named = |e: String| PassError::new(format!("{site}: {e}"));
+        let found = source.moments(site).map_err(named)?;
+        found.map(|m| m.of_width(inputs)).transpose().map_err(named)
+    }
 }
 
 /// The integer scheme of a quantizing pass.

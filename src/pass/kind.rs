@@ -57,7 +57,8 @@ pub trait TermKind: Send + Sync {
 
     /// The backward rule: from the gradient of the matrix, `dw` `[rows, cols]`, the gradient of each
     /// tensor of the term, in f32 and the tensor's shape; zeros for tensors that are not trained. `None`:
-    /// there is none, the term is a constant.
+    /// there is none, the term is a constant. Training moves tensors of f32, f16 and bf16. Of the first
+    /// eight: an op of a backward graph names a tensor by its place.
     fn backward(
         &self,
         term: &CustomView<'_>,
@@ -140,6 +141,14 @@ pub struct OnnxNode {
     pub output: String,
     /// Attributes: integers, floats, strings, lists of integers.
     pub attrs: Map<String, Value>,
+}
+
+impl TensorView<'_> {
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        let count = self.shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d));
+        count.map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX))
+    }
 }
 
 impl<'a> CustomView<'a> {

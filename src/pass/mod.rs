@@ -22,7 +22,7 @@ pub mod terms;
 pub use entry::PassEntry;
 pub use interface::{
     Access, Calibration, Earlier, MatrixPass, ModulePass, MomentSource, Moments, Pass, PassError,
-    Peel, Peeled, PeeledStored, Quantizer, Residual, Stored,
+    Peel, Peeled, PeeledStored, Quantizer, Residual, Rewrite, Stored,
 };
 pub use registry::{find, passes};
 pub use remark::{Remark, RemarkKind};

@@ -35,6 +35,11 @@ fn files_that_are_no_plugins() {
     refused(here, &here.join("missing.so"), &["can't be read"]);
     refused(here, here, &["is no shared library", "folder"]);
     refused(here, &put("empty.so", b""), &["is no shared library"]);
+    let pipe = here.join("pipe.so");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    if made.is_ok_and(|status| status.success()) {
+        refused(here, &pipe, &["is no shared library", "no file"]);
+    }
     refused(
         here,
         &put("text.so", b"#!/bin/sh\necho\n"),
@@ -147,6 +152,16 @@ fn the_environment_names_plugins() {
         let file = library.file_name().expect("a name");
         std::fs::copy(&library, plugins.join(file)).expect("copied");
     }
+    // A library of somebody else's in the folder is passed over, and named.
+    let source = here.join("plain.c");
+    std::fs::write(&source, "int nothing(void) { return 0; }\n").expect("written");
+    let plain = plugins.join("libplain.so");
+    let mut compiler = std::process::Command::new("cc");
+    let built = compiler
+        .args(["-shared", "-fPIC", "-o"])
+        .args([&plain, &source])
+        .status();
+    let has_plain = built.is_ok_and(|status| status.success());
     let list = |value: &Path| {
         let mut command = std::process::Command::new(super::common::program());
         command
@@ -161,6 +176,15 @@ fn the_environment_names_plugins() {
         "{out}{}",
         text(&said.stderr)
     );
+    if has_plain {
+        let told = text(&said.stderr);
+        assert!(
+            told.contains("HLRC_PLUGIN_PATH") && told.contains("libplain.so: is no plugin"),
+            "{told}"
+        );
+        // Named by itself it is an error.
+        assert_eq!(list(&plain).status.code(), Some(CODE));
+    }
     let gone = list(&here.join("gone"));
     assert_eq!(gone.status.code(), Some(CODE));
     assert!(

@@ -2,11 +2,17 @@
 //!
 //! `UPDATE_GOLDENFILES=1 cargo test --release --test plugins` accepts new results of the examples.
 
+mod broken;
 mod common;
+mod compute;
+mod dense;
 mod goldens;
 mod isolated;
 mod kinds;
 mod loading;
 mod misbehaving;
+mod missing;
 mod moved;
 mod scaffold;
+mod statistics;
+mod training;

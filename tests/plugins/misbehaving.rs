@@ -122,7 +122,7 @@ fn mistakes_of_c_plugins() {
     let folder = tempfile::tempdir().expect("a folder");
     let here = folder.path();
     small(here);
-    let cases: [(u32, &str); 19] = [
+    let cases: [(u32, &str); 21] = [
         (2, "no term has the handle 12345"),
         (3, "status 3"),
         (4, "whose callback had returned"),
@@ -138,6 +138,8 @@ fn mistakes_of_c_plugins() {
         ),
         (12, "4000 is no element type"),
         (13, "no UTF-8"),
+        (14, "rotated 8x8 in blocks of 3 and 8"),
+        (15, "does not fit 8x8"),
         (20, "graph 7 has no op 7"),
         (21, "no weight 12345"),
         (22, "has no value 4321"),
@@ -174,6 +176,19 @@ fn mistakes_of_c_plugins() {
         2,
         &["plugin evil 1: pass evil: an access of number 77"],
     );
+    // A callback that the host is called from is busy: asking by it is refused, and nothing waits for ever.
+    let busy = c_library("evil.c", HEADER, &[("HOW", 16)], here).expect("built");
+    let busy = busy.to_str().expect("utf-8");
+    let arguments = [
+        "m.hlir",
+        "-p",
+        "evil",
+        "-S",
+        "-q",
+        "--load-pass-plugin",
+        busy,
+    ];
+    assert!(works(here, &arguments).contains("evil.own(weight=@"));
     let well = c_library("evil.c", HEADER, &[("HOW", 27)], here).expect("built");
     let out = works(
         here,
@@ -207,6 +222,14 @@ fn crashes_in_a_process_of_their_own() {
         "misbehave{how=exit}",
         true,
         &says("its process ended with exit status: 0"),
+    );
+    // Without one it takes the program with it, but not as if all had gone well.
+    fails_cleanly(
+        here,
+        plugin,
+        "misbehave{how=exit}",
+        false,
+        &["a plugin ended the process", "--isolate-plugins"],
     );
     let print = [
         "m.hlir",

@@ -20,7 +20,7 @@
 /*
  Minor version: structs and functions that were added to the major version.
  */
-#define HLRC_ABI_MINOR 1
+#define HLRC_ABI_MINOR 2
 
 /*
  `kind` of a remark: a pass did what it was asked.
@@ -173,7 +173,7 @@ typedef struct HlrcQuantizer {
 } HlrcQuantizer;
 
 /*
- What the manager asks of a matrix pass.
+ What the manager asks of a matrix pass; of a module pass `calibration` alone, since 1.2.
  */
 typedef struct HlrcMatrixTraits {
   /*
@@ -424,7 +424,8 @@ typedef struct HlrcPassDef {
    */
   HlrcUser user;
   /*
-   Makes a pass from its options, a JSON object that fits the schema.
+   Makes a pass from its options, a JSON object that fits the schema; hosts of 1.2 and later give the
+   schema's defaults for what the user left out.
    */
   HlrcStatus (*create)(const struct HlrcPassDef *def,
                        HlrcContext context,
@@ -435,7 +436,7 @@ typedef struct HlrcPassDef {
    */
   void (*destroy)(HlrcUser pass);
   /*
-   What the manager asks of a matrix pass.
+   What the manager asks of a matrix pass. Since 1.2 of a module pass too, which may leave it null.
    */
   HlrcStatus (*traits)(HlrcUser pass, HlrcContext context, struct HlrcMatrixTraits *traits);
   /*
@@ -1058,9 +1059,25 @@ typedef struct HlrcHost {
    */
   HlrcStatus (*onnx_output)(HlrcContext context, struct HlrcStr name, uint64_t opset);
   /*
-   Since 1.1. Gives a term's memory back before the context ends; its handle means nothing then.
+   Since 1.1. Gives a term's memory back before the context ends, with what `term_view` lent of it; its
+   handle means nothing then.
    */
   HlrcStatus (*term_drop)(HlrcContext context, HlrcTerm term);
+  /*
+   Since 1.2. The seed that the callback's random numbers come from: of the run in a module pass, of site
+   and pass in a peel.
+   */
+  HlrcStatus (*seed)(HlrcContext context, uint64_t *seed);
+  /*
+   Since 1.2. Name of the site that an op with a matrix is a user of, as reports, scopes and statistics
+   have it; `HLRC_NONE` where it has none.
+   */
+  HlrcStatus (*op_site)(HlrcContext context, struct HlrcOpRef op, struct HlrcStr *site);
+  /*
+   Since 1.2. In a module pass: second moments of what goes into a site's matrix. They live until the
+   next call. `HLRC_NONE` where there are none of it: without `--calib`, and in a dry run.
+   */
+  HlrcStatus (*moments)(HlrcContext context, struct HlrcStr site, struct HlrcMoments *moments);
 } HlrcHost;
 
 /*

@@ -95,7 +95,10 @@ fn pass(entry: &'static PassEntry) -> HlrcPassDef {
         user: std::ptr::from_ref(entry).cast_mut().cast(),
         create: Some(create),
         destroy: Some(destroy),
-        traits: matrices.then_some(matrix::traits),
+        traits: Some(match is_module {
+            true => module::traits,
+            false => matrix::traits,
+        }),
         cost: matrices.then_some(matrix::cost),
         peel: matrices.then_some(matrix::peel),
         peel_stored: matrices.then_some(matrix::peel_stored),

@@ -4,14 +4,15 @@
 //! is no host, or do nothing.
 #![allow(unsafe_code)]
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::sync::OnceLock;
 
 use hlrc_pass_abi::*;
 
 use crate::pass::borrow;
 use crate::pass::kind::TensorView;
-use crate::pass::{PassError, Remark, RemarkKind};
+use crate::pass::{Moments, PassError, Remark, RemarkKind};
 use crate::weights::DType;
 
 static HOST: OnceLock<Table> = OnceLock::new();
@@ -26,6 +27,8 @@ unsafe impl Sync for Table {}
 
 thread_local! {
     static CONTEXT: Cell<HlrcContext> = const { Cell::new(0) };
+    /// The weights of the module of a context.
+    static NAMES: RefCell<(HlrcContext, HashMap<String, u32>)> = RefCell::default();
 }
 
 /// The table of the host, once it is known.
@@ -111,23 +114,114 @@ pub fn random(out: &mut [u64]) -> Result<(), PassError> {
     check(unsafe { (table()?.random)(context(), out.as_mut_ptr(), out.len()) })
 }
 
+/// Whether the host's table has what begins at this offset: later minor versions have more.
+fn has(host: &HlrcHost, offset: usize) -> bool {
+    host.size >= offset + size_of::<usize>()
+}
+
+pub(crate) fn has_statistics(host: &HlrcHost) -> bool {
+    has(host, std::mem::offset_of!(HlrcHost, moments))
+}
+
+/// The seed of the run or of the matrix at hand; 0 of hosts before 1.2.
+pub(crate) fn seed() -> Result<u64, PassError> {
+    let (host, mut seed) = (table()?, 0);
+    if has(host, std::mem::offset_of!(HlrcHost, seed)) {
+        // SAFETY: a function of the host, by the interface, which has it.
+        check(unsafe { (host.seed)(context(), &mut seed) })?;
+    }
+    Ok(seed)
+}
+
+/// Moments of what goes into a site's matrix, copied; the caller knows that the host has them.
+pub(crate) fn moments(site: &str) -> Result<Option<Moments>, PassError> {
+    let mut found = HlrcMoments {
+        size: size_of::<HlrcMoments>(),
+        tokens: 0,
+        width: 0,
+        diagonal: std::ptr::null(),
+        hessian: std::ptr::null(),
+    };
+    // SAFETY: a function of the host, by the interface; what it lends lives until the next call.
+    match unsafe { (table()?.moments)(context(), borrow::lend(site), &mut found) } {
+        HLRC_NONE => Ok(None),
+        status => {
+            check(status)?;
+            // SAFETY: as above.
+            unsafe { moments_in(&found) }.map(Some)
+        }
+    }
+}
+
+/// Moments of the host, copied.
+///
+/// # Safety
+/// What it points to lives during the call.
+pub(crate) unsafe fn moments_in(m: &HlrcMoments) -> Result<Moments, PassError> {
+    let too_large = || PassError::new("moments larger than memory");
+    let width = usize::try_from(m.width).map_err(|_| too_large())?;
+    let square = width.checked_mul(width).ok_or_else(too_large)?;
+    // SAFETY: the caller's promise.
+    let (diagonal, hessian) = unsafe {
+        let whole = (!m.hessian.is_null()).then(|| borrow::slice(m.hessian, square, "moments"));
+        (
+            borrow::slice(m.diagonal, width, "moments")?,
+            whole.transpose()?,
+        )
+    };
+    Ok(Moments {
+        hessian: hessian.map(<[f32]>::to_vec),
+        diagonal: diagonal.to_vec(),
+        tokens: m.tokens,
+    })
+}
+
 /// Gives a weight of the module at hand, as it is stored and mapped, to `read`; of module passes.
 ///
 /// # Errors
 /// There is no such weight, its file can't be read, or this is no module pass.
 pub fn weight<T>(name: &str, read: impl FnOnce(TensorView<'_>) -> T) -> Result<T, PassError> {
+    let number = with_names(|names| names.get(name).copied())?;
+    let number = number.ok_or_else(|| PassError::new(format!("there is no weight `{name}`")))?;
+    let mut tensor = HlrcTensor {
+        name: EMPTY,
+        dtype: 0,
+        rank: 0,
+        dims: std::ptr::null(),
+        data: std::ptr::null(),
+        len: 0,
+    };
+    // SAFETY: a function of the host, by the interface; what it lends lives until the call ends.
+    unsafe {
+        check((table()?.weight_data)(context(), number, &mut tensor))?;
+        Ok(read(view(&tensor)?))
+    }
+}
+
+const EMPTY: HlrcStr = HlrcStr {
+    data: std::ptr::null(),
+    len: 0,
+};
+
+/// Calls `work` with the numbers of the module's weights by name, which are asked for once.
+fn with_names<T>(work: impl FnOnce(&HashMap<String, u32>) -> T) -> Result<T, PassError> {
+    let known = NAMES.with_borrow(|(of, _)| *of == context());
+    if !known {
+        let names = names()?;
+        NAMES.set((context(), names));
+    }
+    Ok(NAMES.with_borrow(|(_, names)| work(names)))
+}
+
+fn names() -> Result<HashMap<String, u32>, PassError> {
     let host = table()?;
-    let mut count = 0;
+    let (mut count, mut names) = (0, HashMap::new());
     // SAFETY: a function of the host, by the interface; so are those below.
     check(unsafe { (host.weight_count)(context(), &mut count) })?;
     for number in 0..count {
-        let empty = HlrcStr {
-            data: std::ptr::null(),
-            len: 0,
-        };
         let mut info = HlrcWeightInfo {
             size: size_of::<HlrcWeightInfo>(),
-            name: empty,
+            name: EMPTY,
             dtype: 0,
             rank: 0,
             dims: std::ptr::null(),
@@ -138,24 +232,9 @@ pub fn weight<T>(name: &str, read: impl FnOnce(TensorView<'_>) -> T) -> Result<T
             check((host.weight_info)(context(), number, &mut info))?;
             borrow::text(info.name)?
         };
-        if found != name {
-            continue;
-        }
-        let mut tensor = HlrcTensor {
-            name: empty,
-            dtype: 0,
-            rank: 0,
-            dims: std::ptr::null(),
-            data: std::ptr::null(),
-            len: 0,
-        };
-        // SAFETY: as above.
-        unsafe {
-            check((host.weight_data)(context(), number, &mut tensor))?;
-            return Ok(read(view(&tensor)?));
-        }
+        names.entry(found.to_string()).or_insert(number);
     }
-    Err(PassError::new(format!("there is no weight `{name}`")))
+    Ok(names)
 }
 
 /// # Safety

@@ -40,11 +40,13 @@ pub use serde_json;
 
 /// What most passes use.
 pub mod prelude {
+    pub use crate::ir::Module;
+    pub use crate::ir::patch::Patch;
     pub use crate::pass::kind::{CustomView, OnnxForm, OnnxNode, OnnxTensor, TermKind};
     pub use crate::pass::terms::{CustomData, CustomTensor, TermData};
     pub use crate::pass::{
         Access, Calibration, MatrixPass, ModulePass, Pass, PassError, Peel, Peeled, Remark,
-        RemarkKind, Residual,
+        RemarkKind, Residual, Rewrite,
     };
     pub use crate::passes::shared::entry::pass_entry;
     pub use crate::weights::DType;

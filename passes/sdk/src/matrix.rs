@@ -7,12 +7,11 @@ use crate::export::{guard, instance};
 use crate::host::{self, check, context};
 use crate::ir::Rotation;
 use crate::pass::borrow::{
-    self, Traits, lend, quantizer_in, rotation_in, rotation_out, slice, traits_in, traits_out,
+    self, Traits, lend, no_traits, quantizer_in, rotation_in, rotation_out, slice, traits_in,
+    traits_out,
 };
-use crate::pass::interface::{
-    Access, Calibration, Earlier, MatrixPass, Moments, Pass, PassError, Peel, Peeled, Quantizer,
-    Residual, Stored,
-};
+use crate::pass::interface::{Earlier, MatrixPass, Pass, PassError, Peel, Peeled, Stored};
+use crate::pass::stated::Stated;
 use crate::pass::terms::{TermData, TermSpec};
 use crate::terms;
 
@@ -89,13 +88,13 @@ unsafe fn run(pass: &dyn MatrixPass, given: *mut HlrcPeel) -> Result<HlrcStatus>
         .map(quantizer_in)
         .transpose()?;
     let moments = unsafe { about.moments.as_ref() }
-        .map(|m| unsafe { moments(m) })
+        .map(|m| unsafe { host::moments_in(m) })
         .transpose()?;
     let (mut passes, mut terms, mut before) = (Vec::new(), Vec::new(), Vec::new());
     for index in 0..about.earlier_count {
         let (traits, term) = earlier(index)?;
         before.push(term.clone().into_parts());
-        passes.push(Other(traits));
+        passes.push(Stated::earlier(traits));
         terms.push(term);
     }
     let mut rotation: Option<Rotation> = rotation_in(&about.rotation);
@@ -138,25 +137,6 @@ fn size(n: u64) -> Result<usize> {
     usize::try_from(n).map_err(|_| PassError::new(format!("{n} is more than memory has")))
 }
 
-/// # Safety
-/// What it points to lives during the call.
-unsafe fn moments(m: &HlrcMoments) -> Result<Moments> {
-    let width = size(m.width)?;
-    let square = width
-        .checked_mul(width)
-        .ok_or_else(|| PassError::new("moments larger than memory"))?;
-    // SAFETY: the caller's promise.
-    let (diagonal, hessian) = unsafe {
-        let whole = (!m.hessian.is_null()).then(|| slice(m.hessian, square, "moments"));
-        (slice(m.diagonal, width, "moments")?, whole.transpose()?)
-    };
-    Ok(Moments {
-        hessian: hessian.map(<[f32]>::to_vec),
-        diagonal: diagonal.to_vec(),
-        tokens: m.tokens,
-    })
-}
-
 type Parts = (TermSpec, Vec<crate::pass::terms::TensorData>);
 
 fn same(a: &Parts, b: &Parts) -> bool {
@@ -170,15 +150,7 @@ fn earlier(index: usize) -> Result<(Traits, TermData)> {
     let mut found = HlrcEarlier {
         size: size_of::<HlrcEarlier>(),
         term: 0,
-        traits: HlrcMatrixTraits {
-            size: size_of::<HlrcMatrixTraits>(),
-            access: 0,
-            residual: 0,
-            calibration: 0,
-            quantizes: 0,
-            has_quantizer: 0,
-            quantizer: HlrcQuantizer::default(),
-        },
+        traits: no_traits(),
     };
     // SAFETY: a function of the host, by the interface; the struct is ours.
     check(unsafe { (host.earlier)(context(), index, &mut found) })?;
@@ -260,43 +232,4 @@ pub(crate) unsafe extern "C" fn peel_stored(
         unsafe { borrow::fill(out, &made) }?;
         Ok(HLRC_OK)
     })
-}
-
-/// A pass of the host's, as far as other passes ask about it.
-struct Other(Traits);
-
-impl MatrixPass for Other {
-    fn access(&self) -> Access {
-        self.0.access
-    }
-
-    fn residual(&self) -> Residual {
-        self.0.residual
-    }
-
-    fn quantizer(&self) -> Option<Quantizer> {
-        self.0.quantizer
-    }
-
-    fn quantizes(&self) -> bool {
-        self.0.quantizes
-    }
-
-    fn calibration(&self) -> Calibration {
-        self.0.calibration
-    }
-
-    fn workspace_bytes(&self, _: u64, _: u64) -> u64 {
-        0
-    }
-
-    fn term_bytes(&self, _: u64, _: u64) -> u64 {
-        0
-    }
-
-    fn peel(&self, _: &mut Peel<'_>) -> Result<Peeled> {
-        Err(PassError::new(
-            "a pass of the host can't be run from a plugin",
-        ))
-    }
 }

@@ -6,8 +6,40 @@ use hlrc_pass_abi::*;
 use crate::export::{guard, instance};
 use crate::host::{self, check, context};
 use crate::ir::text::{parse, print};
-use crate::pass::borrow::{lend, text};
-use crate::pass::{Pass, PassError};
+use crate::pass::borrow::{self, calibration_out, lend, no_traits, text};
+use crate::pass::{Calibration, MomentSource, Moments, Pass, PassError, Rewrite};
+
+/// Statistics of activations that the host has.
+#[derive(Debug)]
+struct OfHost;
+
+impl MomentSource for OfHost {
+    fn identity(&self) -> String {
+        "the host's".to_string()
+    }
+
+    fn moments(&self, site: &str) -> Result<Option<Moments>, String> {
+        host::moments(site).map_err(|e| e.to_string())
+    }
+}
+
+pub(crate) unsafe extern "C" fn traits(
+    pass: HlrcUser,
+    number: HlrcContext,
+    out: *mut HlrcMatrixTraits,
+) -> HlrcStatus {
+    guard(number, || {
+        // SAFETY: the host gives a pass of `create` and room for the struct, by the interface.
+        let pass = unsafe { instance(pass) }?;
+        let traits = HlrcMatrixTraits {
+            calibration: calibration_out(pass.calibration()),
+            ..no_traits()
+        };
+        // SAFETY: as above.
+        unsafe { borrow::fill(out, &traits) }?;
+        Ok(HLRC_OK)
+    })
+}
 
 pub(crate) unsafe extern "C" fn run(pass: HlrcUser, number: HlrcContext) -> HlrcStatus {
     guard(number, || {
@@ -28,7 +60,13 @@ pub(crate) unsafe extern "C" fn run(pass: HlrcUser, number: HlrcContext) -> Hlrc
         };
         let mut module = parse(source).map_err(PassError::new)?;
         let mut remarks = Vec::new();
-        let done = pass.run(&module, &mut remarks);
+        let uses = pass.calibration() != Calibration::Unused && host::has_statistics(host);
+        let done = pass.run(&mut Rewrite {
+            module: &module,
+            seed: host::seed()?,
+            statistics: uses.then_some(&OfHost),
+            remarks: &mut remarks,
+        });
         host::remarks(&remarks)?;
         let patch = done?;
         if patch.is_empty() {

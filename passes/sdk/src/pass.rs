@@ -16,10 +16,13 @@ pub mod terms;
 #[allow(dead_code)] // half of it is the host's
 #[path = "../../../src/pass/plugin/borrow.rs"]
 pub(crate) mod borrow;
+#[allow(dead_code)] // the same
+#[path = "../../../src/pass/plugin/stated.rs"]
+pub(crate) mod stated;
 
 pub use entry::PassEntry;
 pub use interface::{
     Access, Calibration, Earlier, MatrixPass, ModulePass, MomentSource, Moments, Pass, PassError,
-    Peel, Peeled, PeeledStored, Quantizer, Residual, Stored,
+    Peel, Peeled, PeeledStored, Quantizer, Residual, Rewrite, Stored,
 };
 pub use remark::{Remark, RemarkKind};

@@ -43,7 +43,7 @@ pub enum Action {
         #[arg(long)]
         json: bool,
     },
-    /// Try a plugin: each pass with its defaults on small matrices, its errors, its random numbers
+    /// Try a plugin: each pass with its defaults on small matrices, its kinds of terms against what they decode
     Check {
         /// The library
         #[arg(value_name = "LIBRARY", value_hint = ValueHint::FilePath)]

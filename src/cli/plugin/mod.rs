@@ -12,7 +12,9 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use super::table::Table;
-use super::{Exit, Failure, passes, print, signal};
+use super::{Exit, Failure, argv, passes, print, signal};
+use crate::calib::Statistics;
+use crate::pass::MomentSource;
 use crate::pass::plugin::{self, LoadError, Plugin, isolate};
 
 /// Variable that names libraries, or folders of them.
@@ -32,12 +34,26 @@ impl From<LoadError> for Failure {
 /// The first that can't be loaded; exit code 6.
 pub fn load(args: &PluginArgs) -> Result<(), Failure> {
     plugin::set_cancel(signal::flag());
-    plugin::set_progress(hear);
+    plugin::guard_exit();
+    if !argv::quiet() {
+        plugin::set_progress(hear);
+    }
     for path in &args.load {
         plugin::load(path, args.isolate_plugins)?;
     }
-    for path in plugin::search(&std::env::var_os(PATH).unwrap_or_default())? {
-        plugin::load(&path, args.isolate_plugins)?;
+    for found in plugin::search(&std::env::var_os(PATH).unwrap_or_default())? {
+        match plugin::load(&found.path, args.isolate_plugins) {
+            // A folder may hold libraries of others.
+            Err(error @ LoadError::NoSymbol { .. }) if !found.named => {
+                if !argv::quiet() {
+                    // Without a stderr there is nobody to tell.
+                    let _ = writeln!(std::io::stderr().lock(), "warning: {PATH}: {error}");
+                }
+            }
+            loaded => {
+                loaded?;
+            }
+        }
     }
     Ok(())
 }
@@ -47,8 +63,7 @@ fn hear(text: &str) {
     static LAST: Mutex<Option<Instant>> = Mutex::new(None);
     let mut last = LAST.lock().unwrap_or_else(|e| e.into_inner());
     let waited = last.get_or_insert_with(Instant::now).elapsed();
-    let quiet = || std::env::args().any(|a| a == "-q" || a == "--quiet");
-    if waited > PAUSE && !quiet() {
+    if waited > PAUSE {
         *last = Some(Instant::now());
         // Without a stderr there is nobody to tell.
         let _ = writeln!(std::io::stderr().lock(), "    Progress {text}");
@@ -101,7 +116,9 @@ pub fn child() -> Option<std::process::ExitCode> {
     }
     let (plugin, shared) = (PathBuf::from(argv.next()?), PathBuf::from(argv.next()?));
     plugin::set_cancel(signal::flag());
-    plugin::set_progress(hear);
+    if argv.next().is_some_and(|word| word == isolate::TELL) {
+        plugin::set_progress(hear);
+    }
     let done = signal::with_private_stdout(|to| serve(&plugin, &shared, to));
     Some(match done {
         Ok(()) => std::process::ExitCode::SUCCESS,
@@ -110,7 +127,13 @@ pub fn child() -> Option<std::process::ExitCode> {
 }
 
 fn serve(plugin: &Path, shared: &Path, to: &mut std::fs::File) -> std::io::Result<()> {
-    isolate::serve(plugin, shared, &mut std::io::stdin().lock(), to)
+    let from = &mut std::io::stdin().lock();
+    isolate::serve(plugin, shared, open_statistics, from, to)
+}
+
+fn open_statistics(path: &Path) -> Result<Box<dyn MomentSource>, String> {
+    let opened = Statistics::open(path).map_err(|e| e.to_string())?;
+    Ok(Box::new(opened))
 }
 
 fn pretty(value: &Value) -> String {

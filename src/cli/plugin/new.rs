@@ -78,7 +78,7 @@ pub(super) fn run(
         Language::C => format!(
             "\nIt builds and its golden test passes as it is. Then:\n  cd {shown}\n  \
              make test                           # make bless accepts a new result\n  \
-             hlrc-opt MODEL --load-pass-plugin ./lib{module}.so -p {pass}\n"
+             hlrc-opt MODEL --load-pass-plugin ./lib{module}{suffix} -p {pass}\n"
         ),
     });
     Ok(text)

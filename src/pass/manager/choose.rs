@@ -95,6 +95,10 @@ fn in_memory(weight: &Weight) -> u64 {
         Storage::Concat(_) | Storage::Synthetic(_) | Storage::Inline(_) => {
             weight.bytes().saturating_mul(2)
         }
+        Storage::Rotated(_) => {
+            let f32s = weight.elements().unwrap_or(0).saturating_mul(4);
+            weight.bytes().saturating_mul(2).saturating_add(f32s)
+        }
         _ => 0,
     }
 }

@@ -27,15 +27,16 @@ use crate::ir::patch::PatchError;
 use crate::ir::site::{Site, sites};
 use crate::ir::verify::{Violations, verify};
 use crate::pass::pipeline::SyntaxError;
-use crate::pass::{MomentSource, Pass, Remark, RemarkKind};
+use crate::pass::{MomentSource, Pass, Remark, RemarkKind, Rewrite};
 use crate::report::SiteReport;
 use crate::store::{Reader, Sink, SinkError, StoreError};
+use crate::weights::FileCache;
 
 pub use memory::{Destination, Estimate};
 pub use plan::{Plan, Planned, plan};
 pub use raise::raise;
 pub use schedule::{Schedule, ScheduleError, Stage, canonical};
-pub use trial::{Trial, trial};
+pub use trial::{Trial, trial, trial_workers};
 
 /// How a pipeline is run.
 #[derive(Clone, Debug)]
@@ -56,6 +57,22 @@ pub struct RunOptions<'a> {
     pub moments: Option<&'a dyn MomentSource>,
     /// Set when the run shall end at the next unit.
     pub interrupt: &'a AtomicBool,
+}
+
+impl<'a> RunOptions<'a> {
+    /// Seed 0, verification behind each pass, and nothing else.
+    pub fn new(threads: usize, interrupt: &'a AtomicBool) -> Self {
+        Self {
+            seed: 0,
+            threads,
+            mem_limit: None,
+            verify_each: true,
+            bisect_limit: None,
+            print: PrintIr::default(),
+            moments: None,
+            interrupt,
+        }
+    }
 }
 
 /// Which IR to print while passes run; `*` names every pass.
@@ -133,6 +150,14 @@ pub enum RunError {
     /// A weight cannot be worked on.
     #[error("{site}: {message}")]
     Weight {
+        /// The tensor.
+        site: String,
+        /// Why.
+        message: String,
+    },
+    /// Statistics of activations are damaged, or of another model.
+    #[error("{site}: {message}")]
+    Statistics {
         /// The tensor.
         site: String,
         /// Why.
@@ -251,6 +276,22 @@ pub fn run(
     Ok(run.outcome)
 }
 
+/// Runs a pipeline of which the module and what it tells are kept; terms are hashed and thrown away.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_hashed(
+    module: &mut Module,
+    schedule: &Schedule,
+    options: &RunOptions<'_>,
+) -> Result<Outcome, RunError> {
+    let cache = FileCache::default();
+    let mut sink = Sink::hashes();
+    sink.reserve_names(module);
+    let reader = Reader::new(&cache);
+    run(module, schedule, &reader, &mut sink, options, &Silent)
+}
+
 /// A site in one of the stages that work on it.
 struct StoredSite<'a> {
     stage: usize,
@@ -306,7 +347,13 @@ impl Run<'_> {
         self.print_before(module, name);
         let began = std::time::Instant::now();
         let mut remarks = Vec::new();
-        let patch = pass.run(module, &mut remarks).map_err(|e| {
+        let mut rewrite = Rewrite {
+            module,
+            seed: self.options.seed,
+            statistics: self.options.moments,
+            remarks: &mut remarks,
+        };
+        let patch = pass.run(&mut rewrite).map_err(|e| {
             if self
                 .options
                 .interrupt

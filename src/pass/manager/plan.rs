@@ -8,7 +8,7 @@ use super::schedule::{Schedule, Stage};
 use super::{RunError, RunOptions};
 use crate::ir::Module;
 use crate::ir::site::{Site, sites};
-use crate::pass::Pass;
+use crate::pass::{Pass, Rewrite};
 
 /// What a run would take, and do to which matrix.
 #[derive(Clone, Debug, Default)]
@@ -100,7 +100,7 @@ fn foretold<'a>(schedule: &Schedule, step: usize, module: Cow<'a, Module>) -> Co
     let Some(Pass::Module(pass)) = schedule.steps.get(step).map(|s| &s.pass) else {
         return module;
     };
-    match pass.run(&module, &mut Vec::new()) {
+    match pass.run(&mut Rewrite::new(&module, &mut Vec::new())) {
         Ok(patch) if !patch.is_empty() => {
             let mut next = module.clone().into_owned();
             match patch.apply(&mut next) {

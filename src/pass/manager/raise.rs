@@ -3,7 +3,7 @@
 use super::{RunError, Schedule};
 use crate::ir::patch::normalize;
 use crate::ir::{Module, Op, OpKind};
-use crate::pass::{Pass, PassError, Remark};
+use crate::pass::{Pass, PassError, Remark, Rewrite};
 
 /// Raises ONNX nodes to linears, where a pipeline has passes.
 ///
@@ -39,7 +39,7 @@ pub fn raise(module: &mut Module, schedule: &Schedule) -> Result<Vec<Remark>, Ru
     };
     let mut remarks = Vec::new();
     let patch = pass
-        .run(module, &mut remarks)
+        .run(&mut Rewrite::new(module, &mut remarks))
         .map_err(|error| raise_error(module, &error))?;
     if !patch.is_empty() {
         patch.apply(module)?;

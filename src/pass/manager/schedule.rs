@@ -130,6 +130,12 @@ impl Schedule {
         Some((name, step.call.options_json()))
     }
 
+    /// Whether a step stands in no scope and comes from no override.
+    pub fn stands_free(&self, step: usize) -> bool {
+        let step = self.program.steps().get(step);
+        step.is_some_and(|step| !step.is_scoped() && !step.is_override())
+    }
+
     /// Steps that run on a site, over all stages, in order.
     pub fn steps_for(&self, site: &Site) -> Vec<usize> {
         let mut scheduled = vec![false; self.steps.len()];

@@ -1,8 +1,8 @@
 //! What a pipeline would make of one matrix: its bytes and its error; nothing is stored.
 
-use super::choose::choose;
+use super::choose::{choose, estimate};
 use super::schedule::{Schedule, Stage};
-use super::unit;
+use super::unit::{self, UnitError};
 use super::units::open;
 use super::{RunError, RunOptions};
 use crate::ir::Module;
@@ -37,11 +37,7 @@ pub fn trial(
     reader: &Reader<'_>,
     options: &RunOptions<'_>,
 ) -> Result<Option<Trial>, RunError> {
-    let of = |stage: &Stage| match stage {
-        Stage::Matrices(steps) => steps.clone(),
-        Stage::Module(_) => Vec::new(),
-    };
-    let steps: Vec<usize> = schedule.stages.iter().flat_map(of).collect();
+    let steps = matrix_steps(schedule);
     let mut chosen = choose(module, schedule, &steps, std::slice::from_ref(site));
     let Some(mut chosen) = chosen.pop() else {
         return Ok(None);
@@ -51,7 +47,14 @@ pub fn trial(
         site: site.name.clone(),
         message,
     };
-    let job = open(module, schedule, reader, options, &chosen).map_err(|e| failed(e.message))?;
+    let unfit = |e: UnitError| match e.statistics {
+        true => RunError::Statistics {
+            site: site.name.clone(),
+            message: e.message,
+        },
+        false => failed(e.message),
+    };
+    let job = open(module, schedule, reader, options, &chosen).map_err(unfit)?;
     let (rows, cols) = (job.view.rows(), job.view.cols());
     let mut weights = vec![0f32; rows * cols];
     let read = job.view.read_rows_f32(0..rows, &mut weights);
@@ -85,6 +88,39 @@ pub fn trial(
         bytes: terms.iter().map(TermData::bytes).sum(),
         error: if whole > 0.0 { error / whole } else { 0.0 },
     }))
+}
+
+fn matrix_steps(schedule: &Schedule) -> Vec<usize> {
+    let of = |stage: &Stage| match stage {
+        Stage::Matrices(steps) => steps.clone(),
+        Stage::Module(_) => Vec::new(),
+    };
+    schedule.stages.iter().flat_map(of).collect()
+}
+
+/// How many trials of a pipeline on these matrices may run at once within the memory limit.
+///
+/// # Errors
+/// [`RunError::Memory`] where one alone is too much.
+pub fn trial_workers(
+    module: &Module,
+    sites: &[Site],
+    schedule: &Schedule,
+    options: &RunOptions<'_>,
+) -> Result<usize, RunError> {
+    let mut chosen = choose(module, schedule, &matrix_steps(schedule), sites);
+    for one in &mut chosen {
+        // What is left and the weights beside it, whole; the moments in f32, and a part of them in f64.
+        let (rows, cols) = (one.site.rows, one.site.cols);
+        let more = rows.saturating_mul(cols).saturating_mul(8);
+        let moments = cols.saturating_mul(cols).saturating_mul(4);
+        let shape = &mut one.shape;
+        let scaled = shape
+            .unit_bytes
+            .saturating_mul(rows.div_ceil(shape.unit_rows.max(1)));
+        shape.unit_bytes = scaled.saturating_add(more).saturating_add(moments);
+    }
+    Ok(estimate(module, &chosen, options, 0)?.workers.max(1))
 }
 
 /// Σ of squares of the outputs of a matrix, `tr(X H Xᵀ)`; of its entries where nothing is known of inputs.

@@ -54,6 +54,8 @@ pub(super) struct UnitResult {
 pub(super) struct UnitError {
     /// The pass, if one was running.
     pub(super) step: Option<usize>,
+    /// Whether the statistics of the activations are at fault.
+    pub(super) statistics: bool,
     pub(super) message: String,
 }
 
@@ -61,6 +63,7 @@ impl UnitError {
     fn reading(error: impl std::fmt::Display) -> Self {
         Self {
             step: None,
+            statistics: false,
             message: error.to_string(),
         }
     }
@@ -127,6 +130,7 @@ pub(super) fn run(job: &Job<'_>, rows: Range<usize>) -> Result<UnitResult, UnitE
         let before = peel.remarks.len();
         let peeled = pass.peel(&mut peel).map_err(|e| UnitError {
             step: Some(step),
+            statistics: false,
             message: e.to_string(),
         })?;
         for remark in result.remarks.iter_mut().skip(before) {
@@ -140,6 +144,7 @@ pub(super) fn run(job: &Job<'_>, rows: Range<usize>) -> Result<UnitResult, UnitE
         if !residual_squares.is_finite() {
             return Err(UnitError {
                 step: Some(step),
+                statistics: false,
                 message: "it left values in the residual that are not finite".to_string(),
             });
         }
@@ -184,6 +189,7 @@ fn in_coordinates(term: TermData, rotation: Rotation, step: usize) -> Result<Ter
         }
         other => Err(UnitError {
             step: Some(step),
+            statistics: false,
             message: format!(
                 "a term of {} cannot be kept in rotated coordinates; put this pass before `rotate`",
                 other.label()
@@ -265,6 +271,7 @@ fn not_finite(values: &[f32], first_row: usize, cols: usize) -> UnitError {
     };
     UnitError {
         step: None,
+        statistics: false,
         message,
     }
 }

@@ -12,7 +12,7 @@ use crate::pass::manager::schedule::Schedule;
 use crate::pass::terms::TermData;
 use crate::pass::{Calibration, MatrixPass, MomentSource, Moments, Pass};
 use crate::report::{SiteReport, StepReport};
-use crate::store::in_scratch;
+use crate::store::{in_scratch, turned_moments};
 
 /// A site's units put together.
 pub(super) struct Merged {
@@ -49,7 +49,12 @@ pub(super) fn open<'a>(
 ) -> Result<Job<'a>, UnitError> {
     let fault = |message: String| UnitError {
         step: None,
+        statistics: false,
         message,
+    };
+    let unfit = |message: String| UnitError {
+        statistics: true,
+        ..fault(message)
     };
     let matrix = chosen.site.matrix(module);
     let matrix = matrix.ok_or_else(|| fault("the site is gone".to_string()))?;
@@ -69,7 +74,13 @@ pub(super) fn open<'a>(
     let passes: Vec<_> = passes.collect();
     let uses = |(_, pass): &(usize, &dyn MatrixPass)| pass.calibration() != Calibration::Unused;
     let moments = match options.moments.filter(|_| passes.iter().any(uses)) {
-        Some(source) => moments(source, &chosen.site, &passes).map_err(fault)?,
+        Some(source) => {
+            let mut found = moments(source, &chosen.site, &passes).map_err(unfit)?;
+            if let Some(found) = found.as_mut().filter(|_| !source.behind()) {
+                turn(found, module, reader, chosen).map_err(fault)?;
+            }
+            found
+        }
         None => None,
     };
     Ok(Job {
@@ -82,6 +93,22 @@ pub(super) fn open<'a>(
         rotation_seed: options.seed,
         moments,
     })
+}
+
+/// Moments of a source's inputs in the coordinates of a matrix that is turned when it is read.
+fn turn(
+    moments: &mut Moments,
+    module: &Module,
+    reader: &crate::store::Reader<'_>,
+    chosen: &Chosen,
+) -> Result<(), String> {
+    let view = &chosen.view;
+    let found = reader.coordinates(module, view.weight, view.transposed);
+    if let Some((turn, gain)) = found.map_err(|e| e.to_string())? {
+        let (hessian, diagonal) = (moments.hessian.as_deref_mut(), &mut moments.diagonal);
+        turned_moments(turn.as_ref(), gain.as_deref(), hessian, diagonal);
+    }
+    Ok(())
 }
 
 /// The moments of a site's input, which must fit it.
@@ -100,14 +127,7 @@ fn moments(
             false => Ok(None),
         };
     };
-    let width = found.diagonal.len() as u64;
-    if width != site.cols {
-        return Err(format!(
-            "the statistics of --calib are of {width} inputs, the matrix has {}: they are of another model",
-            site.cols
-        ));
-    }
-    Ok(Some(found))
+    found.of_width(site.cols).map(Some)
 }
 
 impl Run<'_> {
@@ -120,9 +140,14 @@ impl Run<'_> {
         for unit in units {
             match unit {
                 Ended::Done(result) => results.push(result),
-                Ended::Failed(UnitError { step, message }) => {
+                Ended::Failed(UnitError {
+                    step,
+                    statistics,
+                    message,
+                }) => {
                     let site = chosen.site.name.clone();
                     return Err(match step {
+                        None if statistics => RunError::Statistics { site, message },
                         None => RunError::Weight { site, message },
                         Some(step) => RunError::Pass {
                             pass: self.schedule.steps[step].name.to_string(),

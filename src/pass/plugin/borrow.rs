@@ -6,7 +6,7 @@ use hlrc_pass_abi::*;
 use crate::ir::Rotation;
 use crate::numeric::{Group, ScaleMethod, Scheme};
 use crate::pass::terms::{TensorData, TermSpec};
-use crate::pass::{Access, Calibration, PassError, Quantizer, Residual};
+use crate::pass::{Access, Calibration, Moments, PassError, Quantizer, Residual};
 use crate::weights::DType;
 
 /// Text of the host for a plugin; lives as long as `text`.
@@ -245,6 +245,17 @@ pub(crate) fn rotation_in(r: &HlrcRotation) -> Option<Rotation> {
     })
 }
 
+/// Moments of the host for a plugin; they live as long as `m`.
+pub(crate) fn moments_out(m: &Moments) -> HlrcMoments {
+    HlrcMoments {
+        size: size_of::<HlrcMoments>(),
+        tokens: m.tokens,
+        width: m.diagonal.len() as u64,
+        diagonal: m.diagonal.as_ptr(),
+        hessian: m.hessian.as_ref().map_or(std::ptr::null(), |h| h.as_ptr()),
+    }
+}
+
 /// What the manager asks of a matrix pass, once it is built.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Traits {
@@ -253,6 +264,36 @@ pub(crate) struct Traits {
     pub(crate) calibration: Calibration,
     pub(crate) quantizes: bool,
     pub(crate) quantizer: Option<Quantizer>,
+}
+
+pub(crate) fn calibration_in(number: u32) -> Result<Calibration, PassError> {
+    match number {
+        HLRC_CALIBRATION_UNUSED => Ok(Calibration::Unused),
+        HLRC_CALIBRATION_USED => Ok(Calibration::Used),
+        HLRC_CALIBRATION_NEEDED => Ok(Calibration::Needed),
+        other => Err(PassError::new(format!("a calibration of number {other}"))),
+    }
+}
+
+pub(crate) fn calibration_out(calibration: Calibration) -> u32 {
+    match calibration {
+        Calibration::Unused => HLRC_CALIBRATION_UNUSED,
+        Calibration::Used => HLRC_CALIBRATION_USED,
+        Calibration::Needed => HLRC_CALIBRATION_NEEDED,
+    }
+}
+
+/// Traits to be filled in: what one has that states nothing.
+pub(crate) fn no_traits() -> HlrcMatrixTraits {
+    HlrcMatrixTraits {
+        size: size_of::<HlrcMatrixTraits>(),
+        access: HLRC_ACCESS_WHOLE,
+        residual: HLRC_RESIDUAL_DROP,
+        calibration: HLRC_CALIBRATION_UNUSED,
+        quantizes: 0,
+        has_quantizer: 0,
+        quantizer: HlrcQuantizer::default(),
+    }
 }
 
 pub(crate) fn traits_in(t: &HlrcMatrixTraits) -> Result<Traits, PassError> {
@@ -269,12 +310,7 @@ pub(crate) fn traits_in(t: &HlrcMatrixTraits) -> Result<Traits, PassError> {
             HLRC_RESIDUAL_KEEP => Residual::Keep,
             other => return no("a residual", other),
         },
-        calibration: match t.calibration {
-            HLRC_CALIBRATION_UNUSED => Calibration::Unused,
-            HLRC_CALIBRATION_USED => Calibration::Used,
-            HLRC_CALIBRATION_NEEDED => Calibration::Needed,
-            other => return no("a calibration", other),
-        },
+        calibration: calibration_in(t.calibration)?,
         quantizes: t.quantizes != 0 || t.has_quantizer != 0,
         quantizer: match t.has_quantizer {
             0 => None,
@@ -296,11 +332,7 @@ pub(crate) fn traits_out(pass: &dyn crate::pass::MatrixPass) -> HlrcMatrixTraits
             Residual::DropNow => HLRC_RESIDUAL_DROP_NOW,
             Residual::Keep => HLRC_RESIDUAL_KEEP,
         },
-        calibration: match pass.calibration() {
-            Calibration::Unused => HLRC_CALIBRATION_UNUSED,
-            Calibration::Used => HLRC_CALIBRATION_USED,
-            Calibration::Needed => HLRC_CALIBRATION_NEEDED,
-        },
+        calibration: calibration_out(pass.calibration()),
         quantizes: u32::from(pass.quantizes()),
         has_quantizer: u32::from(quantizer.is_some()),
         quantizer: quantizer.as_ref().map(quantizer_out).unwrap_or_default(),

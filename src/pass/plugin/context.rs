@@ -5,9 +5,10 @@
 #![allow(unsafe_code)]
 
 use std::any::Any;
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
 use hlrc_pass_abi::{
@@ -18,7 +19,7 @@ use hlrc_pass_abi::{
 use super::borrow::{lend, named};
 use super::scene::Scene;
 use crate::pass::terms::TermData;
-use crate::pass::{PassError, Remark};
+use crate::pass::{Moments, PassError, Remark};
 
 /// What a context holds.
 pub(super) struct State {
@@ -34,16 +35,26 @@ pub(super) struct State {
     pub(super) note: String,
     /// State of the random numbers.
     pub(super) random: u64,
+    /// What it was at the beginning.
+    pub(super) seed: u64,
     /// Terms by handle, less one.
     pub(super) terms: Vec<Option<TermData>>,
+    /// The moments that were asked for last.
+    pub(super) moments: Option<Moments>,
     /// What this kind of callback has besides.
     pub(super) scene: Scene,
-    /// What was lent, kept until the end.
-    kept: Vec<Box<dyn Any + Send>>,
+    /// Whether the callback has returned.
+    closed: bool,
+    /// What was lent, kept until the end or until its term is dropped: the term's handle, or 0.
+    kept: Vec<(HlrcTerm, Box<dyn Any + Send>)>,
+    /// The term that things are lent of.
+    lending: HlrcTerm,
 }
 
 static CONTEXTS: RwLock<Option<HashMap<u64, Arc<Mutex<State>>>>> = RwLock::new(None);
 static NEXT: AtomicU64 = AtomicU64::new(1);
+/// Contexts that live.
+static OPEN: AtomicUsize = AtomicUsize::new(0);
 
 /// An open context; ends when it is closed or dropped.
 pub(super) struct Context {
@@ -62,12 +73,17 @@ impl Context {
             remarks: Vec::new(),
             note: String::new(),
             random: seed,
+            seed,
             terms: Vec::new(),
+            moments: None,
             scene,
+            closed: false,
             kept: Vec::new(),
+            lending: 0,
         }));
         let mut all = CONTEXTS.write().unwrap_or_else(|e| e.into_inner());
         all.get_or_insert_default().insert(number, state.clone());
+        OPEN.fetch_add(1, Ordering::Relaxed);
         Self { number, state }
     }
 
@@ -80,6 +96,7 @@ impl Context {
     pub(super) fn close(&self, status: HlrcStatus) -> Result<bool, PassError> {
         self.forget();
         let mut state = self.state();
+        state.closed = true;
         let said = state.failure.take();
         let refused = std::mem::take(&mut state.refused);
         let text = match (status, said) {
@@ -110,6 +127,28 @@ impl Context {
 impl Drop for Context {
     fn drop(&mut self) {
         self.forget();
+        self.state().closed = true;
+        OPEN.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Has a plugin that ends the process out of a callback end it as a failure.
+pub(super) fn guard_exit() {
+    #[cfg(unix)]
+    {
+        extern "C" fn ended() {
+            if OPEN.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            let said = b"error: a plugin ended the process out of a callback; --isolate-plugins makes that an error of its own\n";
+            // SAFETY: the text lives, and _exit ends the process with a code.
+            unsafe {
+                libc::write(libc::STDERR_FILENO, said.as_ptr().cast(), said.len());
+                libc::_exit(1);
+            }
+        }
+        // SAFETY: the function is there to the end and does not unwind.
+        unsafe { libc::atexit(ended) };
     }
 }
 
@@ -129,7 +168,16 @@ pub(super) fn with(
             HLRC_INVALID
         };
     };
+    // A call into the plugin, out of a call of the host's, has a context of its own. The one that waits for it
+    // is busy: its lock would never come free.
+    let Some(_busy) = Busy::begin(context) else {
+        return HLRC_INVALID;
+    };
     let mut state = known.lock().unwrap_or_else(|e| e.into_inner());
+    if state.closed {
+        // The callback returned while this thread was on its way here.
+        return HLRC_EXPIRED;
+    }
     match catch_unwind(AssertUnwindSafe(|| work(&mut state))) {
         Ok(Ok(())) => HLRC_OK,
         Ok(Err(error)) => {
@@ -143,12 +191,41 @@ pub(super) fn with(
     }
 }
 
+thread_local! {
+    /// Contexts that this thread is at.
+    static AT: RefCell<Vec<HlrcContext>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A context that this thread is at.
+struct Busy;
+
+impl Busy {
+    /// None where it is at it already.
+    fn begin(context: HlrcContext) -> Option<Self> {
+        AT.with_borrow_mut(|at| {
+            let new = !at.contains(&context);
+            new.then(|| {
+                at.push(context);
+                Busy
+            })
+        })
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        AT.with_borrow_mut(|at| {
+            at.pop();
+        });
+    }
+}
+
 impl State {
-    /// Keeps what is lent until the context ends.
+    /// Keeps what is lent until the context ends, or its term is dropped.
     pub(super) fn keep<T: Send + 'static>(&mut self, value: T) -> *const T {
         let kept = Box::new(value);
         let place: *const T = &raw const *kept;
-        self.kept.push(kept);
+        self.kept.push((self.lending, kept));
         place
     }
 
@@ -184,6 +261,7 @@ impl State {
     pub(super) fn drop_term(&mut self, handle: HlrcTerm) -> Result<(), PassError> {
         self.term(handle)?;
         self.terms[handle as usize - 1] = None;
+        self.kept.retain(|(of, _)| *of != handle);
         Ok(())
     }
 
@@ -194,8 +272,16 @@ impl State {
         taken.ok_or_else(|| PassError::new("the term is gone"))
     }
 
-    /// The term of a handle with its parts laid out for C, until the context ends.
-    pub(super) fn view(&mut self, term: TermData) -> Result<HlrcTermView, PassError> {
+    /// The term of a handle with its parts laid out for C, until it is dropped or the context ends.
+    pub(super) fn view(&mut self, handle: HlrcTerm) -> Result<HlrcTermView, PassError> {
+        let term = self.term(handle)?.clone();
+        self.lending = handle;
+        let made = self.laid_out(term);
+        self.lending = 0;
+        made
+    }
+
+    fn laid_out(&mut self, term: TermData) -> Result<HlrcTermView, PassError> {
         let (rows, cols) = term.shape();
         let (spec, tensors) = term.into_parts();
         let (kind, attributes) = named(&spec)?;

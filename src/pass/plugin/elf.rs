@@ -38,11 +38,15 @@ pub(super) fn check(path: &Path) -> Result<(), LoadError> {
         path: path.to_path_buf(),
         what: what.to_string(),
     };
-    let mut file = std::fs::File::open(path).map_err(read)?;
-    let meta = file.metadata().map_err(read)?;
+    // Before it is opened: a pipe would wait for somebody to write.
+    let meta = std::fs::metadata(path).map_err(read)?;
     if meta.is_dir() {
         return Err(not_library("it is a folder"));
     }
+    if !meta.is_file() {
+        return Err(not_library("it is no file"));
+    }
+    let mut file = std::fs::File::open(path).map_err(read)?;
     let mut header = Vec::new();
     file.by_ref()
         .take(64)

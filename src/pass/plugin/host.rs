@@ -72,6 +72,9 @@ static TABLE: Table = Table(HlrcHost {
     onnx_node,
     onnx_output,
     term_drop,
+    seed,
+    op_site: walk::op_site,
+    moments: walk::moments,
 });
 
 unsafe extern "C" fn fail(context: HlrcContext, message: HlrcStr) -> HlrcStatus {
@@ -136,6 +139,13 @@ unsafe extern "C" fn random(context: HlrcContext, out: *mut u64, count: usize) -
         let out = unsafe { borrow::room(out, count, "random numbers") }?;
         out.fill_with(|| split_mix(&mut state.random));
         Ok(())
+    })
+}
+
+unsafe extern "C" fn seed(context: HlrcContext, seed: *mut u64) -> HlrcStatus {
+    with(context, |state| {
+        // SAFETY: as in `last_error`.
+        unsafe { borrow::put(seed, state.seed) }
     })
 }
 
@@ -215,7 +225,6 @@ unsafe extern "C" fn term_view(
     view: *mut HlrcTermView,
 ) -> HlrcStatus {
     with(context, |state| {
-        let term = state.term(term)?.clone();
         let made = state.view(term)?;
         // SAFETY: as in `last_error`.
         unsafe { borrow::fill(view, &made) }

@@ -143,7 +143,13 @@ impl TermKind for ForeignKind {
         let call = |own, context, view: &HlrcTermView| unsafe {
             add(own, context, view, first, count, out)
         };
-        self.call(term, Scene::Plain, call).map(|_| ())
+        match self.call(term, Scene::Plain, call)? {
+            (true, _) => Ok(()),
+            (false, _) => Err(PassError::new(format!(
+                "plugin {}: terms of the kind {}: `add_rows` returned HLRC_NONE; every kind decodes",
+                self.plugin, self.name
+            ))),
+        }
     }
 
     fn multiply(

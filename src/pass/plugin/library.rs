@@ -167,12 +167,14 @@ fn entry(plugin: &str, own: *const HlrcPassDef) -> Result<PassEntry, PassError> 
         raw,
         own,
     }));
+    let known = schema.clone();
     let build = move |options: Map<String, Value>| -> Result<Pass, PassError> {
+        let options = with_defaults(&known, options);
         let options = serde_json::to_string(&options).map_err(PassError::new)?;
         let made = Made::new(def, &options)?;
         Ok(match def.raw.peel {
-            Some(_) => Pass::Matrix(Box::new(ForeignMatrix::new(made)?)),
-            None => Pass::Module(Box::new(ForeignModule::new(made))),
+            Some(_) => Pass::Matrix(Box::new(ForeignMatrix::stated(made)?)),
+            None => Pass::Module(Box::new(ForeignModule::new(made)?)),
         })
     };
     Ok(PassEntry {
@@ -198,6 +200,17 @@ pub(super) fn checked_schema(text: &str) -> Result<Value, String> {
         return Err("its schema is not that of an object".to_string());
     }
     Ok(schema)
+}
+
+/// Options with the schema's defaults for those that are not given, so that a plugin finds them all.
+fn with_defaults(schema: &Value, mut options: Map<String, Value>) -> Map<String, Value> {
+    let properties = schema.get("properties").and_then(Value::as_object);
+    for (name, about) in properties.into_iter().flatten() {
+        if let (Some(default), false) = (about.get("default"), options.contains_key(name)) {
+            options.insert(name.clone(), default.clone());
+        }
+    }
+    options
 }
 
 /// Whether pipelines can name a pass so.

@@ -5,14 +5,14 @@ use std::ops::Range;
 
 use hlrc_pass_abi::*;
 
-use super::borrow::{self, Traits, quantizer_out, rotation_in, rotation_out, traits_in};
+use super::borrow::{
+    self, moments_out, no_traits, quantizer_out, rotation_in, rotation_out, traits_in,
+};
 use super::context::Context;
 use super::library::Def;
 use super::scene::{EarlierTerms, Scene};
-use crate::pass::interface::{
-    Access, Calibration, MatrixPass, PassError, Peel, Peeled, PeeledStored, Quantizer, Residual,
-    Stored,
-};
+use super::stated::{Cost, Stated, Work};
+use crate::pass::interface::{self, PassError, Peel, Peeled, PeeledStored};
 use crate::pass::terms::TermData;
 
 /// A pass that a plugin made, and the plugin's own pointer to it.
@@ -43,6 +43,19 @@ impl Made {
     pub(super) fn pass(&self) -> HlrcUser {
         self.pass
     }
+
+    /// What the pass says of itself; none where it has no `traits`.
+    pub(super) fn traits(&self) -> Result<Option<HlrcMatrixTraits>, PassError> {
+        let Some(ask) = self.def.raw.traits else {
+            return Ok(None);
+        };
+        let mut traits = no_traits();
+        let context = Context::open("", 0, Scene::Plain);
+        // SAFETY: as in `new`.
+        let status = unsafe { ask(self.pass, context.number, &mut traits) };
+        context.close(status).map_err(|e| self.def.refusal(&e))?;
+        Ok(Some(traits))
+    }
 }
 
 impl Drop for Made {
@@ -57,52 +70,17 @@ impl Drop for Made {
 /// A plugin's matrix pass.
 pub(super) struct ForeignMatrix {
     made: Made,
-    traits: Traits,
 }
 
 impl ForeignMatrix {
-    pub(super) fn new(made: Made) -> Result<Self, PassError> {
+    pub(super) fn stated(made: Made) -> Result<Stated<Self>, PassError> {
         let def = made.def;
-        let ask = def
-            .raw
-            .traits
-            .ok_or_else(|| def.error("it has no `traits`"))?;
-        let mut traits = HlrcMatrixTraits {
-            size: size_of::<HlrcMatrixTraits>(),
-            access: HLRC_ACCESS_WHOLE,
-            residual: HLRC_RESIDUAL_DROP,
-            calibration: HLRC_CALIBRATION_UNUSED,
-            quantizes: 0,
-            has_quantizer: 0,
-            quantizer: HlrcQuantizer::default(),
-        };
-        let context = Context::open("", 0, Scene::Plain);
-        // SAFETY: as in `Made::new`.
-        let status = unsafe { ask(made.pass(), context.number, &mut traits) };
-        context.close(status).map_err(|e| def.refusal(&e))?;
-        let traits = traits_in(&traits).map_err(|e| def.refusal(&e))?;
-        Ok(Self { made, traits })
-    }
-
-    fn cost(&self, rows: u64, cols: u64) -> HlrcCost {
-        let entries = rows.saturating_mul(cols);
-        let usual = HlrcCost {
-            size: size_of::<HlrcCost>(),
-            workspace_bytes: entries.saturating_mul(4),
-            term_bytes: entries.saturating_mul(4),
-            nanos: 2.0 * entries as f64,
-        };
-        let Some(ask) = self.made.def.raw.cost else {
-            return usual;
-        };
-        let mut cost = usual;
-        let context = Context::open("", 0, Scene::Plain);
-        // SAFETY: as in `Made::new`.
-        let status = unsafe { ask(self.made.pass(), context.number, rows, cols, &mut cost) };
-        match context.close(status) {
-            Ok(true) if cost.nanos.is_finite() => cost,
-            _ => usual,
-        }
+        let traits = made.traits()?;
+        let traits = traits.ok_or_else(|| def.error("it has no `traits`"))?;
+        Ok(Stated {
+            traits: traits_in(&traits).map_err(|e| def.refusal(&e))?,
+            work: Self { made },
+        })
     }
 
     fn refused(&self, error: &PassError) -> PassError {
@@ -110,37 +88,29 @@ impl ForeignMatrix {
     }
 }
 
-impl MatrixPass for ForeignMatrix {
-    fn access(&self) -> Access {
-        self.traits.access
-    }
-
-    fn residual(&self) -> Residual {
-        self.traits.residual
-    }
-
-    fn quantizer(&self) -> Option<Quantizer> {
-        self.traits.quantizer
-    }
-
-    fn quantizes(&self) -> bool {
-        self.traits.quantizes
-    }
-
-    fn calibration(&self) -> Calibration {
-        self.traits.calibration
-    }
-
-    fn workspace_bytes(&self, rows: u64, cols: u64) -> u64 {
-        self.cost(rows, cols).workspace_bytes
-    }
-
-    fn nanos(&self, rows: u64, cols: u64) -> f64 {
-        self.cost(rows, cols).nanos
-    }
-
-    fn term_bytes(&self, rows: u64, cols: u64) -> u64 {
-        self.cost(rows, cols).term_bytes
+impl Work for ForeignMatrix {
+    fn cost(&self, rows: u64, cols: u64) -> Cost {
+        let usual = Cost::usual(rows, cols);
+        let Some(ask) = self.made.def.raw.cost else {
+            return usual;
+        };
+        let mut cost = HlrcCost {
+            size: size_of::<HlrcCost>(),
+            workspace_bytes: usual.workspace_bytes,
+            term_bytes: usual.term_bytes,
+            nanos: usual.nanos,
+        };
+        let context = Context::open("", 0, Scene::Plain);
+        // SAFETY: as in `Made::new`.
+        let status = unsafe { ask(self.made.pass(), context.number, rows, cols, &mut cost) };
+        match context.close(status) {
+            Ok(true) if cost.nanos.is_finite() => Cost {
+                workspace_bytes: cost.workspace_bytes,
+                term_bytes: cost.term_bytes,
+                nanos: cost.nanos,
+            },
+            _ => usual,
+        }
     }
 
     fn peel(&self, peel: &mut Peel<'_>) -> Result<Peeled, PassError> {
@@ -151,13 +121,7 @@ impl MatrixPass for ForeignMatrix {
         let earlier = unsafe { EarlierTerms::new(&mut peel.earlier) };
         let context = Context::open(peel.site, peel.seed, Scene::Peel(earlier));
         let next = peel.next.as_ref().map(quantizer_out);
-        let moments = peel.moments.map(|m| HlrcMoments {
-            size: size_of::<HlrcMoments>(),
-            tokens: m.tokens,
-            width: m.diagonal.len() as u64,
-            diagonal: m.diagonal.as_ptr(),
-            hessian: m.hessian.as_ref().map_or(std::ptr::null(), |h| h.as_ptr()),
-        });
+        let moments = peel.moments.map(moments_out);
         let before = *peel.rotation;
         let mut given = HlrcPeel {
             size: size_of::<HlrcPeel>(),
@@ -181,7 +145,20 @@ impl MatrixPass for ForeignMatrix {
         // nobody else has the residual.
         let status = unsafe { call(self.made.pass(), context.number, &mut given) };
         context.close(status).map_err(|e| self.refused(&e))?;
-        *peel.rotation = rotation_in(&given.rotation);
+        let rotation = rotation_in(&given.rotation);
+        if rotation.is_some_and(|r| !r.fits(peel.rows as u64, peel.cols as u64)) {
+            let HlrcRotation {
+                out_block,
+                in_block,
+                ..
+            } = given.rotation;
+            return Err(def.error(&format!(
+                "it says that it rotated {}x{} in blocks of {out_block} and {in_block}: blocks are powers of \
+                 two that divide the sides",
+                peel.rows, peel.cols
+            )));
+        }
+        *peel.rotation = rotation;
         let mut state = context.state();
         peel.remarks.append(&mut state.remarks);
         let term = match given.term {
@@ -210,7 +187,11 @@ impl MatrixPass for ForeignMatrix {
         Ok(Peeled { term, note })
     }
 
-    fn peel_stored(&self, stored: Stored<'_>) -> Option<Result<PeeledStored, PassError>> {
+    fn peel_stored(
+        &self,
+        stored: interface::Stored<'_>,
+    ) -> Option<Result<PeeledStored, PassError>> {
+        use interface::Stored;
         let call = self.made.def.raw.peel_stored?;
         let (dtype, bytes, rows, cols) = match stored {
             Stored::F32 { bytes, rows, cols } => (1, bytes, rows, cols),

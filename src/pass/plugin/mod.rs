@@ -21,6 +21,7 @@ mod library;
 mod matrix;
 mod module;
 mod scene;
+mod stated;
 mod walk;
 
 use std::path::{Path, PathBuf};
@@ -78,6 +79,11 @@ pub fn set_cancel(flag: &'static AtomicBool) {
 /// Who hears of the progress that plugins report; the first one counts.
 pub fn set_progress(hear: fn(&str)) {
     let _ = ON_PROGRESS.set(hear);
+}
+
+/// Has a plugin that ends this process out of a callback end it with code 1.
+pub fn guard_exit() {
+    context::guard_exit();
 }
 
 fn cancelled() -> bool {
@@ -154,11 +160,19 @@ fn register(plugin: Plugin, kinds: Kinds) -> Result<&'static Plugin, LoadError> 
     Ok(plugin)
 }
 
+/// A library that `HLRC_PLUGIN_PATH` names.
+pub struct Found {
+    /// The library.
+    pub path: PathBuf,
+    /// Whether it was named itself, and not as one of a folder, where others may lie too.
+    pub named: bool,
+}
+
 /// Libraries that `HLRC_PLUGIN_PATH` names: files, and all libraries of folders, in the order of names.
 ///
 /// # Errors
 /// A part that is neither.
-pub fn search(list: &std::ffi::OsStr) -> Result<Vec<PathBuf>, LoadError> {
+pub fn search(list: &std::ffi::OsStr) -> Result<Vec<Found>, LoadError> {
     let mut found = Vec::new();
     for part in std::env::split_paths(list).filter(|p| !p.as_os_str().is_empty()) {
         let read = |source| LoadError::Read {
@@ -166,17 +180,22 @@ pub fn search(list: &std::ffi::OsStr) -> Result<Vec<PathBuf>, LoadError> {
             source,
         };
         if !std::fs::metadata(&part).map_err(read)?.is_dir() {
-            found.push(part);
+            found.push(Found {
+                path: part,
+                named: true,
+            });
             continue;
         }
         let files = std::fs::read_dir(&part).map_err(read)?;
         let library = |path: &PathBuf| {
             let extension = path.extension().and_then(|e| e.to_str());
+            // Compilers of C are often told to write `.so` on macOS too.
             extension == Some(std::env::consts::DLL_EXTENSION)
+                || (cfg!(unix) && extension == Some("so"))
         };
         let mut files: Vec<PathBuf> = files.flatten().map(|f| f.path()).filter(library).collect();
         files.sort();
-        found.extend(files);
+        found.extend(files.into_iter().map(|path| Found { path, named: false }));
     }
     Ok(found)
 }

@@ -1,14 +1,16 @@
 //! What a callback has at hand besides what every context has.
 #![allow(unsafe_code)]
 
+use std::cell::OnceCell;
 use std::sync::Arc;
 
 use crate::ir::patch::Patch;
+use crate::ir::site::{Site, sites};
 use crate::ir::{Module, Op, Weight};
-use crate::pass::PassError;
 use crate::pass::interface::Earlier;
 use crate::pass::kind::OnnxForm;
 use crate::pass::terms::TermData;
+use crate::pass::{MomentSource, Moments, PassError};
 use crate::weights::FileCache;
 
 /// What kind of callback it is.
@@ -75,9 +77,35 @@ impl EarlierTerms {
     }
 }
 
+/// The statistics of a [`crate::pass::Rewrite`], their lifetime erased.
+pub(super) struct Statistics(*const dyn MomentSource);
+
+// SAFETY: the source is `Sync`; it is used under the context's lock alone, and not once the context is closed.
+unsafe impl Send for Statistics {}
+
+impl Statistics {
+    /// # Safety
+    /// The source lives until the context that gets this is closed.
+    pub(super) unsafe fn new(source: &dyn MomentSource) -> Self {
+        let source: *const (dyn MomentSource + '_) = source;
+        // SAFETY: the two differ in their lifetime alone, which is the caller's promise.
+        Self(unsafe {
+            std::mem::transmute::<*const (dyn MomentSource + '_), *const dyn MomentSource>(source)
+        })
+    }
+
+    pub(super) fn moments(&self, site: &str) -> Result<Option<Moments>, String> {
+        // SAFETY: it lives, by the promise of `new`.
+        unsafe { &*self.0 }.moments(site)
+    }
+}
+
 /// A module and the changes that a pass asks for.
 pub(super) struct ModuleScene {
     pub(super) module: Arc<Module>,
+    /// Its matrices, once they were asked for.
+    pub(super) sites: OnceCell<Vec<Site>>,
+    pub(super) statistics: Option<Statistics>,
     pub(super) files: FileCache,
     pub(super) patch: Patch,
     /// Ops that were made and are in no graph yet, with their graphs.
@@ -91,8 +119,10 @@ pub(super) struct ModuleScene {
 }
 
 impl ModuleScene {
-    pub(super) fn new(module: &Module, rule: &str) -> Self {
+    pub(super) fn new(module: &Module, rule: &str, statistics: Option<Statistics>) -> Self {
         Self {
+            sites: OnceCell::new(),
+            statistics,
             patch: Patch::new(module, rule),
             values: vec![0; module.graphs.len()],
             module: Arc::new(module.clone()),
@@ -101,5 +131,10 @@ impl ModuleScene {
             weights: Vec::new(),
             whole: None,
         }
+    }
+
+    /// The module's matrices.
+    pub(super) fn sites(&self) -> &[Site] {
+        self.sites.get_or_init(|| sites(&self.module))
     }
 }

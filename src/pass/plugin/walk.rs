@@ -6,12 +6,12 @@ use std::sync::Arc;
 use hlrc_pass_abi::*;
 use serde_json::{Map, Value, json};
 
-use super::borrow;
+use super::borrow::{self, moments_out};
 use super::context::{State, with};
 use super::host::rows_of;
 use super::scene::{ModuleScene, Scene};
 use crate::ir::text::{print, type_text};
-use crate::ir::{Attr, Attrs, Module, Op, OpKind, Operand, ValueId, Weight};
+use crate::ir::{Attr, Attrs, Module, Op, OpId, OpKind, OpRef, Operand, ValueId, Weight};
 use crate::pass::PassError;
 use crate::store::Reader;
 
@@ -280,6 +280,74 @@ pub(super) unsafe extern "C" fn op_rows(
         }
         Ok(())
     })
+}
+
+/// The name is asked for by number, since two ops may have one name and sites may not.
+pub(super) unsafe extern "C" fn op_site(
+    context: HlrcContext,
+    at: HlrcOpRef,
+    site: *mut HlrcStr,
+) -> HlrcStatus {
+    found(context, |state| {
+        let scene = scene(state)?;
+        op(scene, at)?;
+        let place = OpRef {
+            graph: at.graph as usize,
+            op: OpId::new(at.op as usize),
+        };
+        let mut all = scene.sites().iter();
+        let Some(own) = all.find(|s| s.users.contains(&place)) else {
+            return Ok(false);
+        };
+        let name = own.name.clone();
+        let lent = state.lend(name);
+        // SAFETY: as in `module_text`.
+        unsafe { borrow::put(site, lent) }?;
+        Ok(true)
+    })
+}
+
+pub(super) unsafe extern "C" fn moments(
+    context: HlrcContext,
+    site: HlrcStr,
+    out: *mut HlrcMoments,
+) -> HlrcStatus {
+    found(context, |state| {
+        let scene = scene(state)?;
+        // SAFETY: a text of the plugin, by the interface.
+        let name = unsafe { borrow::text(site) }?;
+        let known = scene.sites().iter().find(|s| s.name == name);
+        let known = known.ok_or_else(|| PassError::new(format!("there is no site `{name}`")))?;
+        let Some(source) = &scene.statistics else {
+            return Ok(false);
+        };
+        let named = |e: String| PassError::new(format!("{name}: {e}"));
+        let read = source.moments(name).map_err(named)?;
+        let Some(read) = read
+            .map(|m| m.of_width(known.cols))
+            .transpose()
+            .map_err(named)?
+        else {
+            return Ok(false);
+        };
+        let lent = moments_out(state.moments.insert(read));
+        // SAFETY: as in `module_text`.
+        unsafe { borrow::fill(out, &lent) }?;
+        Ok(true)
+    })
+}
+
+/// [`with`], for what may not be there: `HLRC_NONE` then.
+fn found(context: HlrcContext, work: impl FnOnce(&mut State) -> Result<bool>) -> HlrcStatus {
+    let mut there = false;
+    let status = with(context, |state| {
+        there = work(state)?;
+        Ok(())
+    });
+    match status {
+        HLRC_OK if !there => HLRC_NONE,
+        status => status,
+    }
 }
 
 fn dense(term: &crate::ir::Term) -> Option<&crate::ir::WeightView> {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use half::f16;
 
 use super::{CustomData, CustomTensor, TensorData, TermData, TermSpec, format_named, rotation_of};
-use crate::ir::is_custom_kind;
+use crate::ir::{Rotation, is_custom_kind};
 use crate::numeric::float::decode_into;
 use crate::numeric::sparse::ColumnIndex;
 use crate::numeric::trellis::TrellisMatrix;
@@ -79,7 +79,7 @@ impl TermData {
                 let quant =
                     QuantMatrix::from_parts(rows, cols, scheme, group, codes, scales, zeros);
                 let quant = TermData::Quant(quant.map_err(PassError::new)?);
-                rotated(rotation, quant)
+                rotated(rotation, quant)?
             }
             TermSpec::Trellis { states, rotation } => {
                 let codes = left.bytes(DType::U8)?;
@@ -93,7 +93,7 @@ impl TermData {
                     bits: left.bytes(DType::U8)?,
                 };
                 trellis.check().map_err(PassError::new)?;
-                rotated(rotation, TermData::Trellis(trellis))
+                rotated(rotation, TermData::Trellis(trellis))?
             }
             TermSpec::LowRank { blocks, format } => {
                 let unknown = || PassError::new(format!("`{format}` is no factor format"));
@@ -251,10 +251,20 @@ fn checked(sparse: Sparse) -> Result<TermData, PassError> {
     Ok(TermData::Sparse(sparse))
 }
 
-fn rotated(rotation: Option<[u64; 3]>, term: TermData) -> TermData {
-    match rotation_of(&rotation) {
-        Some(rotation) => TermData::Rotated(rotation, Box::new(term)),
-        None => term,
+fn rotated(rotation: Option<[u64; 3]>, term: TermData) -> Result<TermData, PassError> {
+    let Some(rotation) = rotation_of(&rotation) else {
+        return Ok(term);
+    };
+    let (rows, cols) = term.shape();
+    match rotation.fits(rows as u64, cols as u64) {
+        true => Ok(TermData::Rotated(rotation, Box::new(term))),
+        false => Err(PassError::new(format!(
+            "a rotation in blocks of {} and {} does not fit {rows}x{cols}: blocks are powers of two up to {} \
+             that divide the sides",
+            rotation.out_block,
+            rotation.in_block,
+            Rotation::MAX_BLOCK
+        ))),
     }
 }
 

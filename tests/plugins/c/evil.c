@@ -16,7 +16,7 @@
 #endif
 
 static const HlrcHost *host;
-static HlrcContext kept;
+static HlrcContext kept, outer;
 static uint64_t zero_dims[2] = {8, 8};
 
 static HlrcStatus create(const HlrcPassDef *def, HlrcContext context, HlrcStr options, HlrcUser *pass) {
@@ -73,9 +73,48 @@ static HlrcStatus peel(HlrcUser pass, HlrcContext context, HlrcPeel *peel) {
     return host->term_new(context, kind, none, 8, 8, &tensor, 1, &term);
   case 13: /* attributes that are no JSON */
     return host->term_new(context, kind, bad, 8, 8, &tensor, 1, &term);
+  case 14: /* a rotation that does not fit */
+    peel->rotation.out_block = 3, peel->rotation.in_block = 8;
+    return HLRC_OK;
+  case 15: /* a rotated term whose blocks do not fit */
+  {
+    static const uint8_t codes[8 * 4], scales[8 * 2];
+    uint64_t code_dims[2] = {8, 4}, scale_dims[2] = {8, 1};
+    HlrcStr quant = TEXT("quant");
+    HlrcStr attributes = TEXT("{\"bits\":4,\"group\":\"row\",\"zeros\":false,\"rotation\":[9223372036854775808,8,0]}");
+    HlrcTensor tensors[2] = {{TEXT("codes"), 2, 2, code_dims, codes, sizeof codes},
+                             {TEXT("scales"), 10, 2, scale_dims, scales, sizeof scales}};
+    return host->term_new(context, quant, attributes, 8, 8, tensors, 2, &term);
+  }
+  case 16: /* the kind's check, which the host calls from here, asks by this context */
+  {
+    HlrcStr own = TEXT("evil.own");
+    outer = context;
+    HlrcStatus status = host->term_new(context, own, none, 8, 8, &tensor, 1, &peel->term);
+    for (int i = 0; i < 64; i++) peel->residual[i] = 0;
+    return status;
+  }
   default:
     return HLRC_OK;
   }
+}
+
+static HlrcStatus check(const HlrcTermDef *def, HlrcContext context, const HlrcTermView *term) {
+  (void)def, (void)term;
+  HlrcStr text = TEXT("x");
+  if (context == outer) return HLRC_ERROR;
+  return host->remark(outer, HLRC_REMARK_PASSED, text, text) == HLRC_OK ? HLRC_ERROR : HLRC_OK;
+}
+
+static HlrcStatus add_rows(const HlrcTermDef *def, HlrcContext context, const HlrcTermView *term,
+                           uint64_t first_row, uint64_t rows, float *out) {
+  (void)def, (void)context;
+  for (uint64_t i = 0; i < rows * term->cols; i++) {
+    float value;
+    memcpy(&value, term->tensors[0].data + (first_row * term->cols + i) * 4, 4);
+    out[i] += value;
+  }
+  return HLRC_OK;
 }
 
 static HlrcStatus run(HlrcUser pass, HlrcContext context) {
@@ -149,6 +188,15 @@ static const HlrcPassDef pass_def = {
 };
 static const HlrcPassDef *const passes[] = {&pass_def, &pass_def};
 
+static const HlrcTermDef term_def = {
+    .size = sizeof(HlrcTermDef),
+    .name = TEXT("own"),
+    .summary = TEXT("a copy"),
+    .check = check,
+    .add_rows = add_rows,
+};
+static const HlrcTermDef *const terms[] = {&term_def};
+
 static const HlrcPlugin plugin = {
     .size = HOW == 30 ? 24 : sizeof(HlrcPlugin),
     .abi_major = MAJOR,
@@ -157,6 +205,8 @@ static const HlrcPlugin plugin = {
     .version = TEXT("1"),
     .passes = passes,
     .pass_count = HOW == 31 ? 2 : 1,
+    .terms = terms,
+    .term_count = 1,
 };
 
 const HlrcPlugin *hlrc_plugin(const HlrcHost *given) {

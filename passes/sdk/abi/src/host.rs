@@ -1,8 +1,9 @@
 //! What a plugin can ask of the host.
 
 use super::{
-    HlrcContext, HlrcEarlier, HlrcGraphInfo, HlrcOnnxNode, HlrcOpInfo, HlrcOpRef, HlrcOperand,
-    HlrcStatus, HlrcStr, HlrcTensor, HlrcTerm, HlrcTermView, HlrcValueInfo, HlrcWeightInfo,
+    HlrcContext, HlrcEarlier, HlrcGraphInfo, HlrcMoments, HlrcOnnxNode, HlrcOpInfo, HlrcOpRef,
+    HlrcOperand, HlrcStatus, HlrcStr, HlrcTensor, HlrcTerm, HlrcTermView, HlrcValueInfo,
+    HlrcWeightInfo,
 };
 
 /// `kind` of a remark: a pass did what it was asked.
@@ -224,6 +225,22 @@ pub struct HlrcHost {
     pub onnx_output:
         unsafe extern "C" fn(context: HlrcContext, name: HlrcStr, opset: u64) -> HlrcStatus,
 
-    /// Since 1.1. Gives a term's memory back before the context ends; its handle means nothing then.
+    /// Since 1.1. Gives a term's memory back before the context ends, with what `term_view` lent of it; its
+    /// handle means nothing then.
     pub term_drop: unsafe extern "C" fn(context: HlrcContext, term: HlrcTerm) -> HlrcStatus,
+
+    /// Since 1.2. The seed that the callback's random numbers come from: of the run in a module pass, of site
+    /// and pass in a peel.
+    pub seed: unsafe extern "C" fn(context: HlrcContext, seed: *mut u64) -> HlrcStatus,
+    /// Since 1.2. Name of the site that an op with a matrix is a user of, as reports, scopes and statistics
+    /// have it; `HLRC_NONE` where it has none.
+    pub op_site:
+        unsafe extern "C" fn(context: HlrcContext, op: HlrcOpRef, site: *mut HlrcStr) -> HlrcStatus,
+    /// Since 1.2. In a module pass: second moments of what goes into a site's matrix. They live until the
+    /// next call. `HLRC_NONE` where there are none of it: without `--calib`, and in a dry run.
+    pub moments: unsafe extern "C" fn(
+        context: HlrcContext,
+        site: HlrcStr,
+        moments: *mut HlrcMoments,
+    ) -> HlrcStatus,
 }

@@ -36,7 +36,7 @@ pub use plugin::*;
 /// Major version: a plugin of another is refused.
 pub const HLRC_ABI_MAJOR: u32 = 1;
 /// Minor version: structs and functions that were added to the major version.
-pub const HLRC_ABI_MINOR: u32 = 1;
+pub const HLRC_ABI_MINOR: u32 = 2;
 /// Name of the symbol that a plugin exports, an [`HlrcEntry`].
 pub const HLRC_ENTRY: &str = "hlrc_plugin";
 

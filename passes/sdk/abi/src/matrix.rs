@@ -55,7 +55,7 @@ pub struct HlrcRotation {
     pub seed: u64,
 }
 
-/// What the manager asks of a matrix pass.
+/// What the manager asks of a matrix pass; of a module pass `calibration` alone, since 1.2.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct HlrcMatrixTraits {

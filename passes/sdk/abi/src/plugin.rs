@@ -49,7 +49,8 @@ pub struct HlrcPassDef {
     pub schema: HlrcStr,
     /// The plugin's own.
     pub user: HlrcUser,
-    /// Makes a pass from its options, a JSON object that fits the schema.
+    /// Makes a pass from its options, a JSON object that fits the schema; hosts of 1.2 and later give the
+    /// schema's defaults for what the user left out.
     pub create: Option<
         unsafe extern "C" fn(
             def: *const HlrcPassDef,
@@ -60,7 +61,7 @@ pub struct HlrcPassDef {
     >,
     /// Takes a pass back; may be null.
     pub destroy: Option<unsafe extern "C" fn(pass: HlrcUser)>,
-    /// What the manager asks of a matrix pass.
+    /// What the manager asks of a matrix pass. Since 1.2 of a module pass too, which may leave it null.
     pub traits: Option<
         unsafe extern "C" fn(
             pass: HlrcUser,

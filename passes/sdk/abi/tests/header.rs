@@ -66,7 +66,7 @@ fn layout() -> Vec<(String, String, usize)> {
     fields!(out, HlrcValueInfo: size, name, ty);
     fields!(out, HlrcWeightInfo: size, name, dtype, rank, dims, bytes);
     fields!(out, HlrcOnnxNode: size, op_type, inputs, input_count, output, attributes);
-    fields!(out, HlrcHost: size, abi_major, abi_minor, version, fail, last_error, remark, progress, cancelled, random, term_new, term_view, term_add_rows, note, earlier, earlier_set, module_text, module_set_text, graph_count, graph_info, op_info, op_term, op_rows, value_info, weight_count, weight_info, weight_data, weight_new, weight_drop, value_new, op_new, op_copy, op_set_name, op_set_inputs, op_set_results, op_clear_terms, op_add_term, op_replace, graph_set_ports, onnx_tensor, onnx_node, onnx_output, term_drop);
+    fields!(out, HlrcHost: size, abi_major, abi_minor, version, fail, last_error, remark, progress, cancelled, random, term_new, term_view, term_add_rows, note, earlier, earlier_set, module_text, module_set_text, graph_count, graph_info, op_info, op_term, op_rows, value_info, weight_count, weight_info, weight_data, weight_new, weight_drop, value_new, op_new, op_copy, op_set_name, op_set_inputs, op_set_results, op_clear_terms, op_add_term, op_replace, graph_set_ports, onnx_tensor, onnx_node, onnx_output, term_drop, seed, op_site, moments);
     out
 }
 

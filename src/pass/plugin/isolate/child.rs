@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use memmap2::MmapMut;
 
-use super::super::cancelled;
+use super::super::{ON_PROGRESS, cancelled};
 use super::wire::{Answer, Ask, receive, send};
-use super::{COMMAND, PROGRAM};
+use super::{COMMAND, PROGRAM, TELL};
 
 /// How long a plugin may take to stop once the user asked for it.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -53,6 +53,9 @@ impl Child {
             create(&shared).map_err(|e| format!("{}: can't be written: {e}", shared.display()))?;
         let mut command = Command::new(program);
         command.arg(COMMAND).arg(plugin).arg(&shared);
+        if ON_PROGRESS.get().is_some() {
+            command.arg(TELL);
+        }
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         // Signals of the terminal come to the parent alone, which passes them on.
         #[cfg(unix)]

@@ -18,10 +18,13 @@ use wire::{Answer, Ask};
 
 use super::{Kinds, LoadError, Plugin};
 use crate::pass::{PassEntry, PassError};
-pub use serve::serve;
+pub use serve::{OpenStatistics, serve};
 
 /// The hidden command that a child is started with.
 pub const COMMAND: &str = "plugin-child";
+
+/// Its last argument where somebody hears of progress.
+pub const TELL: &str = "--progress";
 
 static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
 

@@ -5,17 +5,17 @@ use std::ops::Range;
 use serde_json::{Map, Value};
 
 use super::super::borrow::{Traits, quantizer_out};
+use super::super::stated::{self, Cost, Stated};
 use super::wire::{self, Answer, Ask, Call, Parts, Tensor, Work};
 use super::{PassError, Remote};
+use crate::ir::Rotation;
 use crate::ir::patch::Patch;
 use crate::ir::text::{parse, print};
-use crate::ir::{Module, Rotation};
 use crate::pass::interface::{
-    Access, Calibration, MatrixPass, ModulePass, Pass, Peel, Peeled, PeeledStored, Quantizer,
-    Residual, Stored,
+    self, Calibration, MatrixPass, ModulePass, Pass, Peel, Peeled, PeeledStored, Quantizer, Rewrite,
 };
 use crate::pass::kind::{CustomView, OnnxForm, OnnxNode, OnnxTensor, TermKind};
-use crate::pass::{Remark, plugin::borrow};
+use crate::pass::plugin::borrow;
 use crate::weights::DType;
 
 type Result<T, E = PassError> = std::result::Result<T, E>;
@@ -33,15 +33,16 @@ pub(super) fn build(
     let what = format!("pass {name}");
     let answer = remote.ask(&Ask::Build(call.clone()), &[], None);
     match answer.map_err(|e| remote.error(&what, &e))? {
-        Answer::Module => Ok(Pass::Module(Box::new(RemoteModule { remote, call, what }))),
+        Answer::Module { calibration } => Ok(Pass::Module(Box::new(RemoteModule {
+            remote,
+            call,
+            what,
+            calibration: borrow::calibration_in(calibration)?,
+        }))),
         Answer::Matrix(traits) => {
             let traits = traits.read()?;
-            Ok(Pass::Matrix(Box::new(RemoteMatrix {
-                remote,
-                call,
-                what,
-                traits,
-            })))
+            let work = RemoteMatrix { remote, call, what };
+            Ok(Pass::Matrix(Box::new(Stated { traits, work })))
         }
         _ => Err(strange(&what)),
     }
@@ -57,59 +58,27 @@ struct RemoteMatrix {
     remote: &'static Remote,
     call: Call,
     what: String,
-    traits: Traits,
 }
 
-impl RemoteMatrix {
-    fn cost(&self, rows: u64, cols: u64) -> (u64, u64, f64) {
+impl stated::Work for RemoteMatrix {
+    fn cost(&self, rows: u64, cols: u64) -> Cost {
         let call = self.call.clone();
-        match self.remote.ask(&Ask::Cost { call, rows, cols }, &[], None) {
+        let mut cost = match self.remote.ask(&Ask::Cost { call, rows, cols }, &[], None) {
             Ok(Answer::Cost {
                 workspace_bytes,
                 term_bytes,
                 nanos,
-            }) => (workspace_bytes, term_bytes, nanos),
-            _ => {
-                let bytes = rows.saturating_mul(cols).saturating_mul(4);
-                (bytes, bytes, bytes as f64)
-            }
-        }
-    }
-}
-
-impl MatrixPass for RemoteMatrix {
-    fn access(&self) -> Access {
-        self.traits.access
-    }
-
-    fn residual(&self) -> Residual {
-        self.traits.residual
-    }
-
-    fn quantizer(&self) -> Option<Quantizer> {
-        self.traits.quantizer
-    }
-
-    fn quantizes(&self) -> bool {
-        self.traits.quantizes
-    }
-
-    fn calibration(&self) -> Calibration {
-        self.traits.calibration
-    }
-
-    fn workspace_bytes(&self, rows: u64, cols: u64) -> u64 {
+            }) => Cost {
+                workspace_bytes,
+                term_bytes,
+                nanos,
+            },
+            _ => Cost::usual(rows, cols),
+        };
         // The shared file holds the residual once more.
         let shared = rows.saturating_mul(cols).saturating_mul(4);
-        self.cost(rows, cols).0.saturating_add(shared)
-    }
-
-    fn nanos(&self, rows: u64, cols: u64) -> f64 {
-        self.cost(rows, cols).2
-    }
-
-    fn term_bytes(&self, rows: u64, cols: u64) -> u64 {
-        self.cost(rows, cols).1
+        cost.workspace_bytes = cost.workspace_bytes.saturating_add(shared);
+        cost
     }
 
     fn peel(&self, peel: &mut Peel<'_>) -> Result<Peeled> {
@@ -172,7 +141,8 @@ impl MatrixPass for RemoteMatrix {
         Ok(Peeled { term, note })
     }
 
-    fn peel_stored(&self, stored: Stored<'_>) -> Option<Result<PeeledStored>> {
+    fn peel_stored(&self, stored: interface::Stored<'_>) -> Option<Result<PeeledStored>> {
+        use interface::Stored;
         let (dtype, bytes, rows, cols) = match stored {
             Stored::F32 { bytes, rows, cols } => (DType::F32, bytes, rows, cols),
             Stored::F16 { bytes, rows, cols } => (DType::F16, bytes, rows, cols),
@@ -208,10 +178,16 @@ struct RemoteModule {
     remote: &'static Remote,
     call: Call,
     what: String,
+    calibration: Calibration,
 }
 
 impl ModulePass for RemoteModule {
-    fn run(&self, module: &Module, remarks: &mut Vec<Remark>) -> Result<Patch> {
+    fn calibration(&self) -> Calibration {
+        self.calibration
+    }
+
+    fn run(&self, rewrite: &mut Rewrite<'_>) -> Result<Patch> {
+        let (module, remarks) = (rewrite.module, &mut *rewrite.remarks);
         let title = self.remote.title.get().map_or("", String::as_str);
         let rule = format!("{} (plugin {title})", self.call.pass);
         // Relative paths of weights mean the same there.
@@ -219,11 +195,22 @@ impl ModulePass for RemoteModule {
             true => std::path::PathBuf::new(),
             false => std::path::absolute(&module.base_dir).unwrap_or_default(),
         };
-        let call = self.call.clone();
+        let statistics = match rewrite.statistics.map(|s| s.file()) {
+            None => None,
+            Some(Some(file)) => Some(std::path::absolute(file).unwrap_or_default()),
+            Some(None) => {
+                let what = "statistics that are in no file can't go to another process";
+                return Err(self.remote.error(&self.what, &PassError::new(what)));
+            }
+        };
+        let ask = Ask::Run {
+            call: self.call.clone(),
+            base_dir,
+            seed: rewrite.seed,
+            statistics,
+        };
         let text = print(module);
-        let answer = self
-            .remote
-            .ask(&Ask::Run { call, base_dir }, &[text.as_bytes()], None);
+        let answer = self.remote.ask(&ask, &[text.as_bytes()], None);
         let answer = answer.map_err(|e| self.remote.error(&self.what, &e))?;
         let Answer::Rewritten {
             remarks: said,

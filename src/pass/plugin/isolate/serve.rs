@@ -7,19 +7,21 @@ use std::path::Path;
 
 use memmap2::MmapMut;
 
-use super::super::{Plugin, borrow::Traits, load};
+use super::super::{Plugin, borrow, load, stated::Stated};
 use super::passes::floats;
 use super::wire::{self, About, AboutPass, Answer, Ask, Call, Parts, Work, receive, send};
 use crate::ir::Rotation;
 use crate::ir::text::{parse, print};
 use crate::pass::interface::{
-    Access, Calibration, Earlier, MatrixPass, Moments, Pass, PassError, Peel, Peeled, Quantizer,
-    Residual, Stored,
+    Earlier, MatrixPass, MomentSource, Moments, Pass, Peel, Rewrite, Stored,
 };
 use crate::pass::kind::{self, CustomView, TensorView};
 use crate::weights::DType;
 
 type Result<T, E = String> = std::result::Result<T, E>;
+
+/// Opens a file of statistics of activations.
+pub type OpenStatistics = fn(&Path) -> Result<Box<dyn MomentSource>>;
 
 /// Answers questions about the plugin at `path` until `from` ends. `shared` is the file that matrices are in;
 /// its name is taken away.
@@ -29,6 +31,7 @@ type Result<T, E = String> = std::result::Result<T, E>;
 pub fn serve(
     path: &Path,
     shared: &Path,
+    statistics: OpenStatistics,
     from: &mut impl Read,
     to: &mut impl Write,
 ) -> std::io::Result<()> {
@@ -36,6 +39,7 @@ pub fn serve(
     std::fs::remove_file(shared)?;
     let mut server = Server {
         plugin: load(path, false).map_err(|e| e.to_string()),
+        statistics,
         built: None,
         file,
         map: None,
@@ -53,6 +57,7 @@ pub fn serve(
 
 struct Server {
     plugin: Result<&'static Plugin>,
+    statistics: OpenStatistics,
     /// The pass that was asked for last.
     built: Option<(Call, Pass)>,
     file: File,
@@ -65,7 +70,9 @@ impl Server {
         match ask {
             Ask::Describe => Ok(Answer::Plugin(about(plugin))),
             Ask::Build(call) => Ok(match self.pass(&call)? {
-                Pass::Module(_) => Answer::Module,
+                Pass::Module(pass) => Answer::Module {
+                    calibration: borrow::calibration_out(pass.calibration()),
+                },
                 Pass::Matrix(pass) => Answer::Matrix(wire::Traits::of(pass.as_ref())),
             }),
             Ask::Cost { call, rows, cols } => {
@@ -78,7 +85,14 @@ impl Server {
             }
             Ask::Peel(call, peel) => self.peel(&call, *peel, bytes),
             Ask::PeelStored { call, stored } => self.peel_stored(&call, stored, &bytes),
-            Ask::Run { call, base_dir } => {
+            Ask::Run {
+                call,
+                base_dir,
+                seed,
+                statistics,
+            } => {
+                let open = self.statistics;
+                let statistics = statistics.map(|file| open(&file)).transpose()?;
                 let Pass::Module(pass) = self.pass(&call)? else {
                     return Err(format!("pass {} is no module pass", call.pass));
                 };
@@ -87,7 +101,13 @@ impl Server {
                 let mut module = parse(text).map_err(|e| e.to_string())?;
                 module.base_dir = base_dir;
                 let mut remarks = Vec::new();
-                let patch = pass.run(&module, &mut remarks).map_err(|e| e.to_string())?;
+                let patch = pass.run(&mut Rewrite {
+                    module: &module,
+                    seed,
+                    statistics: statistics.as_deref(),
+                    remarks: &mut remarks,
+                });
+                let patch = patch.map_err(|e| e.to_string())?;
                 let mut bytes = Vec::new();
                 if !patch.is_empty() {
                     patch.apply(&mut module).map_err(|e| e.to_string())?;
@@ -164,7 +184,7 @@ impl Server {
         };
         let (mut passes, mut terms) = (Vec::new(), Vec::new());
         for (traits, parts) in about.earlier {
-            passes.push(Seen(traits.read().map_err(|e| e.to_string())?));
+            passes.push(Stated::earlier(traits.read().map_err(|e| e.to_string())?));
             terms.push(parts.term(&mut bytes)?);
         }
         let before: Vec<_> = terms.iter().cloned().map(Parts::of).collect();
@@ -354,44 +374,5 @@ fn term_work(term: &wire::Term, work: Work, bytes: &[Vec<u8>]) -> Result<Answer>
                 }
             }
         }),
-    }
-}
-
-/// A pass of the parent's, as far as other passes ask about it.
-struct Seen(Traits);
-
-impl MatrixPass for Seen {
-    fn access(&self) -> Access {
-        self.0.access
-    }
-
-    fn residual(&self) -> Residual {
-        self.0.residual
-    }
-
-    fn quantizer(&self) -> Option<Quantizer> {
-        self.0.quantizer
-    }
-
-    fn quantizes(&self) -> bool {
-        self.0.quantizes
-    }
-
-    fn calibration(&self) -> Calibration {
-        self.0.calibration
-    }
-
-    fn workspace_bytes(&self, _: u64, _: u64) -> u64 {
-        0
-    }
-
-    fn term_bytes(&self, _: u64, _: u64) -> u64 {
-        0
-    }
-
-    fn peel(&self, _: &mut Peel<'_>) -> Result<Peeled, PassError> {
-        Err(PassError::new(
-            "a pass of another process can't be run from here",
-        ))
     }
 }

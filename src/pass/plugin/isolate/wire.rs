@@ -1,6 +1,7 @@
 //! What goes through the pipe: a length, a header in JSON, and the bytes that the header counts.
 
 use std::io::{Read, Write};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -28,7 +29,10 @@ pub(super) enum Ask {
     /// Rewrite a module. Bytes: its text.
     Run {
         call: Call,
-        base_dir: std::path::PathBuf,
+        base_dir: PathBuf,
+        seed: u64,
+        /// Where statistics of activations are.
+        statistics: Option<PathBuf>,
     },
     /// Do something with a term of a plugin's kind. Bytes: its tensors, then the activations.
     Term { term: Term, work: Work },
@@ -124,7 +128,9 @@ pub(super) enum Work {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Answer {
     Plugin(About),
-    Module,
+    Module {
+        calibration: u32,
+    },
     Matrix(Traits),
     Cost {
         workspace_bytes: u64,

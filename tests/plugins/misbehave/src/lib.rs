@@ -1,5 +1,13 @@
-//! A plugin whose passes do what they must not.
+//! A plugin whose passes do what they must not, and one that says what it is told.
 
+mod broken;
+mod listen;
 mod misbehave;
 
-hlrc_pass::plugin!(misbehave::ENTRY, misbehave::rewrite::ENTRY);
+hlrc_pass::plugin!(
+    misbehave::ENTRY,
+    misbehave::rewrite::ENTRY,
+    listen::ENTRY,
+    broken::ENTRY;
+    terms: &broken::Broken
+);

@@ -124,20 +124,21 @@ pass_entry!("misbehave" in "misbehave.rs", Misbehave, Misbehave::build);
 /// A module pass that does what it must not.
 pub mod rewrite {
     use hlrc_pass::ir::patch::Patch;
-    use hlrc_pass::ir::{Module, OpId, OpRef};
+    use hlrc_pass::ir::{OpId, OpRef};
 
     use super::*;
 
     /// Options of `misbehave-module`.
     #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
     #[serde(deny_unknown_fields, default)]
-    pub struct Rewrite {
+    pub struct Mangle {
         /// Panics in place of removing an op.
         pub panic: bool,
     }
 
-    impl ModulePass for Rewrite {
-        fn run(&self, module: &Module, _: &mut Vec<Remark>) -> Result<Patch, PassError> {
+    impl ModulePass for Mangle {
+        fn run(&self, rewrite: &mut Rewrite<'_>) -> Result<Patch, PassError> {
+            let module = rewrite.module;
             assert!(!self.panic, "in a module of {} graphs", module.graphs.len());
             // What reads the op's result is left without it.
             let mut patch = Patch::new(module, "misbehave-module");
@@ -150,7 +151,7 @@ pub mod rewrite {
         }
     }
 
-    pass_entry!("misbehave-module" in "misbehave.rs", Rewrite, |options: Rewrite| Ok(
+    pass_entry!("misbehave-module" in "misbehave.rs", Mangle, |options: Mangle| Ok(
         Pass::Module(Box::new(options))
     ));
 }
