@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::exchange::exchange;
 use crate::ir::{Encoding, Module, Storage, WeightId, text};
 use crate::store::{
-    JOURNAL, Reader, Sink, SinkError, StoreError, copied_as, in_scratch, is_scratch,
+    JOURNAL, Reader, Sink, SinkError, StoreError, copied_as, in_scratch, is_fleeting,
 };
 use crate::weights::writer::{Finished, ShardInfo};
 use crate::weights::{WeightsError, sha256_file};
@@ -155,7 +155,7 @@ impl Partial {
     pub fn publish(self) -> Result<(), FolderError> {
         for entry in std::fs::read_dir(&self.path).map_err(io(&self.path))? {
             let path = entry.map_err(io(&self.path))?.path();
-            if is_scratch(&path) {
+            if is_fleeting(&path) {
                 std::fs::remove_file(&path).map_err(io(&path))?;
             }
         }

@@ -121,7 +121,7 @@ pub enum Training {
 
 /// What of a term a gradient is by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(into = "&'static str", try_from = "String")]
 pub enum Part {
     /// The entries of a dense term, as they are stored (transposed, if they are).
     Dense,
@@ -137,6 +137,33 @@ pub enum Part {
     U,
     /// All V_b, one after the other.
     V,
+    /// A tensor of a term of a plugin's kind, by its place in the term.
+    Tensor(u8),
+}
+
+/// Names of tensors by their places; terms with more have no gradients by the others.
+const TENSORS: [&str; 8] = [
+    "tensor0", "tensor1", "tensor2", "tensor3", "tensor4", "tensor5", "tensor6", "tensor7",
+];
+
+impl From<Part> for &'static str {
+    fn from(part: Part) -> Self {
+        part.name()
+    }
+}
+
+impl TryFrom<String> for Part {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        use Part::{Codes, Dense, Scales, U, V, Values, Zeros};
+        let tensors = (0..TENSORS.len() as u8).map(Part::Tensor);
+        let mut all = [Dense, Scales, Zeros, Codes, Values, U, V]
+            .into_iter()
+            .chain(tensors);
+        let found = all.find(|part| part.name() == name);
+        found.ok_or_else(|| format!("`{name}` is no part of a term"))
+    }
 }
 
 fn one() -> f64 {
@@ -158,6 +185,7 @@ impl Part {
             Part::Values => "values",
             Part::U => "u",
             Part::V => "v",
+            Part::Tensor(at) => TENSORS.get(usize::from(at)).copied().unwrap_or("tensor"),
         }
     }
 
@@ -174,8 +202,13 @@ impl Part {
             Term::LowRank(l) => vec![(Part::U, l.u.data), (Part::V, l.v.data)],
             Term::Sparse(s) => vec![(Part::Values, s.values)],
             Term::Columns(c) => vec![(Part::Values, c.values)],
-            // What a plugin stores is a constant here.
-            Term::Custom(_) => Vec::new(),
+            // Which of them have gradients, their plugin says.
+            Term::Custom(c) => {
+                let tensors = c.tensors.iter().zip(0..TENSORS.len() as u8);
+                tensors
+                    .map(|((_, id), at)| (Part::Tensor(at), *id))
+                    .collect()
+            }
         }
     }
 
@@ -194,6 +227,10 @@ impl Part {
             (Part::Values, Term::Columns(c)) => c.count.saturating_mul(matrix.out_features),
             (Part::U, Term::LowRank(l)) => l.blocks.iter().map(|b| (b.rows * b.rank) as u64).sum(),
             (Part::V, Term::LowRank(l)) => l.blocks.iter().map(|b| (b.rank * b.cols) as u64).sum(),
+            (Part::Tensor(at), Term::Custom(c)) => c
+                .tensors
+                .get(usize::from(at))
+                .map_or(0, |(_, id)| stored(*id)),
             _ => 0,
         }
     }

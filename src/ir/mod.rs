@@ -32,4 +32,4 @@ pub use term::{
     TrellisTerm, WeightView, is_custom_kind, is_word,
 };
 pub use types::{Dim, TensorType, Type};
-pub use weight::{Encoding, Storage, Synthetic, Weight};
+pub use weight::{Encoding, Gain, Rotated, Storage, Synthetic, Turn, Weight};

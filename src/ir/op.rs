@@ -288,6 +288,17 @@ pub enum Native {
         /// The cap.
         cap: f64,
     },
+    /// A rotation of the last axis, as of terms in rotated coordinates: `R x`, R = H·diag(s), H of
+    /// orthonormal Walsh–Hadamard blocks.
+    Hadamard {
+        /// Size of the blocks: a power of two, at most 512, that divides the width.
+        block: u64,
+        /// Where the signs s come from.
+        seed: u64,
+        /// Rᵀ x instead.
+        #[serde(default, skip_serializing_if = "is_false")]
+        inverse: bool,
+    },
     /// The columns `start .. start + width` of the last axis.
     Slice {
         /// First column.
@@ -318,6 +329,7 @@ impl Native {
             Native::Mul => "mul",
             Native::Scale { .. } => "scale",
             Native::Softcap { .. } => "softcap",
+            Native::Hadamard { .. } => "hadamard",
             Native::Slice { .. } => "slice",
             Native::Positions => "positions",
             Native::FirstToken => "first_token",
@@ -335,6 +347,7 @@ impl Native {
             Native::Activate { .. }
             | Native::Scale { .. }
             | Native::Softcap { .. }
+            | Native::Hadamard { .. }
             | Native::Slice { .. }
             | Native::Positions
             | Native::FirstToken => (1, 1),

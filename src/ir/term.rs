@@ -91,6 +91,19 @@ pub struct Rotation {
     pub seed: u64,
 }
 
+impl Rotation {
+    /// The largest block.
+    pub const MAX_BLOCK: u64 = 512;
+
+    /// Whether its blocks are powers of two that divide a matrix's sides, and none is too large.
+    pub fn fits(&self, out_features: u64, in_features: u64) -> bool {
+        let fits = |n: u64, block: u64| {
+            block.is_power_of_two() && block <= Self::MAX_BLOCK && n.is_multiple_of(block)
+        };
+        fits(out_features, self.out_block) && fits(in_features, self.in_block)
+    }
+}
+
 /// A sum of low-rank blocks.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LowRankTerm {

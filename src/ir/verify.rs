@@ -8,10 +8,12 @@
 //! 4. A matrix has at most one dense term; every term has the shape of its matrix: a dense view
 //!    covers it, codes, scales and zero points have the sizes that scheme and group demand, blocks
 //!    lie inside, factors and index lists have the lengths that ranks and counts demand.
-//! 5. A bias is `[out]`. Native ops have the number of inputs that they need.
+//! 5. A bias is `[out]`. Native ops have the number of inputs that they need; blocks of rotations are
+//!    powers of two up to 512. A weight that is turned when it is read is of floats, from a tensor of
+//!    its shape, with blocks that divide its sides.
 //! 6. A mixture of experts has at least `top_k` experts, each with one input and one output.
 //! 7. The activation of a linear has the width that its matrix takes, where that follows from the
-//!    types of the graph's inputs.
+//!    types of the graph's inputs; so has that of a rotation one that its blocks divide.
 //! 8. Ops of training have the inputs, results and terms that they need.
 //!
 //! All violations are reported, not the first alone. A module that passes does not make a back end
@@ -20,12 +22,17 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 
-use super::{Graph, Linear, Module, Moe, Op, OpId, OpKind, Operand, Region, Storage, ValueId};
+use super::{
+    Graph, Linear, Module, Moe, Native, Op, OpId, OpKind, Operand, Region, Storage, ValueId,
+};
 use crate::weights::DType;
 
 mod grad;
+mod rotated;
 mod terms;
 mod widths;
+
+use rotated::{bad_block, is_block};
 
 /// One broken invariant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,6 +105,9 @@ impl Verifier<'_> {
                 self.report(format!("weight {index}"), "has no name");
             } else if !names.insert(&weight.name) {
                 self.report(&place, "is declared twice");
+            }
+            if let Storage::Rotated(rotated) = &weight.storage {
+                self.rotated(weight, rotated, &place);
             }
             let size = weight.elements().and_then(|n| weight.dtype.bytes_for(n));
             let Some(have) = weight.storage.raw_bytes() else {
@@ -255,6 +265,11 @@ impl<'v, 'a> GraphCheck<'v, 'a> {
                 if inputs < least || inputs > most {
                     let what = format!("has {inputs} inputs, needs {least} to {most}");
                     self.v.report(place, what);
+                }
+                if let Native::Hadamard { block, .. } = native
+                    && !is_block(*block)
+                {
+                    self.v.report(place, bad_block(*block));
                 }
             }
             OpKind::Linear(linear) => {

@@ -41,12 +41,20 @@ pub enum StoreError {
         /// What does not fit.
         problem: String,
     },
-    /// A term of a plugin's kind: the plugin is not loaded, or refuses it.
+    /// A term of a kind that no loaded plugin defines.
     #[error("weight @{weight}: {problem}")]
     Kind {
         /// The term's first weight.
         weight: String,
-        /// What is missing or wrong.
+        /// Which plugin is missing, and how to load it.
+        problem: String,
+    },
+    /// The plugin of a term's kind can't compute it.
+    #[error("weight @{weight}: {problem}")]
+    Plugin {
+        /// The term's first weight.
+        weight: String,
+        /// The plugin, and what it says.
         problem: String,
     },
     /// The matrix is too large for this machine's address space.
@@ -137,12 +145,18 @@ impl<'a> Reader<'a> {
                 }
                 Ok(in_memory(all))
             }
+            Storage::Rotated(recipe) => self.turned(module, weight, recipe),
             piece => self.piece(module, weight, piece),
         }
     }
 
     /// Part of a file, or inline bytes.
-    fn piece(&self, module: &Module, weight: &Weight, storage: &Storage) -> Result<Located> {
+    pub(super) fn piece(
+        &self,
+        module: &Module,
+        weight: &Weight,
+        storage: &Storage,
+    ) -> Result<Located> {
         let fault = |source| StoreError::Weights {
             weight: weight.name.clone(),
             source,
@@ -170,7 +184,7 @@ impl<'a> Reader<'a> {
                 }
             }
             Storage::Inline(bytes) => Ok(in_memory(bytes.clone())),
-            Storage::Synthetic(_) | Storage::Concat(_) | Storage::Absent => {
+            Storage::Synthetic(_) | Storage::Concat(_) | Storage::Rotated(_) | Storage::Absent => {
                 Err(StoreError::Absent(weight.name.clone()))
             }
         }
@@ -192,7 +206,7 @@ impl<'a> Reader<'a> {
         Ok(copy)
     }
 
-    fn weight<'m>(&self, module: &'m Module, id: WeightId) -> Result<&'m Weight> {
+    pub(super) fn weight<'m>(&self, module: &'m Module, id: WeightId) -> Result<&'m Weight> {
         let missing = || StoreError::Absent(id.to_string());
         module.weight(id).ok_or_else(missing)
     }
@@ -302,7 +316,10 @@ impl<'a> Reader<'a> {
                 TermData::Sparse(sparse)
             }
             Term::Custom(c) => {
-                let kind = kind::needed(&c.kind).map_err(|e| damaged(e.to_string()))?;
+                let kind = kind::needed(&c.kind).map_err(|e| StoreError::Kind {
+                    weight: first_weight(module, term),
+                    problem: e.to_string(),
+                })?;
                 let tensor = |(name, id): &(String, WeightId)| -> Result<CustomTensor> {
                     let weight = self.weight(module, *id)?;
                     Ok(CustomTensor {
@@ -348,7 +365,7 @@ impl<'a> Reader<'a> {
             } else {
                 let data = self.term(module, matrix, term)?;
                 data.add_rows(0..rows, &mut sum)
-                    .map_err(|e| damaged(module, term, e.to_string()))?;
+                    .map_err(|e| undecoded(module, term, e.to_string()))?;
             }
         }
         Ok(sum)
@@ -380,15 +397,25 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A term whose parts do not fit each other, or whose kind nobody knows.
+/// A term whose parts do not fit each other.
 fn damaged(module: &Module, term: &Term, problem: String) -> StoreError {
-    let first = term.weights().first().copied();
-    let weight = first.and_then(|w| module.weight(w));
-    let weight = weight.map_or(String::new(), |w| w.name.clone());
+    let weight = first_weight(module, term);
+    StoreError::Damaged { weight, problem }
+}
+
+/// A term that was read and can't be decoded.
+fn undecoded(module: &Module, term: &Term, problem: String) -> StoreError {
+    let weight = first_weight(module, term);
     match term {
-        Term::Custom(_) => StoreError::Kind { weight, problem },
+        Term::Custom(_) => StoreError::Plugin { weight, problem },
         _ => StoreError::Damaged { weight, problem },
     }
+}
+
+fn first_weight(module: &Module, term: &Term) -> String {
+    let first = term.weights().first().copied();
+    let weight = first.and_then(|w| module.weight(w));
+    weight.map_or(String::new(), |w| w.name.clone())
 }
 
 fn rotated(rotation: Option<Rotation>, term: TermData) -> TermData {
@@ -398,7 +425,7 @@ fn rotated(rotation: Option<Rotation>, term: TermData) -> TermData {
     }
 }
 
-fn in_memory(bytes: Vec<u8>) -> Located {
+pub(super) fn in_memory(bytes: Vec<u8>) -> Located {
     Located {
         len: bytes.len() as u64,
         source: Bytes::from(bytes).into(),
@@ -419,7 +446,7 @@ fn u32s(bytes: &[u8]) -> Vec<u32> {
 }
 
 /// Rows and columns of a synthetic weight: all leading dimensions are rows.
-fn synthetic_shape(weight: &Weight) -> Result<(usize, usize)> {
+pub(super) fn synthetic_shape(weight: &Weight) -> Result<(usize, usize)> {
     let too_large = || StoreError::TooLarge(weight.name.clone());
     let elements = weight
         .elements()

@@ -105,8 +105,18 @@ pub fn in_scratch(storage: &Storage) -> bool {
     storage.parts().iter().any(is_there)
 }
 
+/// What the names of training's checkpoints, and of what it spills, start with.
+const CHECKPOINTS: [&str; 2] = ["train.", "train-"];
+
 /// Whether a file of a partial folder is a scratch file.
 pub fn is_scratch(path: &Path) -> bool {
     let name = path.file_name().and_then(|n| n.to_str());
     name.is_some_and(|n| n.starts_with(PREFIX) && n.ends_with(SUFFIX))
+}
+
+/// Whether a file of a partial folder is no part of the output: scratch, or a checkpoint of training.
+pub fn is_fleeting(path: &Path) -> bool {
+    let name = path.file_name().and_then(|n| n.to_str());
+    let checkpoint = name.is_some_and(|n| CHECKPOINTS.iter().any(|c| n.starts_with(c)));
+    checkpoint || is_scratch(path)
 }

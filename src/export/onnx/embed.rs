@@ -39,9 +39,18 @@ impl Lowerer<'_> {
                     parts.push(self.cast(site, rows, dtype));
                 }
                 Term::Trellis(_) => return Err(no_form(site, TRELLIS)),
-                Term::Quant(q) if q.rotation.is_some() => return Err(no_form(site, ROTATED)),
+                Term::Quant(q) if q.rotation.is_some_and(|r| r.out_block > 1) => {
+                    return Err(no_form(site, ROTATED));
+                }
                 Term::Quant(q) => {
-                    parts.push(self.coded_rows(site, indices, Coded::of(matrix, q), part, "q")?);
+                    let rows = self.coded_rows(site, indices, Coded::of(matrix, q), part, "q")?;
+                    let side = q
+                        .rotation
+                        .map(|r| (r.in_side(), matrix.in_features as usize));
+                    parts.push(match side {
+                        Some(side) => self.turn(site, rows, side, true)?,
+                        None => rows,
+                    });
                 }
                 Term::LowRank(l) => {
                     parts.extend(self.low_rank_rows(site, indices, matrix, term, l)?)

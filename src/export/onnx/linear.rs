@@ -42,7 +42,8 @@ impl Lowerer<'_> {
             y = self.standard(site, "Mul", vec![y, scale], Vec::new());
         }
         if let Some(bias) = linear.bias {
-            y = self.standard(site, "Add", vec![y, Operand::Weight(bias)], Vec::new());
+            let bias = self.activation(site, Operand::Weight(bias));
+            y = self.standard(site, "Add", vec![y, bias], Vec::new());
         }
         if let Some((_, back)) = swap {
             y = self.standard(site, "Transpose", vec![y], vec![("perm", Attr::Ints(back))]);

@@ -1,9 +1,11 @@
 //! Linears and embeddings → ONNX nodes, in a copy of the module.
 
+use std::cell::OnceCell;
 use std::collections::{HashMap, HashSet};
 
 use super::recipe::Recipe;
 use super::{ExportError, Options, functions, opset, prune, restore};
+use crate::ir::shapes::{Shapes, Trust, infer_with};
 use crate::ir::{
     Attr, Attrs, Graph, Module, OnnxOp, Op, OpId, OpKind, OpRef, Operand, Region, Storage, ValueId,
     Weight, WeightId,
@@ -43,6 +45,8 @@ pub(super) struct Lowerer<'a> {
     contrib: Vec<usize>,
     /// Number of the graph at hand.
     index: usize,
+    /// Shapes of the source's values; rotations alone need them.
+    widths: OnceCell<Shapes>,
 }
 
 /// The op being lowered.
@@ -97,6 +101,7 @@ pub(super) fn lower(module: &Module, options: Options) -> Result<Lowered, Export
         opset: 0,
         contrib: Vec::new(),
         index: 0,
+        widths: OnceCell::new(),
     };
     for &index in &raised {
         lowerer.graph(index)?;
@@ -297,6 +302,17 @@ impl Lowerer<'_> {
         Some(self.graph.value(id)?.ty.as_ref()?.as_tensor()?.dtype)
     }
 
+    /// Shapes of the source's values.
+    pub(super) fn widths(&self) -> &Shapes {
+        self.widths
+            .get_or_init(|| infer_with(self.source, Trust::Stated, &mut |_| None))
+    }
+
+    /// Which region the op stands in.
+    pub(super) fn region_of(&self, site: &Site) -> usize {
+        self.regions.get(&site.at.op).copied().unwrap_or(0)
+    }
+
     /// A name that nothing has yet.
     pub(super) fn fresh(&mut self, wanted: &str) -> String {
         let mut name = wanted.to_owned();
@@ -457,8 +473,9 @@ fn rename(node: &mut Op, last: Operand, result: Option<ValueId>) {
 pub(super) const TRELLIS: &str =
     "trellis codes have no ONNX form; write a .hlrc folder, or use int4, int3 or int2";
 
-pub(super) const ROTATED: &str =
-    "codes of a rotated matrix have no ONNX form; write a .hlrc folder, or leave `rotate` out";
+pub(super) const ROTATED: &str = "a table whose rows are rotated among each other has no ONNX form: a \
+    row would need its whole block; write a .hlrc folder, or give the vocabulary a pass that does not \
+    rotate, as `vocabulary(int4)`";
 
 pub(super) fn no_form(site: &Site, what: &str) -> ExportError {
     ExportError::NoForm {

@@ -30,6 +30,7 @@ mod opset;
 mod prune;
 mod recipe;
 mod restore;
+mod rotate;
 mod shapes;
 mod terms;
 mod write;

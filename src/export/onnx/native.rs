@@ -31,6 +31,11 @@ impl Lowerer<'_> {
             Native::Scale { factor } if y == Operand::None => self.times(site, x, *factor)?,
             Native::Scale { .. } => self.standard(site, "Mul", vec![x, y], Vec::new()),
             Native::Softcap { cap } => self.softcap(site, x, *cap)?,
+            Native::Hadamard {
+                block,
+                seed,
+                inverse,
+            } => self.hadamard(site, op, (*block, *seed), *inverse)?,
             Native::Slice { start, width } => {
                 let end = start.saturating_add(*width);
                 // Slice has its bounds as inputs and negative axes.
@@ -63,7 +68,7 @@ impl Lowerer<'_> {
     }
 
     /// An operand as f32: weights may be stored in a shorter type.
-    fn activation(&mut self, site: &mut Site, operand: Operand) -> Operand {
+    pub(super) fn activation(&mut self, site: &mut Site, operand: Operand) -> Operand {
         let Operand::Weight(id) = operand else {
             return operand;
         };

@@ -7,8 +7,8 @@ use super::codes::quant_form;
 use crate::ir::{Module, OpRef};
 use crate::numeric::quant::packed_len;
 use crate::numeric::{Factor, LowRank, QuantMatrix, Side, Sparse};
-use crate::pass::kind;
-use crate::pass::terms::TermData;
+use crate::pass::terms::{CustomData, TermData};
+use crate::pass::{PassError, kind};
 use crate::store::Reader;
 use crate::weights::DType;
 
@@ -101,24 +101,51 @@ impl Recipe {
             .get(self.term)
             .ok_or_else(|| damaged("the term is gone"))?;
         let data = reader.term(module, matrix, term)?;
+        if let TermData::Custom(custom) = &data {
+            let refused = |e: PassError| ExportError::NoForm {
+                op: op.name.clone(),
+                what: e.to_string(),
+            };
+            let made = self.of_custom(custom).map_err(refused)?;
+            return made.ok_or_else(|| damaged("the term has no such form"));
+        }
         self.of(&data)
             .ok_or_else(|| damaged("the term has no such form"))
     }
 
+    /// Of a plugin's term: the decoded matrix, or a constant of the form that the plugin gives.
+    fn of_custom(&self, custom: &CustomData) -> Result<Option<Vec<u8>>, PassError> {
+        match self.form {
+            Form::Floats { dtype, transposed } => {
+                let (rows, cols) = (custom.rows, custom.cols);
+                let Some(entries) = rows.checked_mul(cols) else {
+                    return Ok(None);
+                };
+                let mut values = vec![0f32; entries];
+                custom.add_rows(0..rows, &mut values)?;
+                Ok(floats_to(&values, rows, cols, dtype, transposed))
+            }
+            Form::Custom { constant } => {
+                let form = kind::needed(&custom.kind)?.onnx(&custom.view())?;
+                let tensor = form.and_then(|f| f.tensors.into_iter().nth(constant));
+                Ok(tensor.map(|t| t.bytes))
+            }
+            _ => Ok(None),
+        }
+    }
+
     fn of(&self, data: &TermData) -> Option<Vec<u8>> {
+        // Nodes around the codes turn what goes in and comes out.
+        let data = match data {
+            TermData::Rotated(_, codes) => codes,
+            data => data,
+        };
         if let Form::Floats { dtype, transposed } = self.form {
             let (values, rows, cols) = floats(data, self.piece)?;
             return floats_to(&values, rows, cols, dtype, transposed);
         }
         if let TermData::Sparse(sparse) = data {
             return sparse_form(sparse, self.form);
-        }
-        if let (TermData::Custom(custom), Form::Custom { constant }) = (data, self.form) {
-            let form = kind::needed(&custom.kind)
-                .ok()?
-                .onnx(&custom.view())
-                .ok()??;
-            return Some(form.tensors.into_iter().nth(constant)?.bytes);
         }
         quant_form(&quant(data, self.piece)?, self.form)
     }
@@ -208,12 +235,6 @@ fn floats(data: &TermData, piece: Piece) -> Option<(Vec<f32>, usize, usize)> {
             columns.len(),
         )),
         (TermData::LowRank(low_rank), piece) => factor_values(low_rank, piece),
-        (TermData::Custom(custom), Piece::Whole) => {
-            let (rows, cols) = (custom.rows, custom.cols);
-            let mut values = vec![0f32; rows.checked_mul(cols)?];
-            custom.add_rows(0..rows, &mut values).ok()?;
-            Some((values, rows, cols))
-        }
         _ => None,
     }
 }

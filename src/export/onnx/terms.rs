@@ -1,6 +1,6 @@
 //! Terms of a linear → nodes that add their share of the product.
 
-use super::lower::{Lowerer, ROTATED, Site, TRELLIS, no_form};
+use super::lower::{Lowerer, Site, TRELLIS, no_form};
 use super::recipe::{Form, Piece, Recipe};
 use super::{ExportError, QuantForm};
 use crate::ir::{
@@ -86,9 +86,8 @@ impl Lowerer<'_> {
             match kind {
                 Term::Dense(view) => parts.push(self.dense(site, x, matrix, view)),
                 Term::Trellis(_) => return Err(no_form(site, TRELLIS)),
-                Term::Quant(q) if q.rotation.is_some() => return Err(no_form(site, ROTATED)),
                 Term::Quant(q) => {
-                    parts.push(self.coded(site, x, Coded::of(matrix, q), whole, "q")?)
+                    parts.push(self.rotated(site, x, Coded::of(matrix, q), q, whole)?);
                 }
                 Term::LowRank(l) => parts.extend(self.low_rank(site, x, matrix, term, l)?),
                 Term::Sparse(s) if s.nnz > 0 => parts.push(self.sparse(site, x, matrix, s, whole)),

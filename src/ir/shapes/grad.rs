@@ -56,7 +56,7 @@ pub(super) fn results(grad: &Grad, inputs: &[Option<Fact>]) -> Vec<Fact> {
 fn of_native(native: &Native, like: impl Fn(usize) -> Fact) -> Vec<Fact> {
     match native {
         // Their results have their inputs' shapes, so `dy` has too.
-        Native::Rope { .. } | Native::Scale { .. } => vec![like(0)],
+        Native::Rope { .. } | Native::Scale { .. } | Native::Hadamard { .. } => vec![like(0)],
         _ => (1..=Grad::native_results(native)).map(like).collect(),
     }
 }

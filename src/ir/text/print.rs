@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use super::is_bare;
 use crate::ir::{
-    Attr, Attrs, Dim, Encoding, Graph, Module, OpRef, Operand, Region, Storage, TensorType, Type,
-    ValueId, WeightId,
+    Attr, Attrs, Dim, Encoding, Graph, Module, OpRef, Operand, Region, Rotated, Storage,
+    TensorType, Turn, Type, ValueId, WeightId,
 };
 
 /// What the printed text shows besides the module itself.
@@ -144,8 +144,42 @@ impl Printer<'_> {
                 }
                 self.out.push_str(if parts.is_empty() { "()" } else { ")" });
             }
+            Storage::Rotated(rotated) => self.rotated(rotated),
             Storage::Absent => self.out.push_str("none"),
         }
+    }
+
+    fn rotated(&mut self, rotated: &Rotated) {
+        self.out.push_str("rotated(");
+        let mut parts = rotated.parts.iter();
+        if let Some(part) = parts.next() {
+            self.storage(part);
+        }
+        let _ = write!(self.out, ", {}", rotated.dtype);
+        for (side, turn) in [("rows", &rotated.rows), ("columns", &rotated.columns)] {
+            if let Some(Turn {
+                block,
+                seed,
+                repeat,
+            }) = turn
+            {
+                let _ = write!(self.out, ", {side}(block={block}, seed={seed}");
+                if let Some(n) = repeat {
+                    let _ = write!(self.out, ", repeat={n}");
+                }
+                self.out.push(')');
+            }
+        }
+        if let (Some(gain), Some(part)) = (rotated.gain, parts.next()) {
+            let side = if gain.along_rows { "rows" } else { "columns" };
+            let _ = write!(self.out, ", gain({side}, {}, ", gain.dtype);
+            self.storage(part);
+            self.out.push_str(match gain.unit_offset {
+                true => ", unit_offset)",
+                false => ")",
+            });
+        }
+        self.out.push(')');
     }
 
     fn graph(&mut self, index: usize) {

@@ -12,9 +12,6 @@ use crate::ir::{
 use crate::numeric::{Block, FactorFormat, Group, Side};
 use crate::weights::DType;
 
-/// Largest block of a rotation.
-const MAX_ROTATION_BLOCK: u64 = 512;
-
 impl Verifier<'_> {
     pub(super) fn matrix(&mut self, matrix: &Matrix, place: &str) {
         let (out, inp) = (matrix.out_features, matrix.in_features);
@@ -155,13 +152,11 @@ impl Verifier<'_> {
         let Some(r) = rotation else {
             return;
         };
-        let fits = |n: u64, block: u64| {
-            block.is_power_of_two() && block <= MAX_ROTATION_BLOCK && n.is_multiple_of(block)
-        };
-        if !fits(matrix.out_features, r.out_block) || !fits(matrix.in_features, r.in_block) {
+        if !r.fits(matrix.out_features, matrix.in_features) {
+            let most = Rotation::MAX_BLOCK;
             let (out, inp) = (r.out_block, r.in_block);
             let text = format!(
-                "rotate(out={out}, in={inp}): blocks are powers of two up to {MAX_ROTATION_BLOCK} that \
+                "rotate(out={out}, in={inp}): blocks are powers of two up to {most} that \
                  divide the matrix's sides"
             );
             self.report(place, text);

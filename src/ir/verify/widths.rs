@@ -2,9 +2,10 @@
 
 use super::{Violation, op_place};
 use crate::ir::shapes::{Shapes, Trust, infer_with};
-use crate::ir::{Graph, Layout, Module, OpKind, Operand, Term, ValueId};
+use crate::ir::{Graph, Layout, Module, Native, OpKind, Operand, Term, ValueId};
 
-/// Linears whose activation is known to have another width than the matrix takes.
+/// Linears whose activation is known to have another width than the matrix takes, and rotations whose
+/// blocks do not divide it.
 pub(super) fn check(module: &Module) -> Vec<Violation> {
     let linear = |graph: &Graph| {
         let mut ops = graph.ops.iter();
@@ -20,6 +21,19 @@ pub(super) fn check(module: &Module) -> Vec<Violation> {
         let (Some(graph), Some(op)) = (module.graphs.get(at.graph), module.op(at)) else {
             continue;
         };
+        if let (OpKind::Native(Native::Hadamard { block, .. }), [Operand::Value(x)]) =
+            (&op.kind, op.inputs.as_slice())
+            && let Some(has) = shapes.size(at.graph, *x, -1)
+            && !has.is_multiple_of((*block).max(1))
+        {
+            let activation = activation(graph, &shapes, at.graph, *x);
+            found.push(Violation {
+                place: op_place(graph, at.op),
+                what: format!(
+                    "{activation} has {has} features, which blocks of {block} do not divide"
+                ),
+            });
+        }
         let (OpKind::Linear(linear), [Operand::Value(x)]) = (&op.kind, op.inputs.as_slice()) else {
             continue;
         };
