@@ -186,3 +186,137 @@ fn a_folder_or_device_is_never_replaced() {
         "{said}"
     );
 }
+
+/// `opt` on a model, with statistics or texts by commas; its exit code and what it said.
+fn opt(dir: &Path, model: &Path, pipeline: &str, calib: &str) -> (Option<i32>, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hlrc-opt"));
+    command.env("XDG_CACHE_HOME", dir).arg(model);
+    command.args(["-f", "-p", pipeline, "--calib", calib, "-o"]);
+    let output = command.arg(dir.join("out.hlrc")).output().expect("started");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output.status.code(), said)
+}
+
+#[test]
+fn statistics_that_do_not_fit_are_refused_or_told() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let stats = calibrate(dir.path(), "stats", &[]);
+    let stats = stats.to_str().expect("a path in UTF-8");
+    let llama = Path::new("tests/fixtures/families/llama");
+    let (code, said) = opt(dir.path(), llama, "trellis", stats);
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains("do not go together"), "{said}");
+    assert!(!dir.path().join("out.hlrc").exists());
+    let (code, said) = opt(
+        dir.path(),
+        Path::new(STORIES),
+        "trellis",
+        &format!("{stats},x.txt"),
+    );
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("stands alone"), "{said}");
+    // The same shapes, one other weight.
+    let other = dir.path().join("other");
+    std::fs::create_dir(&other).expect("a folder");
+    for entry in std::fs::read_dir(STORIES).expect("a folder").flatten() {
+        let name = entry.file_name();
+        if name.to_string_lossy() != "stories260K.onnx" {
+            std::fs::copy(entry.path(), other.join(name)).expect("copied");
+        }
+    }
+    let weights = other.join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).expect("weights");
+    let last = bytes.len() - 4;
+    bytes[last] ^= 1;
+    std::fs::write(&weights, bytes).expect("written");
+    let (code, said) = opt(dir.path(), &other, "trellis", stats);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("whose weights are not those of"), "{said}");
+    let (code, said) = opt(dir.path(), Path::new(STORIES), "trellis", stats);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(!said.contains("whose weights"), "{said}");
+}
+
+#[test]
+fn damaged_statistics_are_bad_input() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let stats = calibrate(dir.path(), "stats", &[]);
+    let mut bytes = std::fs::read(&stats).expect("written");
+    let at = bytes.len() / 2;
+    // Sums of squares that are no numbers.
+    bytes[at..at + 4096].fill(0xff);
+    std::fs::write(&stats, bytes).expect("written");
+    let path = stats.to_str().expect("a path in UTF-8");
+    let (code, said) = opt(dir.path(), Path::new(STORIES), "trellis", path);
+    assert_eq!(code, Some(3), "{said}");
+}
+
+#[test]
+fn a_diagonal_is_used_by_trellises() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let imatrix = "tests/fixtures/imatrix/tiny.gguf";
+    let (code, said) = opt(dir.path(), Path::new(STORIES), "trellis", imatrix);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("nothing is known of the inputs of"), "{said}");
+    let report = |folder: &str| -> serde_json::Value {
+        let text = std::fs::read(dir.path().join(folder).join("report.json"));
+        serde_json::from_slice(&text.expect("a report")).expect("JSON")
+    };
+    let with = report("out.hlrc");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hlrc-opt"));
+    command.args([STORIES, "-q", "-p", "trellis", "-o"]);
+    succeed(command.arg(dir.path().join("free.hlrc")));
+    let (with, without) = (&with["sites"][0], &report("free.hlrc")["sites"][0]);
+    assert_eq!(with["name"], without["name"]);
+    assert!(with["rel_error"] != without["rel_error"], "{with}");
+}
+
+#[test]
+fn what_has_no_effect_on_a_file_is_refused() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let stats = calibrate(dir.path(), "stats", &[]);
+    let copy = dir.path().join("copy");
+    std::fs::copy(&stats, &copy).expect("copied");
+    for again in [&stats, &copy] {
+        let mut command = tool(dir.path());
+        command.arg("--merge").args([&stats, again]);
+        let said = refused(command.arg("-o").arg(dir.path().join("sum")), 2);
+        assert!(said.contains("count twice"), "{said}");
+    }
+    for extra in [
+        ["--ctx", "96"],
+        ["--windows", "3"],
+        ["--seed", "1"],
+        ["--threads", "1"],
+    ] {
+        let mut command = tool(dir.path());
+        refused(command.arg("--show").arg(&stats).args(extra), 2);
+        let mut command = tool(dir.path());
+        command.arg("--merge").arg(&stats).arg(&copy);
+        refused(command.args(extra).arg("-o").arg(dir.path().join("sum")), 2);
+    }
+    // A text is the same whatever the seed.
+    calibrate(dir.path(), "stats", &["--seed", "7"]);
+}
+
+#[test]
+fn the_models_own_text_is_written_again_for_sequential_runs() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let stats = dir.path().join("self.calibration");
+    let mut command = tool(dir.path());
+    command.args([
+        STORIES,
+        "--data",
+        "self",
+        "--windows",
+        "8",
+        "--ctx",
+        "64",
+        "-o",
+    ]);
+    succeed(command.arg(&stats));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hlrc-opt"));
+    command.args([STORIES, "-q", "-p", "int2{method=gptq}", "--sequential"]);
+    command.arg("--calib").arg(&stats).arg("-o");
+    succeed(command.arg(dir.path().join("out.hlrc")));
+}

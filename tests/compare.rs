@@ -65,3 +65,26 @@ fn text_of_choices_is_not_judged_on() {
     assert_eq!(output.status.code(), Some(2), "{errors}");
     assert!(errors.contains("both --calib and --data"), "{errors}");
 }
+
+#[test]
+fn text_of_statistics_is_not_judged_on() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| dir.path().join(name);
+    text(&at("a.txt"), 0);
+    std::fs::copy(at("a.txt"), at("b.txt")).expect("copied");
+    let tool = || Command::new(env!("CARGO_BIN_EXE_hlrc-opt"));
+    let mut command = tool();
+    command.args(["calibrate", "-q", STORIES, "--windows", "2", "--ctx", "64"]);
+    command.arg("--data").arg(at("a.txt"));
+    common::succeed(command.arg("-o").arg(at("stats")));
+    for (calib, data) in [("stats", "a.txt"), ("stats", "b.txt"), ("a.txt", "b.txt")] {
+        let mut command = tool();
+        command.args(["compare", STORIES, "--target-bpw", "4"]);
+        command.arg("--calib").arg(at(calib));
+        let output = command.arg("--data").arg(at(data)).output();
+        let output = output.expect("started");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{errors}");
+        assert!(errors.contains("both --calib and --data"), "{errors}");
+    }
+}

@@ -6,9 +6,9 @@ use std::sync::atomic::Ordering;
 use super::{Group, steps};
 use crate::exec::Pool;
 use crate::ir::Module;
-use crate::ir::site::sites;
+use crate::ir::site::{Site, sites};
 use crate::pass::Pass;
-use crate::pass::manager::{RunError, RunOptions, Schedule, trial};
+use crate::pass::manager::{RunError, RunOptions, Schedule, trial, trial_workers};
 use crate::pass::pipeline::Pipeline;
 use crate::store::Reader;
 
@@ -172,14 +172,23 @@ fn schedule(text: &str) -> Result<Schedule, RunError> {
     Schedule::new(&pipeline, &[], None).map_err(|e| own(e.to_string()))
 }
 
-/// Relative squared errors of pipelines on one matrix of each group, the middle one: `[group][pipeline]`;
-/// infinite where a pipeline would leave the matrix alone.
+/// What pipelines did to one matrix of each group.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Errors {
+    /// `[group][pipeline]`: relative squared error; infinite where a pipeline would leave the matrix alone, or
+    /// a pass of it failed there.
+    pub rows: Vec<Vec<f64>>,
+    /// Pipelines that failed: their index, and what the pass said.
+    pub failed: Vec<(usize, String)>,
+}
+
+/// Relative squared errors of pipelines on one matrix of each group, the middle one.
 ///
 /// # Errors
-/// The first failure.
+/// The first failure that is not a pass's own; a memory limit within which one of them can't run.
 ///
 /// # Cost
-/// Each pipeline on each of the matrices; as many at a time as there are threads.
+/// Each pipeline on each of the matrices; as many at a time as there are threads and the memory limit allows.
 pub fn errors(
     module: &Module,
     groups: &[Group],
@@ -187,26 +196,35 @@ pub fn errors(
     reader: &Reader<'_>,
     options: &RunOptions<'_>,
     tick: &(dyn Fn(usize) + Sync),
-) -> Result<Vec<Vec<f64>>, RunError> {
+) -> Result<Errors, RunError> {
     let all = sites(module);
+    let middle = |group: &Group| {
+        let name = group.sites.get(group.sites.len() / 2);
+        all.iter().find(|site| Some(&site.name) == name)
+    };
+    let chosen: Vec<Option<&Site>> = groups.iter().map(middle).collect();
     let schedules: Vec<Schedule> = pipelines
         .iter()
         .map(|text| schedule(text))
         .collect::<Result<_, _>>()?;
+    let mut workers = options.threads.max(1);
+    if options.mem_limit.is_some() {
+        let largest: Vec<Site> = chosen.iter().flatten().copied().cloned().collect();
+        for schedule in &schedules {
+            workers = workers.min(trial_workers(module, &largest, schedule, options)?);
+        }
+    }
     let count = schedules.len().max(1);
     let found: Vec<Mutex<Result<f64, RunError>>> = (0..groups.len() * count)
         .map(|_| Mutex::new(Ok(f64::INFINITY)))
         .collect();
-    let pool = Pool::new(options.threads);
+    let pool = Pool::new(workers);
     pool.run(groups.len() * schedules.len(), |at| {
         let (group, schedule) = (at / count, at % count);
         if options.interrupt.load(Ordering::Relaxed) {
             return;
         }
-        let names = &groups[group].sites;
-        let name = names.get(names.len() / 2);
-        let site = all.iter().find(|site| Some(&site.name) == name);
-        let Some(site) = site else {
+        let Some(site) = chosen[group] else {
             return;
         };
         let done = trial(module, site, &schedules[schedule], reader, options);
@@ -222,14 +240,24 @@ pub fn errors(
             total: groups.len(),
         });
     }
-    let mut rows = Vec::with_capacity(groups.len());
+    let mut errors = Errors::default();
     let mut found = found.into_iter();
     for _ in groups {
-        let row = found.by_ref().take(schedules.len());
-        let row = row.map(|slot| slot.into_inner().unwrap_or(Ok(f64::INFINITY)));
-        rows.push(row.collect::<Result<Vec<f64>, RunError>>()?);
+        let mut row = Vec::with_capacity(schedules.len());
+        for (at, slot) in found.by_ref().take(schedules.len()).enumerate() {
+            row.push(match slot.into_inner().unwrap_or(Ok(f64::INFINITY)) {
+                Ok(error) => error,
+                // One candidate less; what else is wrong, with a file or the statistics, is wrong for all.
+                Err(error @ RunError::Pass { .. }) => {
+                    errors.failed.push((at, error.to_string()));
+                    f64::INFINITY
+                }
+                Err(error) => return Err(error),
+            });
+        }
+        errors.rows.push(row);
     }
-    Ok(rows)
+    Ok(errors)
 }
 
 /// Candidates with the error of each on each group, relative to that of the probe.
@@ -237,8 +265,10 @@ pub fn errors(
 pub struct Tried {
     /// The candidates.
     pub candidates: Vec<Candidate>,
-    /// `[group][candidate]`: squared error over the probe's.
+    /// `[group][candidate]`: squared error over the probe's; infinite where it can't be had.
     pub ratios: Vec<Vec<f64>>,
+    /// Candidates that failed on a matrix: the pipeline, and what the pass said.
+    pub failed: Vec<(String, String)>,
 }
 
 /// Tries candidates on one matrix of each group.
@@ -249,11 +279,11 @@ pub fn try_all(
     module: &Module,
     groups: &[Group],
     candidates: Vec<Candidate>,
-    (probe, trellis): (&str, &dyn Fn(f64) -> String),
+    (probe_text, trellis): (&str, &dyn Fn(f64) -> String),
     (reader, options): (&Reader<'_>, &RunOptions<'_>),
     tick: &(dyn Fn(usize) + Sync),
 ) -> Result<Tried, RunError> {
-    let mut pipelines = vec![probe.to_string()];
+    let mut pipelines = vec![probe_text.to_string()];
     let has_trellis = candidates.iter().any(|c| c.trellis.is_some());
     if has_trellis {
         pipelines.extend(TRIED.map(trellis));
@@ -262,17 +292,32 @@ pub fn try_all(
     let alone = candidates.iter().filter(|c| c.trellis.is_none());
     pipelines.extend(alone.map(|c| c.pipeline.clone()));
     let found = errors(module, groups, &pipelines, reader, options, tick)?;
-    let ratios = found.iter().map(|row| {
-        let probe = row.first().copied().unwrap_or(1.0).max(f64::MIN_POSITIVE);
+    let mut ratios = Vec::with_capacity(groups.len());
+    for (row, group) in found.rows.iter().zip(groups) {
+        let probe = row.first().copied().unwrap_or(f64::INFINITY);
+        if !probe.is_finite() {
+            // Nothing could be compared with it.
+            let site = group.label();
+            let said = found.failed.iter().find(|(at, _)| *at == 0);
+            let message = match said {
+                Some((_, said)) => format!("can't be measured: {said}"),
+                None => format!("can't be measured: {probe_text} leaves it alone"),
+            };
+            return Err(RunError::Weight { site, message });
+        }
+        let probe = probe.max(f64::MIN_POSITIVE);
         let mut alone = row.iter().skip(others);
         let ratio = |c: &Candidate| match c.trellis {
             Some(bits) => between(&row[1..others], bits) / probe,
             None => alone.next().map_or(f64::INFINITY, |e| e / probe),
         };
-        candidates.iter().map(ratio).collect()
-    });
+        ratios.push(candidates.iter().map(ratio).collect());
+    }
+    let failed = found.failed.into_iter();
+    let failed = failed.filter_map(|(at, said)| Some((pipelines.get(at)?.clone(), said)));
     Ok(Tried {
-        ratios: ratios.collect(),
+        ratios,
+        failed: failed.collect(),
         candidates,
     })
 }
@@ -286,7 +331,12 @@ fn between(errors: &[f64], bits: f64) -> f64 {
     match (log.get(at), log.get(at + 1)) {
         (Some(low), Some(high)) => {
             let share = (bits - TRIED[at]) / (TRIED[at + 1] - TRIED[at]);
-            (low + share * (high - low)).exp()
+            if share == 0.0 {
+                return low.exp();
+            }
+            let error = (low + share * (high - low)).exp();
+            // Where both sides failed.
+            if error.is_nan() { f64::INFINITY } else { error }
         }
         _ => f64::INFINITY,
     }
@@ -302,6 +352,16 @@ mod tests {
         for bits in [1.5, 2.0, 2.75, 5.5, 6.0, 7.0] {
             let ratio = between(&errors, bits) / 4f64.powf(-bits);
             assert!((ratio - 1.0).abs() < 1e-9, "{bits}: {ratio}");
+        }
+    }
+
+    #[test]
+    fn what_failed_is_infinitely_bad() {
+        let mut errors = TRIED.map(|b| 4f64.powf(-b));
+        (errors[3], errors[4]) = (f64::INFINITY, f64::INFINITY);
+        assert!(between(&errors, 2.5).is_finite() && between(&errors, 4.0).is_finite());
+        for bits in [4.5, 5.5, 7.0] {
+            assert_eq!(between(&errors, bits), f64::INFINITY, "{bits}");
         }
     }
 

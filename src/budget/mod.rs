@@ -80,9 +80,14 @@ fn escaped(name: &str) -> String {
 
 /// The groups of the matrices that pipelines work on by default, in the order of roles and layers.
 pub fn groups(module: &Module) -> Vec<Group> {
+    groups_of(module, &|_| true)
+}
+
+/// The groups of some of them; layers are cut into depths as with all.
+pub fn groups_of(module: &Module, wanted: &dyn Fn(&Site) -> bool) -> Vec<Group> {
     let body: Vec<Site> = sites(module)
         .into_iter()
-        .filter(|site| site.is_body() && dense(module, site))
+        .filter(|site| site.is_body() && is_dense(module, site))
         .collect();
     let layers = body
         .iter()
@@ -90,7 +95,7 @@ pub fn groups(module: &Module) -> Vec<Group> {
         .max()
         .map_or(1, |l| l + 1);
     let mut found: BTreeMap<(String, u32), Group> = BTreeMap::new();
-    for site in body {
+    for site in body.into_iter().filter(|site| wanted(site)) {
         let depth = site.layer.map_or(0, |l| l * DEPTHS / layers);
         let role = role_of(&site);
         let group = found.entry((role.clone(), depth)).or_insert(Group {
@@ -110,7 +115,8 @@ pub fn groups(module: &Module) -> Vec<Group> {
     found.into_values().collect()
 }
 
-fn dense(module: &Module, site: &Site) -> bool {
+/// Whether a matrix has a dense term, which passes work on.
+pub fn is_dense(module: &Module, site: &Site) -> bool {
     site.matrix(module)
         .is_some_and(|m| m.dense_view().is_some())
 }

@@ -9,6 +9,7 @@ use crate::exec::{Engine, ExecError, Options, Pool};
 use crate::ir::site::sites;
 use crate::ir::{Module, OpRef, Term};
 use crate::weights::FileCache;
+use std::borrow::Cow;
 
 /// Why groups can't be measured.
 #[derive(Debug, thiserror::Error)]
@@ -91,7 +92,8 @@ fn outputs(
 ) -> Result<Vec<f64>, BudgetError> {
     let name = "the original";
     let inputs = |engine: &Engine, at: usize| {
-        token_inputs(engine, name, windows.get(at).map_or(&[], Vec::as_slice))
+        let tokens = windows.get(at).map_or(&[][..], Vec::as_slice);
+        token_inputs(engine, name, tokens).map(Cow::Owned)
     };
     let mut found = Vec::with_capacity(groups.len());
     for (at, (engine, group)) in engines.iter().zip(groups).enumerate() {

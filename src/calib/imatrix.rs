@@ -134,6 +134,7 @@ impl Imatrix {
                 bos: None,
                 seed: 0,
             },
+            tokenizer: None,
             windows: small(chunks),
             tokens: chunks.saturating_mul(size),
             token_hash: String::new(),

@@ -46,6 +46,9 @@ pub struct Source {
     pub data: Vec<DataFile>,
     /// How they were cut.
     pub protocol: Protocol,
+    /// Where the tokenizer was, as it was named, if not beside the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<String>,
     /// Windows that ran.
     pub windows: usize,
     /// Tokens that ran.
@@ -96,8 +99,9 @@ impl Metadata {
     pub fn identity(&self) -> String {
         let mut anonymous = self.clone();
         anonymous.model.name.clear();
-        for file in anonymous.runs.iter_mut().flat_map(|run| &mut run.data) {
-            file.name.clear();
+        for run in &mut anonymous.runs {
+            run.tokenizer = None;
+            run.data.iter_mut().for_each(|file| file.name.clear());
         }
         let json = serde_json::to_vec(&anonymous).unwrap_or_default();
         Digest::of(&json).to_hex()
@@ -131,6 +135,37 @@ pub fn fingerprint(module: &Module, files: &[PathBuf]) -> String {
             // A file that can't be read fails when the model runs.
             let _ = file.seek(SeekFrom::Start(from));
             let _ = (&mut file).take(PIECE).read_to_end(&mut piece);
+            hasher.update(&piece);
+        }
+    }
+    Digest(hasher.finalize().into()).to_hex()
+}
+
+/// Bytes of the largest header that a safetensors file may have.
+const HEADER: u64 = 100 << 20;
+
+/// Which copy of a model this is, for caches: each file's size and time, and all of a safetensors header.
+///
+/// What [`fingerprint`] misses between its pieces has another time.
+pub fn stamp(files: &[PathBuf]) -> String {
+    let mut hasher = Sha256::new();
+    for path in files {
+        let Ok(mut file) = File::open(path) else {
+            continue;
+        };
+        let meta = file.metadata().ok();
+        let len = meta.as_ref().map_or(0, std::fs::Metadata::len);
+        let time = meta.and_then(|m| m.modified().ok());
+        let since = time.and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
+        hasher.update(len.to_le_bytes());
+        hasher.update(since.map_or(0, |d| d.as_nanos()).to_le_bytes());
+        if path.extension().is_some_and(|e| e == "safetensors") {
+            let mut start = [0u8; 8];
+            // A file that can't be read fails when the model runs.
+            let _ = file.read_exact(&mut start);
+            let header = u64::from_le_bytes(start).min(HEADER);
+            let mut piece = Vec::new();
+            let _ = (&mut file).take(header).read_to_end(&mut piece);
             hasher.update(&piece);
         }
     }

@@ -26,7 +26,7 @@ pub use error::{CalibError, Result};
 pub use file::{SiteStatistics, Statistics, is_statistics};
 pub use merge::merge;
 pub use metadata::{
-    DataFile, Metadata, ModelId, Protocol, SiteInput, Source, fingerprint, token_hash,
+    DataFile, Metadata, ModelId, Protocol, SiteInput, Source, fingerprint, stamp, token_hash,
 };
 pub use own::write as write_own;
 pub use run::{Job, Progress, calibrate};

@@ -34,6 +34,8 @@ pub struct Job<'a> {
     pub data: Vec<DataFile>,
     /// How they were cut.
     pub protocol: Protocol,
+    /// Where the tokenizer was, if not beside the model.
+    pub tokenizer: Option<String>,
     /// Token ids; windows of one length that stand together run together.
     pub windows: &'a [Vec<u32>],
     /// Bytes to stay within, weights not counted: those are mapped.
@@ -80,6 +82,7 @@ impl Job<'_> {
             runs: vec![Source {
                 data: self.data.clone(),
                 protocol: self.protocol,
+                tokenizer: self.tokenizer.clone(),
                 windows: self.windows.len(),
                 tokens: self.windows.iter().map(|w| w.len() as u64).sum(),
                 token_hash: token_hash(self.windows),

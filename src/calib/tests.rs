@@ -42,6 +42,7 @@ fn job<'a>(module: &'a Module, engine: &'a Engine, windows: &'a [Vec<u32>]) -> J
             fingerprint: fingerprint(module, &[]),
         },
         data: Vec::new(),
+        tokenizer: None,
         protocol: Protocol {
             context: 40,
             windows: windows.len(),

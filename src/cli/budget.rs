@@ -1,36 +1,26 @@
 //! `--target-bpw`, `--target-size` and `--vram`: bits for every group, by what it costs the model.
 
-use super::args::{OptArgs, TalkArgs};
-use super::calibrate::Opened;
-use super::calibrate::text::{self, Settings};
-use super::load::{self, Loaded};
-use super::prepare::{Prepared, prepare};
+mod files;
+mod measure;
+mod spend;
+
+use super::args::OptArgs;
+use super::load::Loaded;
+use super::prepare::Prepared;
 use super::table::Table;
 use super::target::Target;
-use super::{Exit, Failure, errors, print, signal};
-use crate::budget::{self, BudgetError, Choice, Family, Group, Tried, candidates};
-use crate::exec::Options;
+use super::{Exit, Failure, errors, print};
+use crate::budget::{self, Choice, Family, Group, Tried};
 use crate::ir::Module;
 use crate::pass::manager::schedule::ScheduleError;
-use crate::pass::manager::{self, Destination, RunOptions, Schedule};
+use crate::pass::manager::{self, RunOptions, Schedule};
 use crate::pass::pipeline::{Item, Override, PassCall, Pipeline, Scope};
 use crate::report::human;
 use crate::report::progress::Progress;
-use crate::store::{Reader, rebase};
-use crate::weights::FileCache;
-use std::path::Path;
 
-/// Windows on which groups are measured; they lie behind those of the calibration.
-const PROBES: usize = 6;
-
-/// Lines on which groups of a model that takes lines are measured.
-const LINES: usize = 64;
-
-/// Windows that a calibration takes by default.
-const CALIBRATION: usize = 64;
-
-/// What groups are measured with: few states, since only ratios count.
-const PROBE: &str = "trellis{bits=3 states=10}";
+pub use files::told_on_disk;
+pub use measure::measure;
+pub use spend::{Shares, shares};
 
 /// Checks what can be checked before a model is opened.
 ///
@@ -84,6 +74,60 @@ fn call(pipeline: &Pipeline) -> Option<&PassCall> {
     outside.next().is_none().then_some(first)
 }
 
+/// Whether a run spreads bits so that a target is met.
+pub fn is_target(args: &OptArgs) -> bool {
+    args.target_bpw.is_some() || args.target_size.is_some()
+}
+
+/// Bytes that the files of an output may take together; a device holds tensors alone.
+pub fn bytes_on_disk(args: &OptArgs) -> Option<u64> {
+    args.target_size.filter(|_| args.load.vram.is_none())
+}
+
+/// Refuses families whose codes the output's format can't say.
+///
+/// # Errors
+/// Which they are.
+pub fn check_families(args: &OptArgs, target: &Target) -> Result<(), Failure> {
+    if !matches!(target, Target::Onnx(_) | Target::OnnxStdout(_)) {
+        return Ok(());
+    }
+    let coded = |family: &&Family| family.name().contains("trellis");
+    match families(args).iter().find(coded) {
+        None => Ok(()),
+        Some(family) => Err(Failure::new(
+            Exit::Usage,
+            format!(
+                "trellis codes have no ONNX form, and the target's candidates are of {}",
+                family.name()
+            ),
+        )
+        .help("write a .hlrc folder, or choose others: --candidates int,lowrank-int")),
+    }
+}
+
+/// The same without the pass that stands for what matrices become.
+pub fn without_placeholder(prepared: &Prepared) -> Prepared {
+    let mut rest = prepared.clone();
+    let items = &mut rest.pipeline.items;
+    items.retain(|item| !matches!(item, Item::Pass(_)));
+    rest
+}
+
+/// Whether the placeholder codes matrices all the same: those that a scope speaks of as well.
+///
+/// # Errors
+/// The pipeline can't be run.
+pub fn keeps_placeholder(prepared: &Prepared, loaded: &Loaded) -> Result<bool, Failure> {
+    let module = raised(prepared, loaded)?;
+    let schedule = Schedule::new(&prepared.pipeline, &prepared.overrides, None);
+    let schedule = schedule.map_err(|error| errors::schedule(&error))?;
+    Ok(crate::ir::site::sites(&module).iter().any(|site| {
+        let steps = schedule.steps_for(site);
+        steps.len() > 1 && steps.iter().any(|&step| schedule.stands_free(step))
+    }))
+}
+
 /// What is known of a model before its bits are spread.
 pub struct Measured {
     /// The groups.
@@ -92,6 +136,8 @@ pub struct Measured {
     pub divergences: Vec<f64>,
     /// Candidates, and their errors on each group.
     pub tried: Tried,
+    /// Bytes of the probe's files that are no tensors.
+    pub around: u64,
 }
 
 /// A choice for every group.
@@ -114,83 +160,74 @@ pub fn apply(
     loaded: &Loaded,
     options: &RunOptions<'_>,
     progress: &Progress,
-    code: &Code<'_>,
+    (code, to_onnx): (&Code<'_>, bool),
 ) -> Result<(), Failure> {
-    if args.target_bpw.is_none() && args.target_size.is_none() {
+    if !is_target(args) {
         return Ok(());
     }
-    let groups = budget::groups(&loaded.module);
-    let total = bytes_to_spend(args, prepared, &loaded.module, &groups, options)?;
-    let measured = measure(args, prepared, loaded, options, progress, code)?;
-    let spread = measured.spread(families(args), total)?;
+    let module = raised(prepared, loaded)?;
+    let shares = shares(prepared, &module, options)?;
+    files::check_least(args, loaded, &shares, &measure::list(args, prepared)?)?;
+    let measured = measure(args, prepared, (&module, &shares), options, progress, code)?;
+    let measured = match to_onnx {
+        // There they take the bytes of four bits.
+        true => measured.without(&|pipeline| pipeline.contains("int3")),
+        false => measured,
+    };
+    let around = match bytes_on_disk(args) {
+        Some(_) => files::bound(args, prepared, &module, &measured)?,
+        None => 0,
+    };
+    let total = shares.bytes(args, around);
+    let spread = measured.spread(families(args), (total, around))?;
     measured.add_to(prepared, &spread)?;
-    tell(args, &measured, &spread, progress)
+    shares.check_kept(args, prepared, &module, options, around)?;
+    for line in measured.failures() {
+        progress.warn(&line);
+    }
+    tell(args, &measured, (&spread, &shares), progress)
+}
+
+/// The module as passes find it, linears seen.
+///
+/// # Errors
+/// A pass that raises it fails.
+pub fn raised(prepared: &Prepared, loaded: &Loaded) -> Result<Module, Failure> {
+    let mut module = loaded.module.clone();
+    let schedule = Schedule::new(&prepared.pipeline, &prepared.overrides, None);
+    let schedule = schedule.map_err(|error| errors::schedule(&error))?;
+    manager::raise(&mut module, &schedule).map_err(|error| errors::run(&error))?;
+    Ok(module)
 }
 
 /// Codes a model as another command line says.
 pub type Code<'a> = dyn Fn(&OptArgs, &Prepared, &Target) -> Result<(), Failure> + 'a;
-
-/// Measures groups and tries candidates.
-///
-/// # Errors
-/// The model can't be run or coded.
-pub fn measure(
-    args: &OptArgs,
-    prepared: &Prepared,
-    loaded: &Loaded,
-    options: &RunOptions<'_>,
-    progress: &Progress,
-    code: &Code<'_>,
-) -> Result<Measured, Failure> {
-    let (Some(model), Some(base)) = (&args.input, call(&prepared.pipeline)) else {
-        return Err(Failure::new(
-            Exit::Panic,
-            "a target without a model or a trellis",
-        ));
-    };
-    let groups = budget::groups(&loaded.module);
-    let divergences = divergences(args, model, &groups, progress, code)?;
-    let trellis = |bits: f64| with_bits(base, bits);
-    let list = candidates::candidates(families(args), true, &trellis);
-    progress.stage("Trying", &human::plural(list.len(), "candidate"));
-    let talk = TalkArgs {
-        quiet: true,
-        ..args.talk
-    };
-    let statistics =
-        super::calibrate::statistics(model, &args.calib, args.threads, None, &talk, progress)?;
-    let options = RunOptions {
-        moments: Some(&statistics),
-        ..options.clone()
-    };
-    let files = FileCache::new();
-    let reader = Reader::new(&files);
-    let tried = candidates::try_all(
-        &loaded.module,
-        &groups,
-        list,
-        (PROBE, &trellis),
-        (&reader, &options),
-        &|_| {},
-    );
-    Ok(Measured {
-        tried: tried.map_err(|error| errors::run(&error))?,
-        groups,
-        divergences,
-    })
-}
 
 impl Measured {
     /// The candidates of some families for every group, so that all take no more than `total` bytes.
     ///
     /// # Errors
     /// Even the smallest are too many bytes.
-    pub fn spread(&self, families: &[Family], total: f64) -> Result<Spread, Failure> {
+    pub fn spread(
+        &self,
+        families: &[Family],
+        (total, files): (f64, u64),
+    ) -> Result<Spread, Failure> {
         let wanted: Vec<usize> = (0..self.tried.candidates.len())
             .filter(|&i| families.contains(&self.tried.candidates[i].family))
             .collect();
         let mut groups = Vec::with_capacity(self.groups.len());
+        let mut kept = Vec::with_capacity(self.groups.len());
         for (at, group) in self.groups.iter().enumerate() {
+            // What can't be had is no choice at any price.
+            let had = |i: &usize| self.tried.ratios[at][*i].is_finite();
+            let list: Vec<usize> = wanted.iter().copied().filter(had).collect();
+            if list.is_empty() {
+                let what = format!("no candidate works on {}", group.label());
+                let failure = Failure::new(Exit::Failure, what);
+                let said = self.tried.failed.first().map(|(_, said)| said.clone());
+                return Err(failure.help(said.unwrap_or_default()));
+            }
             let choice = |&i: &usize| -> Result<Choice, Failure> {
                 let bytes = self.tried.candidates[i].bytes(group);
                 Ok(Choice {
@@ -198,7 +235,8 @@ impl Measured {
                     cost: self.divergences[at] * self.tried.ratios[at][i],
                 })
             };
-            groups.push(wanted.iter().map(choice).collect::<Result<Vec<_>, _>>()?);
+            groups.push(list.iter().map(choice).collect::<Result<Vec<_>, _>>()?);
+            kept.push(list);
         }
         let least: u64 = groups
             .iter()
@@ -207,13 +245,43 @@ impl Measured {
         let picked = (total >= 0.0)
             .then(|| budget::choose(&groups, total as u64))
             .flatten()
-            .ok_or_else(|| too_small(&self.groups, total, least))?;
+            .ok_or_else(|| too_small(&self.groups, (total, files), least))?;
         let taken = || groups.iter().zip(&picked).map(|(g, &i)| g[i]);
         Ok(Spread {
             bytes: taken().map(|c| c.bytes).sum(),
             expected: taken().map(|c| c.cost).sum(),
-            chosen: picked.iter().map(|&i| wanted[i]).collect(),
+            chosen: kept.iter().zip(&picked).map(|(k, &i)| k[i]).collect(),
         })
+    }
+
+    /// The same without some candidates.
+    fn without(mut self, dropped: &dyn Fn(&str) -> bool) -> Self {
+        let tried = &mut self.tried;
+        let kept = tried.candidates.iter().map(|c| !dropped(&c.pipeline));
+        let kept: Vec<bool> = kept.collect();
+        for row in &mut tried.ratios {
+            let mut at = kept.iter();
+            row.retain(|_| at.next().copied().unwrap_or(true));
+        }
+        let mut at = kept.iter();
+        tried
+            .candidates
+            .retain(|_| at.next().copied().unwrap_or(true));
+        self
+    }
+
+    /// What is to be said of candidates that could not be had.
+    pub fn failures(&self) -> Vec<String> {
+        let failed = &self.tried.failed;
+        let Some((pipeline, said)) = failed.first() else {
+            return Vec::new();
+        };
+        let count = failed.len() - 1;
+        let more = match count {
+            0 => String::new(),
+            _ => format!(" (and {} more)", human::plural(count, "failure")),
+        };
+        vec![format!("{pipeline} is no candidate there: {said}{more}")]
     }
 
     /// Makes a pipeline's overrides of it.
@@ -233,11 +301,16 @@ impl Measured {
     }
 }
 
-fn too_small(groups: &[Group], total: f64, least: u64) -> Failure {
+/// `files`: what was taken off a target of bytes before, for files that hold no tensors.
+fn too_small(groups: &[Group], (total, files): (f64, u64), least: u64) -> Failure {
     let entries = groups.iter().map(|g| g.entries).sum::<u64>().max(1) as f64;
     let (least, have) = (8.0 * least as f64 / entries, 8.0 * total / entries);
+    let without = match files {
+        0 => String::new(),
+        files => format!(" (files around the weights take {})", human::size(files)),
+    };
     let what = format!(
-        "the target leaves {have:.2} bits per weight for the matrices, {least:.2} is the least that is given"
+        "the target leaves {have:.2} bits per weight for the matrices{without}, {least:.2} is the least that is given"
     );
     Failure::new(Exit::Infeasible, what)
         .help("raise it, or make what is left alone smaller, as with -p 'trellis,embeddings(int4)'")
@@ -253,112 +326,10 @@ fn with_bits(call: &PassCall, bits: f64) -> String {
     format!("trellis{{bits={bits}{}}}", others.collect::<String>())
 }
 
-/// Bytes that the groups may have in all.
-pub fn bytes_to_spend(
-    args: &OptArgs,
-    prepared: &Prepared,
-    module: &Module,
-    groups: &[Group],
-    options: &RunOptions<'_>,
-) -> Result<f64, Failure> {
-    let entries: u64 = groups.iter().map(|g| g.entries).sum();
-    let mut even = prepared.clone();
-    let flat = 4.0;
-    for item in &mut even.pipeline.items {
-        if let Item::Pass(call) = item {
-            let parsed = Pipeline::parse(&with_bits(call, flat))
-                .map_err(|e| errors::schedule(&ScheduleError::Syntax(e)))?;
-            if let Some(Item::Pass(made)) = parsed.items.into_iter().next() {
-                *call = made;
-            }
-        }
-    }
-    let schedule = Schedule::new(&even.pipeline, &even.overrides, None);
-    let schedule = schedule.map_err(|error| errors::schedule(&error))?;
-    let plan = manager::plan(module, &schedule, options, Destination::Folder);
-    let plan = plan.map_err(|error| errors::run(&error))?;
-    let touched = plan.sites.iter().filter(|site| !site.steps.is_empty());
-    let before: u64 = touched.map(|site| site.bytes).sum();
-    let all: u64 = module.weights.iter().map(|w| w.bytes()).sum();
-    let output = all.saturating_sub(before) + plan.estimate.term_bytes;
-    let spent: f64 = groups.iter().map(|g| g.trellis_bytes(flat) as f64).sum();
-    Ok(match (args.target_bpw, args.target_size) {
-        (_, Some(size)) => spent + size as f64 - output as f64,
-        (Some(mean), None) => mean * entries as f64 / 8.0,
-        (None, None) => spent,
-    })
-}
-
-/// KL divergence of each group alone at the probe's bits.
-fn divergences(
-    args: &OptArgs,
-    model: &Path,
-    groups: &[Group],
-    progress: &Progress,
-    code: &Code<'_>,
-) -> Result<Vec<f64>, Failure> {
-    progress.stage("Measuring", &human::plural(groups.len(), "group"));
-    let scratch = std::env::temp_dir().join(format!("hlrc-budget-{}.hlrc", std::process::id()));
-    let mut probe = args.clone();
-    (probe.target_bpw, probe.target_size) = (None, None);
-    probe.pipeline = PROBE.to_string();
-    probe.overrides.clear();
-    probe.output = Some(scratch.clone());
-    (probe.force, probe.resume, probe.json) = (true, false, false);
-    probe.sequential = false;
-    probe.eval.clear();
-    probe.talk.quiet = true;
-    let prepared = prepare(&probe)?;
-    let done = code(&probe, &prepared, &Target::Folder(scratch.clone()))
-        .and_then(|()| sensitivities(args, model, &scratch, groups, progress));
-    // A scratch folder that can't be removed is not this command's failure.
-    let _ = std::fs::remove_dir_all(&scratch);
-    done
-}
-
-fn sensitivities(
-    args: &OptArgs,
-    model: &Path,
-    coded: &Path,
-    groups: &[Group],
-    progress: &Progress,
-) -> Result<Vec<f64>, Failure> {
-    let opened = Opened::new(model, args.threads)?;
-    let settings = Settings {
-        windows: CALIBRATION + PROBES,
-        ..Settings::new(&super::calibrate::texts(&args.calib)?)
-    };
-    let text = text::prepare(model, &opened.engine, &settings, &args.talk, progress)?;
-    let probes = if text.protocol.lines { LINES } else { PROBES };
-    let skip = text.windows.list.len().saturating_sub(probes);
-    let windows = text.windows.list.get(skip..).unwrap_or_default();
-    drop(opened.engine);
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let options = Options {
-        threads: args.threads.map_or(cores, usize::from),
-        ..Options::default()
-    };
-    let (mut original, mut coded) = (
-        load::executable(model)?.module,
-        load::executable(coded)?.module,
-    );
-    // Weights of both stand in one module: their paths have to start at one place.
-    rebase(&mut original, Path::new("."));
-    rebase(&mut coded, Path::new("."));
-    let done = budget::sensitivities(&original, &coded, groups, windows, &options, &mut |_| {});
-    done.map_err(|error| match error {
-        _ if signal::flag().load(std::sync::atomic::Ordering::Relaxed) => {
-            Failure::new(Exit::Interrupted, "interrupted")
-        }
-        error @ BudgetError::Missing(_) => Failure::new(Exit::Panic, error.to_string()),
-        error => Failure::new(Exit::Failure, error.to_string()),
-    })
-}
-
 fn tell(
     args: &OptArgs,
     measured: &Measured,
-    spread: &Spread,
+    (spread, shares): (&Spread, &Shares),
     progress: &Progress,
 ) -> Result<(), Failure> {
     let mut table = Table::new(&[
@@ -385,9 +356,19 @@ fn tell(
         ]);
     }
     let entries: u64 = groups.iter().map(|g| g.entries).sum();
+    let apart = &shares.apart;
+    let bits = |bytes: u64, entries: u64| 8.0 * bytes as f64 / entries.max(1) as f64;
+    let all = bits(spread.bytes + apart.bytes, entries + apart.entries);
+    let with = match apart.matrices {
+        0 => String::new(),
+        count => format!(
+            ", {} of scopes and -t counted ({:.3} without)",
+            human::plural(count, "matrix").replace("matrixs", "matrices"),
+            bits(spread.bytes, entries)
+        ),
+    };
     let told = format!(
-        "{:.3} bits per weight; cost expected {:.4}, the groups' added up",
-        8.0 * spread.bytes as f64 / entries.max(1) as f64,
+        "{all:.3} bits per weight{with}; cost expected {:.4}, the groups' added up",
         spread.expected
     );
     progress.stage("Budget", &told);

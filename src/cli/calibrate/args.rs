@@ -30,39 +30,43 @@ pub struct CalibrateArgs {
     pub show: Option<PathBuf>,
 
     /// Tokens of a window, BOS included; of a line at most [default: 512, or what the model has if that is less]
-    #[arg(long, value_name = "N", value_parser = count, help_heading = PROTOCOL)]
+    #[arg(long, value_name = "N", value_parser = count, conflicts_with_all = ["merge", "show"], help_heading = PROTOCOL)]
     pub ctx: Option<usize>,
     /// Windows of all files together; lines make up as many tokens
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = count, help_heading = PROTOCOL)]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = count,
+          conflicts_with_all = ["merge", "show"], help_heading = PROTOCOL)]
     pub windows: usize,
     /// Whether every window begins with the BOS token
-    #[arg(long, value_enum, value_name = "WHEN", default_value_t, help_heading = PROTOCOL)]
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t, conflicts_with_all = ["merge", "show"], help_heading = PROTOCOL)]
     pub bos: Bos,
-    /// Seed of the text that the model writes itself
-    #[arg(long, value_name = "N", default_value_t = 0, help_heading = PROTOCOL)]
+    /// Seed of the text that the model writes itself; texts have none
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with_all = ["merge", "show"], help_heading = PROTOCOL)]
     pub seed: u64,
     /// Folder or tokenizer.json to use in place of what is beside the model
-    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath, help_heading = PROTOCOL)]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath,
+          conflicts_with_all = ["merge", "show"], help_heading = PROTOCOL)]
     pub tokenizer: Option<PathBuf>,
 
     /// File to write [default: STEM.calibration in the current folder]
     #[arg(short = 'o', long, value_name = "STATS", value_hint = ValueHint::FilePath, help_heading = OUTPUT)]
     pub output: Option<PathBuf>,
     /// Replace a file that is there already
-    #[arg(short = 'f', long, help_heading = OUTPUT)]
+    #[arg(short = 'f', long, conflicts_with = "show", help_heading = OUTPUT)]
     pub force: bool,
     /// Go on from where an interrupted run of the same command ended
-    #[arg(long, conflicts_with = "force", help_heading = OUTPUT)]
+    #[arg(long, conflicts_with_all = ["force", "merge", "show"], help_heading = OUTPUT)]
     pub resume: bool,
     /// One JSON object
     #[arg(long, help_heading = OUTPUT)]
     pub json: bool,
 
     /// Memory to stay within, as 4GiB (mapped weights apart); what lives between segments is spilled beyond it
-    #[arg(long, value_name = "SIZE", value_parser = size, help_heading = LIMITS)]
+    #[arg(long, value_name = "SIZE", value_parser = size,
+          conflicts_with_all = ["merge", "show"], help_heading = LIMITS)]
     pub mem_limit: Option<u64>,
     /// Worker threads (default: one per core)
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = LIMITS)]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024),
+          conflicts_with_all = ["merge", "show"], help_heading = LIMITS)]
     pub threads: Option<u16>,
     /// How much to say.
     #[command(flatten)]

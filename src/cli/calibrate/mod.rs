@@ -1,6 +1,8 @@
 //! `calibrate`: what goes into each linear, measured on text.
 
+pub mod again;
 pub mod args;
+mod fit;
 mod source;
 mod table;
 pub mod text;
@@ -8,7 +10,7 @@ pub mod text;
 use super::eval::watch::Watch;
 use super::{Exit, Failure, errors, load, opt, print, signal};
 use crate::calib::{self, CalibError, Job, ModelId, Statistics, Summary, calibrate, fingerprint};
-use crate::cli::args::TalkArgs;
+use crate::cli::args::{OptArgs, TalkArgs};
 use crate::exec::{Engine, Options};
 use crate::export::hlrc::FolderError;
 use crate::ir::Module;
@@ -20,6 +22,8 @@ use args::CalibrateArgs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use text::{Settings, Text};
+
+pub use fit::{check_fit, check_pipeline, helped, users};
 
 /// Calibrates, merges or shows.
 pub fn run(args: &CalibrateArgs) -> Result<Exit, Failure> {
@@ -37,6 +41,9 @@ pub fn run(args: &CalibrateArgs) -> Result<Exit, Failure> {
         let sites = crate::ir::site::sites(&module);
         let without = statistics.check(&model.display().to_string(), &sites);
         summary.without = without.map_err(failure)?;
+        if let Some(warning) = other_model(&statistics, model)? {
+            progress.warn(&warning);
+        }
     }
     for line in table::warnings(&summary) {
         progress.warn(&line);
@@ -73,9 +80,98 @@ fn merge(args: &CalibrateArgs, progress: &Progress) -> Result<PathBuf, Failure> 
         .iter()
         .map(|path| Statistics::open(path).map_err(failure));
     let files = files.collect::<Result<Vec<_>, Failure>>()?;
+    refuse_twice(&files)?;
     calib::merge(&files, output).map_err(failure)?;
     progress.stage("Merged", &human::plural(files.len(), "file"));
     Ok(output.clone())
+}
+
+/// Refuses to count a text twice.
+fn refuse_twice(files: &[Statistics]) -> Result<(), Failure> {
+    let mut seen: Vec<(&str, &Path)> = Vec::new();
+    for file in files {
+        for run in &file.metadata().runs {
+            let other = seen.iter().find(|(hash, _)| *hash == run.token_hash);
+            if let Some((_, other)) = other.filter(|(hash, _)| !hash.is_empty()) {
+                let (a, b) = (other.display(), file.path().display());
+                let what = format!("{a} and {b} are of the same windows, which would count twice");
+                return Err(Failure::new(Exit::Usage, what).help("leave one of them out"));
+            }
+            seen.push((&run.token_hash, file.path()));
+        }
+    }
+    Ok(())
+}
+
+/// SHA-256 of a text, as statistics name it.
+///
+/// # Errors
+/// It can't be read, or is not UTF-8.
+pub fn text_digest(path: &Path) -> Result<String, Failure> {
+    let content = crate::cli::eval::text::read(path)?;
+    Ok(crate::weights::Digest::of(content.as_bytes()).to_hex())
+}
+
+/// The file of statistics that `--calib` names, if it names one, and whether it is of this model; told once.
+///
+/// # Errors
+/// It is damaged.
+pub fn given(
+    model: &Path,
+    args: &OptArgs,
+    progress: &Progress,
+) -> Result<Option<Statistics>, Failure> {
+    check_alone(&args.calib)?;
+    let [path] = args.calib.as_slice() else {
+        return Ok(None);
+    };
+    if !calib::is_statistics(path) {
+        return Ok(None);
+    }
+    let found = Statistics::open(path).map_err(failure)?;
+    // Standard input can be read but once.
+    if model != Path::new("-")
+        && let Some(warning) = other_model(&found, model)?
+    {
+        progress.warn(&warning);
+    }
+    Ok(Some(found))
+}
+
+/// A warning where statistics are of another model, by its fingerprint.
+fn other_model(statistics: &Statistics, model: &Path) -> Result<Option<String>, Failure> {
+    let of = &statistics.metadata().model;
+    if of.fingerprint.is_empty() {
+        return Ok(None);
+    }
+    let module = load::executable(model)?.module;
+    let files = load::source(&load::Source::of(model)?)?.files;
+    Ok((fingerprint(&module, &files) != of.fingerprint).then(|| {
+        format!(
+            "{} is of {}, whose weights are not those of {}: right for inputs behind what is compressed already, else calibrate again",
+            statistics.path().display(),
+            of.name,
+            model.display()
+        )
+    }))
+}
+
+/// Refuses a file of statistics beside anything else.
+///
+/// # Errors
+/// Which it is.
+pub fn check_alone(calib: &[PathBuf]) -> Result<(), Failure> {
+    match calib.iter().find(|path| calib::is_statistics(path)) {
+        Some(path) if calib.len() > 1 => {
+            let what = format!(
+                "--calib: {} is a file of statistics, and stands alone",
+                path.display()
+            );
+            Err(Failure::new(Exit::Usage, what)
+                .help("`hlrc-opt calibrate --merge` adds statistics up; texts go together"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Calibrates a model; gives the file.
@@ -196,6 +292,7 @@ impl Opened {
             },
             data: text.data.clone(),
             protocol: text.protocol,
+            tokenizer: text.tokenizer.clone(),
             windows: &text.windows.list,
             mem_limit,
         }
@@ -208,60 +305,34 @@ impl Opened {
 /// A file can't be read, the model can't be run.
 pub fn statistics(
     model: &Path,
-    calib: &[PathBuf],
-    threads: Option<u16>,
-    mem_limit: Option<u64>,
-    talk: &TalkArgs,
+    args: &OptArgs,
     progress: &Progress,
 ) -> Result<Statistics, Failure> {
-    if let [path] = calib
-        && calib::is_statistics(path)
-    {
-        return Statistics::open(path).map_err(failure);
+    if let Some(found) = given(model, args, progress)? {
+        return Ok(found);
     }
-    let opened = Opened::new(model, threads)?;
-    let settings = Settings::new(calib);
-    let text = text::prepare(model, &opened.engine, &settings, talk, progress)?;
-    let job = opened.job(&text, mem_limit);
+    let opened = Opened::new(model, args.threads)?;
+    let settings = Settings::new(&args.calib);
+    let text = text::prepare(model, &opened.engine, &settings, &args.talk, progress)?;
+    let job = opened.job(&text, args.mem_limit);
     let folder = crate::eval::cache::default_dir().unwrap_or_else(std::env::temp_dir);
     std::fs::create_dir_all(&folder).map_err(|error| Failure::write(&folder, &error))?;
-    let name = format!("{}.calibration", job.metadata().identity());
-    let path = folder.join(name);
+    let who = job.metadata().identity() + &calib::stamp(&opened.files);
+    let name = crate::weights::Digest::of(who.as_bytes()).to_hex();
+    let path = folder.join(format!("{name}.calibration"));
     if let Ok(found) = Statistics::open(&path) {
         progress.stage("Cached", &format!("statistics in {}", path.display()));
         return Ok(found);
     }
     // What an interrupted run left is gone on from.
     let left = crate::export::hlrc::partial_path(&path).join(crate::store::JOURNAL);
-    measure(&job, &path, left.is_file(), talk, progress)?;
+    measure(&job, &path, left.is_file(), &args.talk, progress).map_err(
+        |failure| match failure.exit {
+            Exit::Interrupted => failure.help("the same command goes on with the calibration"),
+            _ => failure,
+        },
+    )?;
     Statistics::open(&path).map_err(failure)
-}
-
-/// The texts behind `--calib`: those that a file of statistics names, or the files themselves.
-///
-/// # Errors
-/// The file can't be read, or was not made from text.
-pub fn texts(calib: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
-    let [path] = calib else {
-        return Ok(calib.to_vec());
-    };
-    if !calib::is_statistics(path) {
-        return Ok(calib.to_vec());
-    }
-    let found = Statistics::open(path).map_err(failure)?;
-    let runs = found.metadata().runs.iter().flat_map(|run| &run.data);
-    let names: Vec<PathBuf> = runs.map(|d| PathBuf::from(&d.name)).collect();
-    match names.is_empty() || !names.iter().all(|name| name.is_file()) {
-        false => Ok(names),
-        true => Err(Failure::new(
-            Exit::Usage,
-            format!(
-                "{}: the texts that it was made from are not there",
-                path.display()
-            ),
-        )
-        .help("give text with --calib, on which the cost of errors is measured")),
-    }
 }
 
 /// Errors of a calibration as failures of the command.
@@ -283,7 +354,8 @@ pub fn failure(error: CalibError) -> Failure {
         }
         CalibError::Folder(error) => errors::job(&OptError::Folder(error)),
         CalibError::Io { path, source } => Failure::write(&path, &source),
-        CalibError::Exec { .. } | CalibError::Format { .. } | CalibError::Unlike { .. } => {
+        CalibError::Exec { source, .. } => Failure::new(errors::of_exec(&source), text).help(help),
+        CalibError::Format { .. } | CalibError::Unlike { .. } => {
             Failure::new(Exit::Input, text).help(help)
         }
     }

@@ -1,6 +1,7 @@
 //! Statistics as passes take them.
 
 use std::fmt;
+use std::path::Path;
 
 use crate::calib::Statistics;
 use crate::pass::{MomentSource, Moments};
@@ -25,5 +26,9 @@ impl MomentSource for Statistics {
             diagonal: found.diag,
             tokens: found.tokens,
         }))
+    }
+
+    fn file(&self) -> Option<&Path> {
+        Some(self.path())
     }
 }

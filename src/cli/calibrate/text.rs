@@ -58,6 +58,8 @@ pub struct Text {
     pub protocol: Protocol,
     /// The files.
     pub data: Vec<DataFile>,
+    /// Where the tokenizer was, if not beside the model.
+    pub tokenizer: Option<String>,
     /// Token ids.
     pub windows: Windows,
 }
@@ -73,8 +75,31 @@ pub fn prepare(
     talk: &TalkArgs,
     progress: &Progress,
 ) -> Result<Text, Failure> {
-    let place = settings.tokenizer.clone().unwrap_or_else(|| folder(model));
-    let tokenizer = Tokenizer::open(&place).map_err(|error| text::failure(&error))?;
+    let tokenizer = tokenizer(model, settings.tokenizer.as_deref())?;
+    let protocol = protocol(engine, &tokenizer, settings, progress)?;
+    let place = settings.tokenizer.as_deref();
+    let source = (settings.data.as_slice(), place);
+    cut((model, engine), source, protocol, talk, progress)
+}
+
+/// The tokenizer that was named, or the one beside a model.
+fn tokenizer(model: &Path, named: Option<&Path>) -> Result<Tokenizer, Failure> {
+    let place = named.map_or_else(|| folder(model), Path::to_path_buf);
+    Tokenizer::open(&place).map_err(|error| text::failure(&error))
+}
+
+/// Whether the text is the model's own.
+pub fn is_own(data: &[PathBuf]) -> bool {
+    data == [PathBuf::from(SELF)]
+}
+
+/// How a text is cut for a model: what was asked for, and what the model and its tokenizer say.
+fn protocol(
+    engine: &Engine,
+    tokenizer: &Tokenizer,
+    settings: &Settings,
+    progress: &Progress,
+) -> Result<Protocol, Failure> {
     let causal = engine.language_model();
     // ONNX models do not say it themselves.
     let positions = engine.max_positions().or(tokenizer.special().context);
@@ -82,24 +107,52 @@ pub fn prepare(
     let lines = causal.is_err() && !Whole::fits(engine);
     let bos = match lines {
         true => None,
-        false => text::bos(settings.bos, &tokenizer)?,
+        false => text::bos(settings.bos, tokenizer)?,
     };
-    let protocol = Protocol {
+    let own = is_own(&settings.data);
+    Ok(Protocol {
         context,
         windows: settings.windows,
         lines,
-        bos,
-        seed: settings.seed,
-    };
-    if settings.data.as_slice() == [PathBuf::from(SELF)] {
         // Text begins with BOS where the model has one, whatever windows of other texts begin with.
-        let bos = bos.or_else(|| tokenizer.begins_with());
-        let protocol = Protocol { bos, ..protocol };
+        bos: bos.or_else(|| tokenizer.begins_with().filter(|_| own)),
+        // Nothing else is random.
+        seed: if own { settings.seed } else { 0 },
+    })
+}
+
+/// How a text would be cut by these settings.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn protocol_of(
+    model: &Path,
+    engine: &Engine,
+    settings: &Settings,
+    progress: &Progress,
+) -> Result<Protocol, Failure> {
+    let tokenizer = tokenizer(model, settings.tokenizer.as_deref())?;
+    protocol(engine, &tokenizer, settings, progress)
+}
+
+/// Reads, tokenizes and cuts texts by a protocol; the tokenizer is the one that is named, or the model's.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn cut(
+    (model, engine): (&Path, &Engine),
+    (files, place): (&[PathBuf], Option<&Path>),
+    protocol: Protocol,
+    talk: &TalkArgs,
+    progress: &Progress,
+) -> Result<Text, Failure> {
+    if is_own(files) {
         return own(model, engine, protocol, talk, progress);
     }
+    let tokenizer = tokenizer(model, place)?;
     let mut data = Vec::new();
     let mut contents = Vec::new();
-    for path in &settings.data {
+    for path in files {
         let content = text::read(path)?;
         data.push(DataFile {
             name: path.display().to_string(),
@@ -107,13 +160,14 @@ pub fn prepare(
         });
         contents.push(content);
     }
-    let windows = match lines {
+    let windows = match protocol.lines {
         true => calib::lines(&token_lines(&contents, &tokenizer, &protocol)?, &protocol),
         false => calib::cut(&tokens(&contents, &tokenizer, &protocol)?, &protocol),
     };
     Ok(Text {
         protocol,
         data,
+        tokenizer: place.map(|path| path.display().to_string()),
         windows: windows.map_err(failure)?,
     })
 }
@@ -157,6 +211,7 @@ fn own(
             name: SELF.to_string(),
             sha256: calib::token_hash(&windows.list),
         }],
+        tokenizer: None,
         windows,
     })
 }

@@ -14,8 +14,9 @@ use super::load::{self, Source};
 use super::opt::{self, write_text};
 use super::prepare::{Prepared, prepare};
 use super::target::Target;
-use super::{Exit, Failure, eval, print};
+use super::{Exit, Failure, calibrate, eval, print};
 use crate::budget::Family;
+use crate::calib::{self, Statistics};
 use crate::eval::Evaluation;
 use crate::eval::stats::Paired;
 use crate::report::human;
@@ -99,12 +100,7 @@ pub struct Comparison {
 
 /// Compares ways to spend the same bytes.
 pub fn run(args: &CompareArgs) -> Result<Exit, Failure> {
-    if let Some(same) = args.data.iter().find(|path| args.calib.contains(path)) {
-        let what = format!("{} is both --calib and --data", same.display());
-        return Err(
-            Failure::new(Exit::Usage, what).help("judge on text that no choice was made on")
-        );
-    }
+    refuse_seen(args)?;
     let progress = opt::progress(&args.talk);
     let scratch = match &args.keep {
         Some(folder) => folder.clone(),
@@ -130,6 +126,37 @@ pub fn run(args: &CompareArgs) -> Result<Exit, Failure> {
     };
     print(text.as_bytes())?;
     Ok(Exit::Ok)
+}
+
+/// Refuses to judge on text of the calibration, by its path or by what is in it.
+fn refuse_seen(args: &CompareArgs) -> Result<(), Failure> {
+    calibrate::check_alone(&args.calib)?;
+    let (mut names, mut digests) = (args.calib.clone(), Vec::new());
+    for path in &args.calib {
+        if calib::is_statistics(path) {
+            let found = Statistics::open(path).map_err(calibrate::failure)?;
+            let data = found.metadata().runs.iter().flat_map(|run| &run.data);
+            for file in data {
+                names.push(PathBuf::from(&file.name));
+                digests.push(file.sha256.clone());
+            }
+        } else if path.is_file() {
+            digests.push(calibrate::text_digest(path)?);
+        }
+    }
+    let real = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| path.clone());
+    let names: Vec<PathBuf> = names.iter().map(real).collect();
+    for path in &args.data {
+        let seen = names.contains(&real(path))
+            || (path.is_file() && digests.contains(&calibrate::text_digest(path)?));
+        if seen {
+            let what = format!("{} is both --calib and --data", path.display());
+            return Err(
+                Failure::new(Exit::Usage, what).help("judge on text that no choice was made on")
+            );
+        }
+    }
+    Ok(())
 }
 
 fn compare(args: &CompareArgs, scratch: &Path, progress: &Progress) -> Result<Comparison, Failure> {
@@ -161,7 +188,13 @@ fn compare(args: &CompareArgs, scratch: &Path, progress: &Progress) -> Result<Co
         opt::execute(args, prepared, target, &opt::progress(&args.talk), loaded).map(|_| ())
     };
     let options = opt::run_options(&base);
-    let measured = budget::measure(&base, &prepared, &loaded, &options, progress, &code)?;
+    let module = budget::raised(&prepared, &loaded)?;
+    let shares = budget::shares(&prepared, &module, &options)?;
+    let model = (&module, &shares);
+    let measured = budget::measure(&base, &prepared, model, &options, progress, &code)?;
+    for line in measured.failures() {
+        progress.warn(&line);
+    }
     let mut found = Comparison {
         model: args.input.display().to_string(),
         protocol: String::new(),
@@ -171,8 +204,8 @@ fn compare(args: &CompareArgs, scratch: &Path, progress: &Progress) -> Result<Co
     };
     for target in &targets {
         let base = command(args, target, &families)?;
-        let total =
-            budget::bytes_to_spend(&base, &prepared, &loaded.module, &measured.groups, &options)?;
+        // Tensors alone: the files around them are the same for all ways.
+        let total = shares.bytes(&base, 0);
         let mut coded: Vec<PathBuf> = Vec::new();
         let start = found.rows.len();
         for &way in ways {
@@ -310,7 +343,7 @@ fn one(
         quality: None,
         refused: None,
     };
-    let spread = match measured.spread(families, total) {
+    let spread = match measured.spread(families, (total, 0)) {
         Ok(spread) => spread,
         Err(failure) if failure.exit == Exit::Infeasible => {
             row.refused = Some(failure.message);
