@@ -52,7 +52,7 @@ pub struct Job<'a> {
 }
 
 /// What came of it.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Trained {
     /// Weights that are other than before.
     pub bytes: HashMap<String, Bytes>,
@@ -60,6 +60,8 @@ pub struct Trained {
     pub blocks: Vec<(String, Vec<Record>)>,
     /// Bytes of activations that were spilled.
     pub spilled: u64,
+    /// Why it ended early, with the blocks before done.
+    pub failed: Option<TrainError>,
 }
 
 /// Batches with what lives between two blocks, of both models.
@@ -130,7 +132,13 @@ pub fn train(job: &Job<'_>, watch: &mut dyn Watch) -> Result<Trained, TrainError
             None => {
                 let made = part.train(&mut stream, &targets, watch);
                 let left = || format!("in {name}; {}", job.store.left_by_blocks(saved));
-                let made = made.map_err(|error| error.with_kept(left))?;
+                let made = match made.map_err(|error| error.with_kept(left)) {
+                    Err(error) if error.is_numeric() && !done.blocks.is_empty() => {
+                        done.failed = Some(error);
+                        break;
+                    }
+                    made => made?,
+                };
                 job.store.save_block(number, &made.0, &made.1)?;
                 made
             }
@@ -357,7 +365,7 @@ impl Part<'_> {
         let mut judge = Engine::new(&block, job.files, job.options)?;
         judge.set_interrupt(watch.interrupt());
         let error = self.judge(&judge, stream, targets)?;
-        let mut best = (error.measure(), HashMap::new());
+        let mut best = (settings.measure(&error), HashMap::new());
         let first = Record {
             judged: Some(error),
             ..blank(0)
@@ -397,8 +405,8 @@ impl Part<'_> {
                 let judged = self.judge(&judge, stream, targets)?;
                 record.judged = Some(judged);
                 since += 1;
-                if judged.measure() < best.0 {
-                    best = (judged.measure(), bytes);
+                if settings.measure(&judged) < best.0 {
+                    best = (settings.measure(&judged), bytes);
                     since = 0;
                 }
             }

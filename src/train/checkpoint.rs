@@ -102,25 +102,6 @@ impl Store {
         }
     }
 
-    /// Removes what is no part of an output.
-    ///
-    /// # Errors
-    /// A file cannot be removed.
-    pub fn clear(&self) -> Result<(), TrainError> {
-        let fault = |path: &Path| {
-            let path = path.to_path_buf();
-            move |source| TrainError::Io { path, source }
-        };
-        for entry in std::fs::read_dir(&self.folder).map_err(fault(&self.folder))? {
-            let path = entry.map_err(fault(&self.folder))?.path();
-            let name = path.file_name().map(|n| n.to_string_lossy().into_owned());
-            if name.is_some_and(|n| n.starts_with("train.") || n.starts_with("train-")) {
-                std::fs::remove_file(&path).map_err(fault(&path))?;
-            }
-        }
-        Ok(())
-    }
-
     pub(super) fn save(&self, state: &State) -> Result<(), TrainError> {
         let header = StateHeader {
             print: self.print.clone(),

@@ -1,5 +1,7 @@
 //! Examples, their order, and batches of them.
 
+use std::collections::{HashMap, HashSet};
+
 use serde::{Deserialize, Serialize};
 
 /// Tokens with what each prediction counts.
@@ -9,6 +11,8 @@ pub struct Example {
     pub tokens: Vec<u32>,
     /// Weight of predicting token `t + 1` at `t`: one less than tokens; 0 is not looked at.
     pub weights: Vec<f32>,
+    /// Examples of the same number, if any, are pieces of one document.
+    pub document: Option<usize>,
 }
 
 impl Example {
@@ -17,6 +21,7 @@ impl Example {
         Self {
             weights: vec![1.0; tokens.len().saturating_sub(1)],
             tokens,
+            document: None,
         }
     }
 
@@ -108,14 +113,31 @@ pub fn shuffled(count: usize, seed: u64, number: u64) -> Vec<usize> {
     order
 }
 
-/// Splits examples into those to train on and those to judge by: `share` of them, at least one.
+/// Splits examples into those to train on and those to judge by: `share` of them, at least one. Pieces of
+/// one document go to one side.
 pub fn split(examples: Vec<Example>, share: f64, seed: u64) -> (Vec<Example>, Vec<Example>) {
     let count = (examples.len() as f64 * share).round() as usize;
     let count = count.clamp(usize::from(share > 0.0), examples.len().saturating_sub(1));
-    let chosen: std::collections::HashSet<usize> = shuffled(examples.len(), seed, u64::MAX)
-        .into_iter()
-        .take(count)
-        .collect();
+    let mut known: HashMap<usize, usize> = HashMap::new();
+    let mut documents: Vec<Vec<usize>> = Vec::new();
+    for (i, example) in examples.iter().enumerate() {
+        let new = documents.len();
+        let at = example
+            .document
+            .map_or(new, |d| *known.entry(d).or_insert(new));
+        match documents.get_mut(at) {
+            Some(pieces) => pieces.push(i),
+            None => documents.push(vec![i]),
+        }
+    }
+    let mut chosen: HashSet<usize> = HashSet::new();
+    for at in shuffled(documents.len(), seed, u64::MAX) {
+        let pieces = &documents[at];
+        let fits = chosen.len() + pieces.len() < examples.len();
+        if chosen.len() < count && fits {
+            chosen.extend(pieces);
+        }
+    }
     let (mut train, mut validation) = (Vec::new(), Vec::new());
     for (i, example) in examples.into_iter().enumerate() {
         match chosen.contains(&i) {
@@ -168,6 +190,25 @@ mod tests {
         assert_eq!(batch.labels, [2, 3, -100, 6, -100, -100]);
         assert_eq!(batch.weights, [1.0, 1.0, 0.0, 1.0, 0.0, 0.0]);
         assert_eq!(batch.counted(), 3);
+    }
+
+    #[test]
+    fn pieces_of_a_document_stay_together() {
+        let piece = |i: u32| Example {
+            document: Some(i as usize / 3),
+            ..Example::whole(vec![i, i])
+        };
+        for seed in 0..20 {
+            let (train, validation) = split((0..30).map(piece).collect(), 0.2, seed);
+            assert_eq!(train.len() + validation.len(), 30);
+            assert!(validation.len() >= 6);
+            let of = |e: &Example| e.document;
+            assert!(
+                validation
+                    .iter()
+                    .all(|v| train.iter().all(|t| of(t) != of(v)))
+            );
+        }
     }
 
     #[test]

@@ -40,7 +40,7 @@ pub struct Job<'a> {
 }
 
 /// What came of it.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Trained {
     /// Weights that are other than before.
     pub bytes: HashMap<String, Bytes>,
@@ -48,6 +48,8 @@ pub struct Trained {
     pub records: Vec<Record>,
     /// The step that the weights are of; 0 where nothing was better than the untrained model.
     pub kept: u64,
+    /// Why it ended early with a state that is better than the untrained one.
+    pub failed: Option<TrainError>,
 }
 
 /// Trains end to end; gives the state that was best on the validation examples.
@@ -69,7 +71,7 @@ pub fn train(job: &Job<'_>, watch: &mut dyn Watch) -> Result<Trained, TrainError
     let losses = Losses {
         cross_entropy: settings.cross_entropy > 0.0,
         kl,
-        top: settings.top.is_some(),
+        top: job.teacher.is_some_and(|teacher| teacher.top().is_some()),
     };
     let with_losses = loss::on_logits(job.module, losses)?;
     let mut learner = Learner::new(
@@ -84,7 +86,7 @@ pub fn train(job: &Job<'_>, watch: &mut dyn Watch) -> Result<Trained, TrainError
         block: None,
         steps: settings.steps,
     };
-    let mut saved = None;
+    let (mut saved, mut failed) = (None, None);
     let mut state = match job.store.load()? {
         Some(state) => {
             saved = Some(state.step);
@@ -115,14 +117,21 @@ pub fn train(job: &Job<'_>, watch: &mut dyn Watch) -> Result<Trained, TrainError
             return Err(TrainError::Interrupted);
         }
         let stepped = one_step(job, &mut learner, &mut judge, state.step, losses);
-        let mut record = stepped.map_err(|error| error.with_kept(|| job.store.left(saved)))?;
+        let mut record = match stepped.map_err(|e| e.with_kept(|| job.store.left(saved))) {
+            Ok(record) => record,
+            Err(error) if error.is_numeric() && state.best.step > 0 => {
+                failed = Some(error);
+                break;
+            }
+            Err(error) => return Err(error),
+        };
         state.step = learner.step;
         let last = state.step == settings.steps;
         if last || state.step.is_multiple_of(settings.judge_every.max(1)) {
             let bytes = learner.encoded()?;
             let judged = judge.run(&bytes)?;
             record.judged = Some(judged);
-            let better = judged.measure() < state.best.judged.measure();
+            let better = settings.measure(&judged) < settings.measure(&state.best.judged);
             if better || job.validation.is_empty() {
                 state.best = Best {
                     step: state.step,
@@ -145,7 +154,16 @@ pub fn train(job: &Job<'_>, watch: &mut dyn Watch) -> Result<Trained, TrainError
         bytes: state.best.bytes,
         records: state.records,
         kept: state.best.step,
+        failed,
     })
+}
+
+/// What the validation examples say of a job's model as it is.
+///
+/// # Errors
+/// As [`train`].
+pub fn judge(job: &Job<'_>, watch: &dyn Watch) -> Result<Judged, TrainError> {
+    Judge::new(job, watch)?.run(&HashMap::new())
 }
 
 pub(super) fn blank(step: u64) -> Record {

@@ -75,6 +75,14 @@ impl TrainError {
         self
     }
 
+    /// Whether values came to what no format holds: what was trained before is as good as it was.
+    pub fn is_numeric(&self) -> bool {
+        matches!(
+            self,
+            TrainError::NotFinite { .. } | TrainError::Overflow { .. }
+        )
+    }
+
     /// Whether the user stopped it.
     pub fn is_interrupt(&self) -> bool {
         matches!(

@@ -39,10 +39,17 @@ pub struct Judged {
 }
 
 impl Judged {
-    /// What training goes by: the block's error, else KL, else cross entropy.
-    pub fn measure(&self) -> f64 {
-        let first = self.error.or(self.kl).or(self.cross_entropy);
-        first.unwrap_or(f64::INFINITY)
+    /// What training goes by: the block's error, else the objective, cross entropy and KL divergence with
+    /// their weights. Infinite where what counts was not judged.
+    pub fn measure(&self, cross_entropy: f64, kl: f64) -> f64 {
+        if let Some(error) = self.error {
+            return error;
+        }
+        let part = |weight: f64, value: Option<f64>| match weight > 0.0 {
+            true => weight * value.unwrap_or(f64::INFINITY),
+            false => 0.0,
+        };
+        part(cross_entropy, self.cross_entropy) + part(kl, self.kl)
     }
 }
 
@@ -56,6 +63,12 @@ pub struct History {
     /// Each block's records; the block's name first.
     #[serde(default)]
     pub blocks: Vec<(String, Vec<Record>)>,
+    /// What the held-out examples say of the model before it was trained, where it was trained by blocks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub untrained: Option<Judged>,
+    /// What they say of it behind its blocks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub behind_blocks: Option<Judged>,
     /// Records end to end.
     #[serde(default)]
     pub end_to_end: Vec<Record>,

@@ -81,6 +81,14 @@ impl<'a> Learner<'a> {
         let losses: Vec<f64> = losses.map(|(_, t)| scalar(&t)).collect();
         for (sum, (_, gradient)) in self.sums.iter_mut().zip(outputs) {
             let values = gradient.floats().unwrap_or_default();
+            if values.len() != sum.len() {
+                let what = format!(
+                    "a gradient has {} values, its tensor {}: this is a bug, please report it",
+                    values.len(),
+                    sum.len()
+                );
+                return Err(TrainError::Settings(what));
+            }
             sum.iter_mut().zip(values).for_each(|(s, g)| *s += g);
         }
         Ok(losses)

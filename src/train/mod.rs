@@ -62,6 +62,13 @@ pub struct Settings {
     pub seed: u64,
 }
 
+impl Settings {
+    /// What is to be small of a judgement.
+    pub fn measure(&self, judged: &Judged) -> f64 {
+        judged.measure(self.cross_entropy, self.kl)
+    }
+}
+
 /// Who hears of progress, and may stop it.
 pub trait Watch {
     /// A step was done, or the validation examples were judged.

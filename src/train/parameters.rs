@@ -50,6 +50,8 @@ pub enum Kind {
     Dense,
     /// Integer codes: they move with a dense copy of their matrix
     Codes,
+    /// Tensors of plugins' terms whose kind has a backward rule
+    Plugin,
 }
 
 impl Kind {
@@ -64,6 +66,7 @@ impl Kind {
             Kind::Bias => "bias",
             Kind::Dense => "dense",
             Kind::Codes => "codes",
+            Kind::Plugin => "plugin",
         }
     }
 }
@@ -165,6 +168,7 @@ fn kind(op: &Op, parameter: Parameter) -> Kind {
         What::Part(Part::Codes) => Kind::Codes,
         What::Part(Part::Values) => Kind::Sparse,
         What::Part(Part::U | Part::V) => Kind::Lowrank,
+        What::Part(Part::Tensor(_)) => Kind::Plugin,
         What::Vector => {
             let gain = op.inputs.get(1) == Some(&Operand::Weight(parameter.weight));
             match &op.kind {

@@ -25,11 +25,12 @@ struct Likeliest {
 }
 
 impl Teacher {
-    /// A teacher that gives all logits, or its `top` likeliest tokens.
+    /// A teacher that gives all logits, or its `top` likeliest tokens; all where it has no more.
     pub fn new(engine: Engine, top: Option<usize>) -> Self {
+        let vocabulary = engine.language_model().map_or(0, |model| model.vocabulary);
         Self {
             engine,
-            top,
+            top: top.filter(|&top| top < vocabulary),
             known: RefCell::default(),
         }
     }
@@ -37,6 +38,11 @@ impl Teacher {
     /// It, ready to run.
     pub fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// How many of its likeliest tokens it gives of the examples of training; none for all logits.
+    pub(super) fn top(&self) -> Option<usize> {
+        self.top
     }
 
     /// All its logits on a batch, `[examples, len, vocabulary]`.

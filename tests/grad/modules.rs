@@ -196,7 +196,9 @@ pub(crate) fn natives() -> String {
     t.op("%a = slice %wide {start=3, width=32}");
     t.op("%b = scale %a {factor=0.7}");
     t.op("%c = softcap %b {cap=1.2}");
-    t.op("%d = activate %c {function=\"tanh\"}");
+    t.op("%turned = hadamard %c {block=8, seed=5}");
+    t.op("%c2 = hadamard %turned {block=16, seed=6, inverse=true}");
+    t.op("%d = activate %c2 {function=\"tanh\"}");
     t.op("%e = add %d, %x");
     t.op("%f = activate %e {function=\"relu\"}");
     t.op("%g = mul %f, %x");

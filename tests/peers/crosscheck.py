@@ -17,6 +17,7 @@ from onnx import numpy_helper
 
 DTYPES = {"u8": np.uint8, "u16": np.uint16, "u32": np.uint32, "f16": np.float16, "f32": np.float32}
 WEIGHT = re.compile(r'^\s*weight @("(?:[^"\\]|\\.)*"|[^\s:]+) : (\w+)\[([\d,]*)\] = file\("([^"]*)", (0x[0-9a-f]+), (\d+)\)')
+INLINE = re.compile(r'^\s*weight @("(?:[^"\\]|\\.)*"|[^\s:]+) : (\w+)\[([\d,]*)\] = hex"([0-9a-f]*)"')
 LINEAR = re.compile(r' = (linear|embedding) \S+ \[(\d+),(\d+)\] \{ (.*) \}(.*)$')
 NAME = re.compile(r'name\("((?:[^"\\]|\\.)*)"\)')
 
@@ -34,6 +35,9 @@ class Folder:
             if m := WEIGHT.match(line):
                 name, dtype, dims, file, offset, size = m.groups()
                 self.weights[unquote(name)] = (dtype, [int(d) for d in dims.split(",") if d], file, int(offset, 16), int(size))
+            elif m := INLINE.match(line):
+                name, dtype, dims, data = m.groups()
+                self.weights[unquote(name)] = (dtype, [int(d) for d in dims.split(",") if d], None, bytes.fromhex(data), 0)
             elif m := LINEAR.search(line):
                 _, out, inp, terms, rest = m.groups()
                 if n := NAME.search(rest):
@@ -41,6 +45,8 @@ class Folder:
 
     def read(self, name):
         dtype, dims, file, offset, size = self.weights[unquote(name.lstrip("@"))]
+        if file is None:
+            return np.frombuffer(offset, DTYPES[dtype]).reshape(dims)
         with open(os.path.join(self.path, file), "rb") as f:
             f.seek(offset)
             return np.frombuffer(f.read(size), DTYPES[dtype]).reshape(dims)
@@ -78,6 +84,10 @@ class Folder:
         return self.low_rank(args, out, inp)
 
     def quant(self, args, out, inp):
+        if m := re.fullmatch(r"rotate\(out=(\d+), in=(\d+), seed=(\d+)\)", args[-1]):
+            a, b, seed = map(int, m.groups())
+            w = self.quant(args[:-1], out, inp)
+            return rotation(out, a, seed ^ 0x6F75747075740A0D).T @ w @ rotation(inp, b, seed)
         names = [a for a in args if a.startswith("@")]
         bits = int(re.fullmatch(r"int(\d)", args[-2]).group(1))
         group = args[-1].removeprefix("group=")
@@ -137,6 +147,23 @@ def split(text, separator):
             parts.append(text[start:i])
             start = i + len(separator)
     return parts + [text[start:]]
+
+
+def rotation(n, block, seed):
+    """H·diag(signs): Walsh–Hadamard blocks, signs from the bits of splitmix64."""
+    if block == 1:
+        return np.eye(n)
+    mask, signs, state = 2 ** 64 - 1, [], seed
+    for _ in range(-(-n // 64)):
+        state = z = (state + 0x9E3779B97F4A7C15) & mask
+        z = ((z ^ z >> 30) * 0xBF58476D1CE4E5B9) & mask
+        z = ((z ^ z >> 27) * 0x94D049BB133111EB) & mask
+        z ^= z >> 31
+        signs += [-1.0 if z >> i & 1 else 1.0 for i in range(64)]
+    h = np.ones((1, 1))
+    while len(h) < block:
+        h = np.block([[h, h], [h, -h]])
+    return np.kron(np.eye(n // block), h / np.sqrt(block)) * np.array(signs[:n])
 
 
 def unpack(rows, bits, count):

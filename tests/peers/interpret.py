@@ -10,7 +10,7 @@ Needs: numpy onnx onnxruntime. Prints the greatest relative error; exits 1 above
 import json, math, os, re, struct, sys
 import numpy as np
 
-from crosscheck import Folder, WEIGHT, split, unquote
+from crosscheck import Folder, INLINE, WEIGHT, rotation, split, unquote
 
 OP = re.compile(r'^(%\S+) = (\w+)(.*)$')
 REGION = re.compile(r'region "[^"]*"\((%\S+) : [^)]*\) -> \((%\S+)\) \{$')
@@ -38,6 +38,9 @@ class Module(Folder):
             if m := WEIGHT.match(line):
                 name, dtype, dims, file, offset, size = m.groups()
                 self.weights[unquote(name)] = (dtype, [int(d) for d in dims.split(",") if d], file, int(offset, 16), int(size))
+            elif m := INLINE.match(line):
+                name, dtype, dims, data = m.groups()
+                self.weights[unquote(name)] = (dtype, [int(d) for d in dims.split(",") if d], None, bytes.fromhex(data), 0)
             elif "graph @main" in line:
                 inside = line.rsplit("-> (", 1)[1].split(")")[0]
                 self.outputs = inside.split(", ")
@@ -135,6 +138,11 @@ def rms_norm(x, gain, a):
     return x.reshape(shape)
 
 
+def hadamard(x, a):
+    r = rotation(x.shape[-1], a["block"], a["seed"])
+    return x @ (r if a.get("inverse") else r.T)
+
+
 def attributes(text):
     """`{eps=0.05, scaling={type="yarn"}}` as a dictionary."""
     found = re.search(r"\{(.*)\}", text)
@@ -200,6 +208,7 @@ class Run:
             "mul": lambda: x * args[0],
             "scale": lambda: x * (args[0] if args else a["factor"]),
             "softcap": lambda: a["cap"] * np.tanh(x / a["cap"]),
+            "hadamard": lambda: hadamard(x, a),
             "slice": lambda: x[..., a["start"]:a["start"] + a["width"]],
             "positions": lambda: np.broadcast_to(np.arange(x.shape[1]), x.shape),
             "first_token": lambda: x[:, 0],

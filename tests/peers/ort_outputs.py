@@ -3,7 +3,7 @@
 
 usage: ort_outputs.py MODEL.onnx FOLDER [NAME=DIM,DIM,…]
 
-FOLDER gets in_NAME.npy and out_NAME.npy. Dimensions that the model leaves open are 1, unless
+FOLDER gets in_NAME.npy and out_NAME.npy; an in_NAME.npy that is there is taken. Dimensions that the model leaves open are 1, unless
 named on the command line. Needs numpy and onnxruntime.
 """
 import os
@@ -20,6 +20,10 @@ def main():
     rng = np.random.default_rng(5)
     feeds = {}
     for port in session.get_inputs():
+        path = os.path.join(folder, f"in_{port.name}.npy")
+        if os.path.exists(path):
+            feeds[port.name] = np.load(path)
+            continue
         if port.name in given:
             shape = [int(d) for d in given[port.name].split(",")]
         else:

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use crate::{STORIES, arguments, coded, run};
+use serde_json::Value;
+
+use crate::{STORIES, arguments, coded, run, tool};
 
 /// What a run says that ends with exit code 1.
 fn said(model: &Path, out: &Path, more: &[&str]) -> String {
@@ -104,4 +106,94 @@ fn values_beyond_their_format_are_named() {
         &text,
         &["step 1: model.layers.0.", ".scales: ", "beyond f16"],
     );
+}
+
+#[test]
+fn the_best_state_before_a_failure_is_written() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = coded(folder.path(), "int2");
+    let out = folder.path().join("out.hlrc");
+    // The first rates of the warm-up do good, later ones blow the scales up.
+    let more = [
+        "--teacher",
+        STORIES,
+        "--params",
+        "scales",
+        "--lr",
+        "2",
+        "--decay",
+        "2",
+        "--warmup",
+        "1",
+        "--steps",
+        "400",
+        "--judge-every",
+        "1",
+        "--patience",
+        "400",
+        "--ctx",
+        "16",
+        "--batch",
+        "1",
+        "--val",
+        "4",
+    ];
+    let args = arguments(&model, &out, &more);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let output = run(&args);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    has(&text, &["out.hlrc has the best state before that"]);
+    let report = std::fs::read_to_string(out.join("report.json")).expect("a report");
+    let report: Value = serde_json::from_str(&report).expect("JSON");
+    assert!(report["training"]["kept"].as_u64() > Some(0));
+    assert!(
+        tool()
+            .arg("verify")
+            .arg(&out)
+            .status()
+            .expect("started")
+            .success()
+    );
+}
+
+#[test]
+fn a_teacher_that_changed_is_another_run() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = coded(folder.path(), "int4");
+    let teacher = folder.path().join("teacher");
+    std::fs::create_dir(&teacher).expect("made");
+    for name in [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ] {
+        std::fs::copy(Path::new(STORIES).join(name), teacher.join(name)).expect("copied");
+    }
+    let out = folder.path().join("out.hlrc");
+    let place = teacher.display().to_string();
+    let wild = [
+        "--teacher",
+        &place,
+        "--params",
+        "norms",
+        "--lr",
+        "1e38",
+        "--clip",
+        "0",
+    ];
+    let more = [&wild[..], &["--checkpoint-every", "1"]].concat();
+    said(&model, &out, &more);
+    let file = std::fs::File::options()
+        .append(true)
+        .open(teacher.join("model.safetensors"));
+    let later = std::time::SystemTime::now() + std::time::Duration::from_secs(60);
+    file.expect("opened").set_modified(later).expect("touched");
+    let args = arguments(&model, &out, &[&more[..], &["--resume"]].concat());
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let output = run(&args);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    has(&text, &["other settings, data or model"]);
 }

@@ -80,12 +80,15 @@ fn of_a_prompt_and_a_response_the_response_counts() {
     );
     let seen = history(&model, folder.path(), &lines, &[]);
     let tokenizer = tokenizer();
+    // As the model meets the text: whole. The border lies between words.
+    let mut tokens = tokenizer
+        .encode_with_special(&format!("{prompt}{response}"))
+        .expect("tokens");
     let asked = tokenizer.encode_with_special(prompt).expect("tokens");
-    let answered = tokenizer.encode(response).expect("tokens");
-    let end: Vec<u32> = tokenizer.ends_at().take(1).collect();
-    assert_eq!(counted(&seen), (answered.len() + end.len()) as u64);
+    assert_eq!(tokens[..asked.len()], asked);
+    tokens.extend(tokenizer.ends_at().take(1));
+    assert_eq!(counted(&seen), (tokens.len() - asked.len()) as u64);
     // The held-out examples are the same two lines: what is said of them is their responses' loss.
-    let tokens = [asked.as_slice(), &answered, &end].concat();
     let want = surprise(&model, &tokens, asked.len());
     let have = judged(&seen, 0, "cross_entropy");
     assert!((have - want).abs() < 1e-4 * want, "{have}, {want}");
@@ -107,8 +110,8 @@ fn of_messages_what_the_assistant_says_counts() {
     let config = std::fs::read_to_string(from("tokenizer_config.json")).expect("read");
     let mut config: Value = serde_json::from_str(&config).expect("JSON");
     config["chat_template"] = json!(
-        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}\
-         {% if add_generation_prompt %}assistant: {% endif %}"
+        "{% for m in messages %}{{ m['role'] }}\n{{ m['content'] }}\n{% endfor %}\
+         {% if add_generation_prompt %}assistant\n{% endif %}"
     );
     std::fs::write(place.join("tokenizer_config.json"), config.to_string()).expect("written");
     let says = |role: &str, text: &str| json!({"role": role, "content": text});
@@ -125,7 +128,12 @@ fn of_messages_what_the_assistant_says_counts() {
     let seen = history(&model, folder.path(), &lines, &["--tokenizer", &place]);
     let tokenizer = tokenizer();
     let length = |text: &str| tokenizer.encode(text).expect("tokens").len() as u64;
-    let want = length("The bird was red.\n") + length("It flew away.\n");
+    let asked = "user\nTell me of a bird.\nassistant\n";
+    let told = format!("{asked}The bird was red.\n");
+    let again = format!("{told}user\nAnd then?\nassistant\n");
+    let end = format!("{again}It flew away.\n");
+    // A line's end is a token of its own, so that beginnings of the text have beginnings of its tokens.
+    let want = length(&told) - length(asked) + length(&end) - length(&again);
     assert_eq!(counted(&seen), want);
 }
 
@@ -166,4 +174,32 @@ fn a_line_that_is_no_example_is_named() {
         assert_eq!(failed.status.code(), Some(3), "{said}");
         assert!(said.contains("line 2") && said.contains(what), "{said}");
     }
+}
+
+#[test]
+fn lines_are_known_by_their_first() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = coded(folder.path(), "int4");
+    let lines = folder.path().join("lines.txt");
+    let line = "{ \"prompt\": \"Tom saw two birds.\", \"response\": \" He was happy.\" }\n";
+    std::fs::write(&lines, line.repeat(6)).expect("written");
+    let plain = history(&model, folder.path(), &lines, &[]);
+    std::fs::write(&lines, format!("\u{feff}{}", line.repeat(6))).expect("written");
+    let marked = history(&model, folder.path(), &lines, &[]);
+    assert_eq!(plain["end_to_end"], marked["end_to_end"]);
+    assert!(counted(&plain) < 12, "the response alone counts");
+    std::fs::write(&lines, format!("[\n{line},{line}]")).expect("written");
+    let data = lines.display().to_string();
+    let args = arguments(
+        &model,
+        &folder.path().join("array.hlrc"),
+        &["--data", &data],
+    );
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hlrc-opt"));
+    let failed = command.args(&args).output().expect("started");
+    let said = String::from_utf8_lossy(&failed.stderr).into_owned();
+    assert!(
+        failed.status.code() == Some(3) && said.contains("JSON array"),
+        "{said}"
+    );
 }

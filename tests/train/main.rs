@@ -222,6 +222,12 @@ fn blocks_learn_from_the_originals_layers() {
         "20",
     ];
     let history = trained(&model, &out, &more);
+    let whole = |what: &str| {
+        history[what]["kl"]
+            .as_f64()
+            .expect("a judgement of the whole")
+    };
+    assert!(whole("behind_blocks") < whole("untrained"));
     let blocks = history["blocks"].as_array().expect("blocks");
     assert!(blocks.len() >= 4, "{} blocks", blocks.len());
     for block in blocks {
@@ -236,6 +242,59 @@ fn blocks_learn_from_the_originals_layers() {
     let more = [more.as_slice(), &["--hold", "1KiB"]].concat();
     trained(&model, &spilled, &more);
     assert_eq!(hashes(&out), hashes(&spilled));
+}
+
+#[test]
+fn all_likeliest_tokens_are_all_logits() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = coded(folder.path(), "int2");
+    let out = |name: &str| folder.path().join(name);
+    trained(&model, &out("all.hlrc"), &["--teacher", STORIES]);
+    let most = ["--teacher", STORIES, "--teacher-top", "9999999999999"];
+    trained(&model, &out("most.hlrc"), &most);
+    assert_eq!(hashes(&out("all.hlrc")), hashes(&out("most.hlrc")));
+    let some = trained(
+        &model,
+        &out("some.hlrc"),
+        &["--teacher", STORIES, "--teacher-top", "511"],
+    );
+    let kept = some["kept"].as_u64().expect("a step");
+    assert!(judged(&some, kept, "kl") < judged(&some, 0, "kl"));
+}
+
+#[test]
+fn what_is_best_is_what_was_asked_for() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = coded(folder.path(), "int8");
+    let out = folder.path().join("task.hlrc");
+    // An 8-bit model is as near to its teacher as can be: cross entropy alone takes it away.
+    let more = [
+        "--teacher",
+        STORIES,
+        "--kl",
+        "0",
+        "--ce",
+        "1",
+        "--params",
+        "norms,scales",
+    ];
+    let history = trained(&model, &out, &[&more[..], &["--lr", "1e-2"]].concat());
+    let kept = history["kept"].as_u64().expect("a step");
+    assert!(kept > 0, "{history}");
+    let of = |what: &str| (judged(&history, 0, what), judged(&history, kept, what));
+    let ((before, after), (near, far)) = (of("cross_entropy"), of("kl"));
+    assert!(
+        after < before && far > near,
+        "{before} to {after}, KL {near} to {far}"
+    );
+    let refused = arguments(&model, &out, &["--teacher", STORIES, "--kl", "0", "-f"]);
+    let refused: Vec<&str> = refused.iter().map(String::as_str).collect();
+    let output = run(&refused);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        output.status.code() == Some(2) && said.contains("nothing to learn"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -27,7 +27,7 @@ pub struct TrainArgs {
 
     /// Kinds of stored tensors that move; everything else stays as it is
     #[arg(long, value_enum, value_name = "KINDS", value_delimiter = ',', help_heading = WHAT,
-          default_values = ["scales", "lowrank", "sparse", "norms", "bias"])]
+          default_values = ["scales", "lowrank", "sparse", "norms", "bias", "plugin"])]
     pub params: Vec<Kind>,
     /// Only tensors whose name, or whose op's name, fits: part of a name, * and ?, re:REGEX
     #[arg(long, value_name = "PATTERN", value_delimiter = ',', help_heading = WHAT)]

@@ -120,11 +120,19 @@ fn of_files(args: &TrainArgs, model: Model, progress: &Progress) -> Result<Vec<E
         template: None,
         length,
         cut: 0,
+        documents: 0,
+        divided: 0,
     };
     let mut examples = Vec::new();
     for path in &args.data {
         let content = text::read(path)?;
-        if is_lines(path, &content) {
+        let content = content.trim_start_matches('\u{feff}');
+        if is_array(content) {
+            let what = format!("{}: is a JSON array", path.display());
+            return Err(Failure::new(Exit::Input, what)
+                .help("JSON lines have an object on each line and nothing around them"));
+        }
+        if is_lines(path, content) {
             for (number, line) in content.lines().enumerate() {
                 if !line.trim().is_empty() {
                     examples.extend(reader.line(path, number + 1, line)?);
@@ -133,7 +141,7 @@ fn of_files(args: &TrainArgs, model: Model, progress: &Progress) -> Result<Vec<E
             continue;
         }
         let ids = tokenizer
-            .encode(&content)
+            .encode(content)
             .map_err(|error| text::failure(&error))?;
         let body = length.saturating_sub(usize::from(bos.is_some())).max(1);
         let windows = ids
@@ -145,6 +153,13 @@ fn of_files(args: &TrainArgs, model: Model, progress: &Progress) -> Result<Vec<E
             }),
         );
     }
+    if reader.divided > 0 {
+        let text = format!(
+            "{} texts are longer than {length} tokens (--ctx), and are several examples",
+            reader.divided
+        );
+        progress.detail(&text);
+    }
     if reader.cut > 0 {
         let text = format!(
             "{} examples were cut to {length} tokens (--ctx)",
@@ -155,13 +170,21 @@ fn of_files(args: &TrainArgs, model: Model, progress: &Progress) -> Result<Vec<E
     Ok(examples)
 }
 
-/// Whether a file holds JSON lines: by its name, or since it begins with an object.
+/// Whether a file holds a JSON array of objects.
+fn is_array(content: &str) -> bool {
+    let inner = content.trim_start().strip_prefix('[');
+    inner.is_some_and(|rest| rest.trim_start().starts_with('{'))
+}
+
+/// Whether a file holds JSON lines: by its name, or since its first line is an object.
 fn is_lines(path: &Path, content: &str) -> bool {
     let extension = path
         .extension()
         .and_then(|e| e.to_str())
         .unwrap_or_default();
-    matches!(extension, "jsonl" | "ndjson") || content.trim_start().starts_with("{\"")
+    let first = content.lines().find(|line| !line.trim().is_empty());
+    let object = |line: &str| serde_json::from_str::<Map<String, Value>>(line).is_ok();
+    matches!(extension, "jsonl" | "ndjson") || first.is_some_and(object)
 }
 
 struct Lines<'a> {
@@ -171,6 +194,10 @@ struct Lines<'a> {
     length: usize,
     /// Examples that were longer.
     cut: usize,
+    /// Documents.
+    documents: usize,
+    /// Documents that were longer, and are several examples.
+    divided: usize,
 }
 
 impl Lines<'_> {
@@ -203,32 +230,47 @@ impl Lines<'_> {
         Ok(vec![example])
     }
 
-    fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, Failure> {
-        let ids = match special {
-            true => self.tokenizer.encode_with_special(text),
-            false => self.tokenizer.encode(text),
-        };
-        ids.map_err(|error| text::failure(&error))
-    }
-
     /// A document, in pieces of the context's length.
-    fn whole(&self, text: &str) -> Result<Vec<Example>, Failure> {
-        let mut ids = self.encode(text, true)?;
+    fn whole(&mut self, text: &str) -> Result<Vec<Example>, Failure> {
+        let ids = self.tokenizer.encode_with_special(text);
+        let mut ids = ids.map_err(|error| text::failure(&error))?;
         if let Some(end) = self.tokenizer.ends_at().next() {
             ids.push(end);
         }
+        self.documents += 1;
+        self.divided += usize::from(ids.len() > self.length);
         let pieces = ids.chunks(self.length).filter(|piece| piece.len() > 1);
-        Ok(pieces.map(|piece| Example::whole(piece.to_vec())).collect())
+        let example = |piece: &[u32]| Example {
+            document: Some(self.documents),
+            ..Example::whole(piece.to_vec())
+        };
+        Ok(pieces.map(example).collect())
     }
 
     /// Pieces of text, each with what its tokens count; plain ones end with the end of text.
+    ///
+    /// The text is tokenized as a whole, as the model will meet it; a token counts as the piece that it
+    /// ends in.
     fn pieces(&mut self, pieces: &[(String, f32)], plain: bool) -> Result<Example, Failure> {
-        let (mut tokens, mut counts) = (Vec::new(), Vec::new());
-        for (i, (piece, weight)) in pieces.iter().enumerate() {
-            let ids = self.encode(piece, plain && i == 0)?;
-            counts.extend(ids.iter().map(|_| *weight));
-            tokens.extend(ids);
-        }
+        let text: String = pieces.iter().map(|(piece, _)| piece.as_str()).collect();
+        let mut end = 0;
+        let ends: Vec<(usize, f32)> = pieces
+            .iter()
+            .map(|(piece, weight)| {
+                end += piece.len();
+                (end, *weight)
+            })
+            .collect();
+        let weight = |to: usize| {
+            let piece = ends.iter().find(|(end, _)| to <= *end);
+            piece.filter(|_| to > 0).map_or(0.0, |(_, weight)| *weight)
+        };
+        let spans = self.tokenizer.encode_spans(&text, plain);
+        let spans = spans.map_err(|error| text::failure(&error))?;
+        let (mut tokens, mut counts): (Vec<u32>, Vec<f32>) = spans
+            .iter()
+            .map(|(id, span)| (*id, weight(span.end)))
+            .unzip();
         if let (true, Some(end)) = (plain, self.tokenizer.ends_at().next()) {
             tokens.push(end);
             counts.push(1.0);
@@ -240,7 +282,11 @@ impl Lines<'_> {
         }
         // A token counts where it is predicted: at the one before it.
         let weights = counts.into_iter().skip(1).collect();
-        Ok(Example { tokens, weights })
+        Ok(Example {
+            tokens,
+            weights,
+            document: None,
+        })
     }
 
     /// A conversation by the model's template: what the assistant says counts.

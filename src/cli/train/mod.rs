@@ -16,13 +16,16 @@ use crate::train::checkpoint::Store;
 use crate::train::end_to_end::{self, Teacher};
 use crate::train::optimizer::Schedule;
 use crate::train::parameters::{Choice, Trainable, apply, choose};
-use crate::train::{History, Settings, TrainError, blocks};
+use crate::train::{History, Judged, Settings, TrainError, blocks};
 use crate::weights::{Digest, FileCache};
-use args::{Mode, TrainArgs, Unit};
+use args::{HeldOut, Mode, TrainArgs, Unit};
 use data::{Data, Model};
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::time::Instant;
+use std::path::{Path, PathBuf};
+use std::time::{Instant, UNIX_EPOCH};
+
+/// Examples of a step at most.
+const MOST_EXAMPLES: usize = 1 << 24;
 
 /// Trains a model.
 pub fn run(args: &TrainArgs) -> Result<Exit, Failure> {
@@ -77,7 +80,7 @@ pub fn train(
     };
     drop(engine);
     let data = data::read(args, known, progress)?;
-    let settings = settings(args, &data);
+    let settings = settings(args, &data, known.vocabulary)?;
     let chosen = choose(&module, &Reader::new(&files), &settings.choice).map_err(failure)?;
     let mut history = History {
         settings: words(args, &settings),
@@ -101,28 +104,39 @@ pub fn train(
         data: &data,
         store: &store,
     };
-    let mut trained = module;
-    if let (Some(original), true) = (&original, args.mode != Mode::EndToEnd) {
-        let done = run.blocks(&trained, original)?;
-        apply(&mut trained, &done.bytes);
-        history.blocks = done.blocks;
+    let (original, teacher) = original.map(|o| (o.module, o.engine)).unzip();
+    let teacher = teacher.map(|engine| Teacher::new(engine, settings.top));
+    let (mut trained, mut failed) = (module, None);
+    if let (Some(original), Some(teacher), true) =
+        (&original, &teacher, args.mode != Mode::EndToEnd)
+    {
+        failed = run.blocks(&mut trained, original, teacher, &mut history)?;
     }
-    if args.mode != Mode::Blocks {
-        let done = run.end_to_end(&trained, original)?;
+    if args.mode != Mode::Blocks && failed.is_none() {
+        let done = run.end_to_end(&trained, teacher.as_ref(), &history)?;
         apply(&mut trained, &done.bytes);
         (history.end_to_end, history.kept) = (done.records, done.kept);
+        failed = done.failed;
     }
+    drop(teacher);
     let written = output::Output {
         args,
         partial,
         print: &print_,
-        store: &store,
         history: &history,
         generation,
     };
     written.write(trained, &loaded, &files)?;
     progress.stage("Wrote", &args.output.display().to_string());
-    Ok(history)
+    match failed {
+        None => Ok(history),
+        Some(error) => {
+            let place = args.output.display();
+            Err(failure(error).help(format!(
+                "{place} has the best state before that; a lower --lr, or a lower --clip, goes on longer"
+            )))
+        }
+    }
 }
 
 /// The original, ready to run.
@@ -167,8 +181,12 @@ fn engine(
     files: &FileCache,
 ) -> Result<Engine, Failure> {
     let engine = Engine::new(module, files, &options(args));
-    let mut engine = engine
-        .map_err(|error| Failure::new(Exit::Input, format!("{}: {error}", path.display())))?;
+    let mut engine = engine.map_err(|error| {
+        Failure::new(
+            errors::of_exec(&error),
+            format!("{}: {error}", path.display()),
+        )
+    })?;
     engine.set_interrupt(signal::flag());
     Ok(engine)
 }
@@ -185,15 +203,24 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn blocks(&self, module: &Module, original: &Original) -> Result<blocks::Trained, Failure> {
+    /// Trains layer by layer, and puts the model back where that made it worse as a whole; gives why it
+    /// ended early, if it did.
+    fn blocks(
+        &self,
+        module: &mut Module,
+        original: &Module,
+        teacher: &Teacher,
+        history: &mut History,
+    ) -> Result<Option<TrainError>, Failure> {
         let begun = Instant::now();
         let options = options(self.args);
+        let before = self.judge(module, teacher)?;
         let job = blocks::Job {
             module,
             files: self.files,
             trainables: self.chosen,
-            teacher: &original.engine,
-            original: &original.module,
+            teacher: teacher.engine(),
+            original,
             examples: &self.data.train,
             validation: &self.data.validation,
             settings: self.settings,
@@ -209,28 +236,61 @@ impl Run<'_> {
         let count = human::plural(done.blocks.len(), "block");
         let text = format!("{count} in {}{spilled}", human::duration(begun.elapsed()));
         self.progress.stage("Trained", &text);
-        Ok(done)
+        let mut together = module.clone();
+        apply(&mut together, &done.bytes);
+        let after = self.judge(&together, teacher)?;
+        let text = format!(
+            "as a whole:{}; untrained:{}",
+            watch::said(&after),
+            watch::said(&before)
+        );
+        self.progress.stage("Judged", &text);
+        (history.untrained, history.behind_blocks) = (Some(before), Some(after));
+        history.blocks = done.blocks;
+        match self.settings.measure(&after) > self.settings.measure(&before) {
+            true => self
+                .progress
+                .warn("layer by layer the model got worse as a whole: the untrained state is kept"),
+            false => *module = together,
+        }
+        Ok(done.failed)
+    }
+
+    /// What the held-out examples say of a model.
+    fn judge(&self, module: &Module, teacher: &Teacher) -> Result<Judged, Failure> {
+        let options = options(self.args);
+        let job = self.whole(module, Some(teacher), &options);
+        end_to_end::judge(&job, &watch::Lines::new(self.progress)).map_err(failure)
+    }
+
+    fn whole<'b>(
+        &'b self,
+        module: &'b Module,
+        teacher: Option<&'b Teacher>,
+        options: &'b Options,
+    ) -> end_to_end::Job<'b> {
+        end_to_end::Job {
+            module,
+            files: self.files,
+            trainables: self.chosen,
+            teacher,
+            examples: &self.data.train,
+            validation: &self.data.validation,
+            settings: self.settings,
+            options,
+            store: self.store,
+        }
     }
 
     fn end_to_end(
         &self,
         module: &Module,
-        original: Option<Original>,
+        teacher: Option<&Teacher>,
+        history: &History,
     ) -> Result<end_to_end::Trained, Failure> {
         let begun = Instant::now();
         let options = options(self.args);
-        let teacher = original.map(|o| Teacher::new(o.engine, self.settings.top));
-        let job = end_to_end::Job {
-            module,
-            files: self.files,
-            trainables: self.chosen,
-            teacher: teacher.as_ref(),
-            examples: &self.data.train,
-            validation: &self.data.validation,
-            settings: self.settings,
-            options: &options,
-            store: self.store,
-        };
+        let job = self.whole(module, teacher, &options);
         let done =
             end_to_end::train(&job, &mut watch::Lines::new(self.progress)).map_err(failure)?;
         let judged = |step: u64| {
@@ -238,7 +298,7 @@ impl Run<'_> {
             records.find(|r| r.step == step).and_then(|r| r.judged)
         };
         let (first, kept) = (
-            judged(0).unwrap_or_default(),
+            history.untrained.or(judged(0)).unwrap_or_default(),
             judged(done.kept).unwrap_or_default(),
         );
         let text = format!(
@@ -253,21 +313,41 @@ impl Run<'_> {
     }
 }
 
-fn settings(args: &TrainArgs, data: &Data) -> Settings {
-    let per_step = (args.batch * args.accumulate) as u64;
-    let rounds = args.epochs.map(|epochs| (epochs * data.train.len()) as u64);
-    let steps = rounds.map_or(args.steps, |examples| {
-        examples.div_ceil(per_step.max(1)).max(1)
-    });
+fn settings(args: &TrainArgs, data: &Data, vocabulary: usize) -> Result<Settings, Failure> {
+    let usage = |what: String, help: &str| Failure::new(Exit::Usage, what).help(help);
+    let per_step = args
+        .batch
+        .checked_mul(args.accumulate)
+        .filter(|&n| n <= MOST_EXAMPLES);
+    let Some(per_step) = per_step else {
+        let what = format!("--batch {} --accumulate {}", args.batch, args.accumulate);
+        let what = format!("{what}: a step has at most {MOST_EXAMPLES} examples");
+        return Err(usage(what, "make one of them smaller"));
+    };
+    let steps = match args.epochs {
+        None => args.steps,
+        Some(epochs) => {
+            let examples = epochs.checked_mul(data.train.len());
+            let examples = examples
+                .ok_or_else(|| usage(format!("--epochs {epochs}: too many"), "make it smaller"))?;
+            examples.div_ceil(per_step.max(1)).max(1) as u64
+        }
+    };
     let taught = args.teacher.is_some();
-    Settings {
+    let cross_entropy = args.ce.unwrap_or(if taught { 0.0 } else { 1.0 });
+    let kl = args.kl.unwrap_or(if taught { 1.0 } else { 0.0 });
+    if cross_entropy == 0.0 && kl == 0.0 {
+        let what = "--kl 0 without --ce leaves nothing to learn from".to_string();
+        return Err(usage(what, "give --ce a weight"));
+    }
+    Ok(Settings {
         choice: Choice {
             kinds: args.params.iter().copied().collect(),
             only: args.only.clone(),
         },
-        cross_entropy: args.ce.unwrap_or(if taught { 0.0 } else { 1.0 }),
-        kl: args.kl.unwrap_or(if taught { 1.0 } else { 0.0 }),
-        top: args.teacher_top,
+        cross_entropy,
+        kl,
+        top: args.teacher_top.filter(|&top| top < vocabulary),
         steps,
         block_steps: args.block_steps,
         schedule: Schedule {
@@ -285,7 +365,7 @@ fn settings(args: &TrainArgs, data: &Data) -> Settings {
         checkpoint_every: args.checkpoint_every,
         recompute: args.recompute,
         seed: args.seed,
-    }
+    })
 }
 
 /// The run in the words of a pipeline, for manifests and reports.
@@ -303,11 +383,31 @@ fn words(args: &TrainArgs, settings: &Settings) -> String {
         [one] => one.to_string(),
         several => format!("\"{}\"", several.join(",")),
     };
+    let quoted = |words: Vec<String>| format!("{:?}", words.join(","));
+    let path = |path: &PathBuf| path.display().to_string();
+    let mut more = format!("data={}", quoted(args.data.iter().map(path).collect()));
+    if let Some(teacher) = &args.teacher {
+        more += &format!(" teacher={}", quoted(vec![path(teacher)]));
+    }
+    if !args.only.is_empty() {
+        more += &format!(" only={}", quoted(args.only.clone()));
+    }
+    if let Some(ctx) = args.ctx {
+        more += &format!(" ctx={ctx}");
+    }
+    more += &match args.val {
+        HeldOut::Share(share) => format!(" val={}%", 100.0 * share),
+        HeldOut::Count(count) => format!(" val={count}"),
+    };
+    let schedule = &settings.schedule;
     format!(
-        "train{{{mode} params={kinds} kl={} ce={} lr={} batch={} accumulate={}}}",
+        "train{{{mode} params={kinds} {more} kl={} ce={} lr={} warmup={} decay={} clip={} batch={} accumulate={}}}",
         settings.kl,
         settings.cross_entropy,
-        settings.schedule.rate,
+        schedule.rate,
+        schedule.warm_up,
+        schedule.decay,
+        schedule.clip.unwrap_or(0.0),
         settings.batch,
         settings.accumulate
     )
@@ -349,13 +449,20 @@ fn fingerprint(
     module: &Module,
     data: &Data,
 ) -> Result<String, Failure> {
-    let stamp = |path: &Path| -> Result<Vec<(String, u64)>, Failure> {
+    let stamp = |path: &Path| -> Result<Vec<(String, u64, u128)>, Failure> {
         let files = load::source(&load::Source::of(path)?)?.files;
-        let sized = files.iter().map(|file| {
-            let bytes = std::fs::metadata(file).map_or(0, |m| m.len());
-            (file.display().to_string(), bytes)
+        let stamped = files.iter().map(|file| {
+            let meta = std::fs::metadata(file).ok();
+            let modified = meta.as_ref().and_then(|m| m.modified().ok());
+            let since = modified.and_then(|t| t.duration_since(UNIX_EPOCH).ok());
+            let bytes = meta.map_or(0, |m| m.len());
+            (
+                file.display().to_string(),
+                bytes,
+                since.map_or(0, |t| t.as_nanos()),
+            )
         });
-        Ok(sized.collect())
+        Ok(stamped.collect())
     };
     let teacher = args.teacher.as_deref().map(stamp).transpose()?;
     let text = Digest::of(crate::ir::text::print(module).as_bytes()).to_hex();
@@ -386,6 +493,8 @@ pub fn failure(error: TrainError) -> Failure {
                 .help("a lower --lr, or a lower --clip, keeps the values smaller")
         }
         TrainError::Checkpoint { .. } => Failure::new(Exit::Usage, text),
+        TrainError::Exec(error) => Failure::new(errors::of_exec(&error), text),
+        TrainError::Store(error) => Failure::new(errors::of_store(&error), text),
         _ => Failure::new(Exit::Input, text),
     }
 }

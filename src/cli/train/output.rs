@@ -10,7 +10,6 @@ use crate::pass::manager::Outcome;
 use crate::report::{ModelReport, read};
 use crate::store::{JOURNAL, Reader, Sink};
 use crate::train::History;
-use crate::train::checkpoint::Store;
 use crate::weights::writer::ShardInfo;
 use crate::weights::{FileCache, HashQueue, WriterOptions};
 use std::path::Path;
@@ -23,8 +22,6 @@ pub struct Output<'a> {
     pub partial: Partial,
     /// What the result depends on.
     pub print: &'a str,
-    /// Its checkpoints, which go.
-    pub store: &'a Store,
     /// What training has seen.
     pub history: &'a History,
     /// The pipeline that it ends, if it ends one.
@@ -106,7 +103,6 @@ impl Output<'_> {
             sidecars: &loaded.sidecars,
             report: &report.to_json(),
         };
-        self.store.clear().map_err(super::failure)?;
         let published = hlrc::publish(self.partial, &module, &shards, contents);
         published.map(|_| ()).map_err(|error| job(error.into()))
     }

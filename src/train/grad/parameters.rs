@@ -104,6 +104,7 @@ impl Backward<'_> {
                 parts.filter(|(_, p)| self.parameters.contains(p)).collect();
             let by_factors = |part: Part| {
                 let rule = RULES.iter().find(|(of, _)| *of == part);
+                // Tensors of plugins' terms have none: their plugin makes theirs of the matrix's.
                 matches!(rule, Some((_, Rule::OfFactors)))
             };
             if let (Source::Linear { dy, x, scale }, true) =

@@ -21,6 +21,7 @@ const RULES: &[(&str, Rule)] = &[
     ("add", sides),
     ("mul", sides),
     ("scale", scale),
+    ("hadamard", scale),
     ("slice", pointwise),
     ("first_token", pointwise),
 ];

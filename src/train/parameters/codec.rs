@@ -5,10 +5,11 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use half::{bf16, f16};
 
-use super::{Kind, kind, term_of};
+use super::{Kind, kind as kind_of, term_of};
 use crate::ir::{LowRankTerm, Matrix, Module, Op, Part, QuantTerm, Term, WeightId};
 use crate::numeric::quant::{Group, Scheme, nearest_scale, pack_row, packed_len, unpack_row};
 use crate::numeric::{Block, Factor, FactorFormat, Side};
+use crate::pass::kind;
 use crate::pass::terms::TermData;
 use crate::store::{Reader, StoreError};
 use crate::train::TrainError;
@@ -78,7 +79,7 @@ pub(super) fn of(
     op: &Op,
     parameter: Parameter,
 ) -> Result<Option<(Kind, Codec)>, TrainError> {
-    let kind = kind(op, parameter);
+    let kind = kind_of(op, parameter);
     let named = |id: WeightId| {
         module
             .weight(id)
@@ -115,9 +116,33 @@ pub(super) fn of(
             Some(matrix) => Some(codes(module, reader, matrix, q, named)?),
             None => None,
         },
+        (What::Part(Part::Tensor(_)), Some(term @ Term::Custom(_))) => match float() {
+            Some(codec) if has_rule(module, reader, op, term)? => Some(codec),
+            _ => None,
+        },
         _ => float(),
     };
     Ok(codec.map(|codec| (kind, codec)))
+}
+
+/// Whether a plugin's term has gradients; its kind says so for one of zeros.
+fn has_rule(
+    module: &Module,
+    reader: &Reader<'_>,
+    op: &Op,
+    term: &Term,
+) -> Result<bool, TrainError> {
+    let Some(matrix) = op.kind.matrix() else {
+        return Ok(false);
+    };
+    let TermData::Custom(custom) = reader.term(module, matrix, term)? else {
+        return Ok(false);
+    };
+    let Some(kind) = kind::find(&custom.kind) else {
+        return Ok(false);
+    };
+    let dw = vec![0f32; custom.rows.saturating_mul(custom.cols)];
+    Ok(kind.backward(&custom.view(), &dw).is_some())
 }
 
 fn factor(part: Part, l: &LowRankTerm, named: impl Fn(WeightId) -> String) -> Codec {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use hlrc::ir::{Activation, Native, Op, Training, ValueId};
+use hlrc::numeric::hadamard::Rotation;
 
 use super::{Array, Reference};
 
@@ -108,6 +109,11 @@ impl Reference<'_> {
                 };
                 each(f)
             }
+            Native::Hadamard {
+                block,
+                seed,
+                inverse,
+            } => hadamard(x, *block as usize, *seed, *inverse),
             Native::Softcap { cap } => each(&|x| cap * (x / cap).tanh()),
             Native::Scale { factor } => {
                 let factor = second.map_or(*factor, |w| w.data[0]);
@@ -155,6 +161,28 @@ pub(super) fn softmax(x: &[f64]) -> Vec<f64> {
     let e: Vec<f64> = x.iter().map(|x| (x - top).exp()).collect();
     let sum: f64 = e.iter().sum();
     e.iter().map(|e| e / sum).collect()
+}
+
+/// R x of each row by R's entries, or Rᵀ x.
+fn hadamard(x: &Array, block: usize, seed: u64, inverse: bool) -> Array {
+    let rotation = Rotation { block, seed };
+    let entry = |i: usize, j: usize| {
+        let odd = (i & j & (block - 1)).count_ones() % 2 == 1;
+        let sign = if odd { -1.0 } else { 1.0 };
+        sign * f64::from(rotation.sign(j)) / (block as f64).sqrt()
+    };
+    let row = |row: &[f64]| {
+        let value = |i: usize| {
+            let first = i / block * block;
+            let of = |j: usize| match inverse {
+                false => entry(i, j) * row[j],
+                true => entry(j, i) * row[j],
+            };
+            (first..first + block).map(of).sum()
+        };
+        (0..row.len()).map(value).collect::<Vec<f64>>()
+    };
+    Array::new(&x.shape, x.data.chunks(x.width()).flat_map(row).collect())
 }
 
 /// Φ by its series about 0, which converges everywhere.
