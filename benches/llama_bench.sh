@@ -1,16 +1,15 @@
 #!/usr/bin/env bash
 # Prefill and decode speed beside llama.cpp's, on the same machine in turns.
 #
-# usage: benches/llama_bench.sh HF_MODEL LLAMA_BIN [THREADS]
+# usage: benches/llama_bench.sh HF_MODEL LLAMA_BIN|--build [THREADS]
 #
-# LLAMA_BIN holds llama-bench and llama-quantize. From PyPI, without a compiler cache:
-#   pip download --no-binary :all: --no-deps llama-cpp-python && tar xf llama_cpp_python-*.tar.gz
-#   cd llama_cpp_python-*/vendor/llama.cpp
-#   cmake -B build -DCMAKE_BUILD_TYPE=Release -DLLAMA_CURL=OFF -DGGML_OPENMP=OFF
-#   cmake --build build --target llama-bench llama-quantize -j2
+# LLAMA_BIN holds llama-bench and llama-quantize; --build makes them by benches/build_llama.sh.
 # MODEL.gguf (bf16) beside HF_MODEL is made by its convert_hf_to_gguf.py --outtype bf16.
 set -euo pipefail
 model=$1 llama=$2 threads=${3:-$(nproc)}
+if [ "$llama" = --build ]; then
+  llama=$("$(dirname "$0")/build_llama.sh" | tail -1)
+fi
 rounds=${ROUNDS:-3} prompt=${PROMPT:-512} tokens=${TOKENS:-64}
 cd "$(dirname "$0")/.."
 work=${WORK:-target/llama_bench}

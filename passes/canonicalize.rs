@@ -23,7 +23,7 @@ use crate::ir::patch::Patch;
 use crate::ir::{
     Attrs, Module, Native, Op, OpKind, OpRef, Operand, Storage, Term, ValueId, Weight, WeightId,
 };
-use crate::pass::{ModulePass, Pass, PassError, Remark, RemarkKind};
+use crate::pass::{ModulePass, Pass, PassError, Remark, RemarkKind, Rewrite};
 
 /// Options of `canonicalize`: none.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
@@ -34,7 +34,8 @@ pub struct Options {}
 pub struct Canonicalize;
 
 impl ModulePass for Canonicalize {
-    fn run(&self, module: &Module, remarks: &mut Vec<Remark>) -> Result<Patch, PassError> {
+    fn run(&self, rewrite: &mut Rewrite<'_>) -> Result<Patch, PassError> {
+        let (module, remarks) = (rewrite.module, &mut *rewrite.remarks);
         let mut patch = Patch::new(module, "canonicalize");
         let merged = duplicates(module);
         let mut used: HashSet<WeightId> = HashSet::new();

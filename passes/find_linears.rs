@@ -30,7 +30,7 @@ use crate::ir::{
     Attr, Attrs, Graph, Layout, Linear, Matrix, Module, OnnxOp, Op, OpId, OpKind, OpRef, Operand,
     Role, ValueId, WeightId, WeightView,
 };
-use crate::pass::{ModulePass, Pass, PassError, Remark};
+use crate::pass::{ModulePass, Pass, PassError, Remark, Rewrite};
 use crate::store;
 use crate::weights::DType;
 
@@ -102,7 +102,8 @@ struct Finder<'a> {
 }
 
 impl ModulePass for FindLinears {
-    fn run(&self, module: &Module, remarks: &mut Vec<Remark>) -> Result<Patch, PassError> {
+    fn run(&self, rewrite: &mut Rewrite<'_>) -> Result<Patch, PassError> {
+        let (module, remarks) = (rewrite.module, &mut *rewrite.remarks);
         let shapes = store::shapes(module);
         let derived = infer_with(module, Trust::Inputs, &mut |_| None);
         let mut patch = Patch::new(module, "find-linears");

@@ -28,7 +28,7 @@ use crate::ir::{
     Attr, Attrs, Dim, Graph, Layout, Linear, Matrix, Module, Native, Op, OpId, OpKind, OpRef,
     Operand, Role, Storage, Term, Type, ValueId, Weight, WeightId, WeightView,
 };
-use crate::pass::{ModulePass, Pass, PassError, Remark, RemarkKind};
+use crate::pass::{ModulePass, Pass, PassError, Remark, RemarkKind, Rewrite};
 use crate::weights::DType;
 
 /// Options of `fuse-siblings`: none.
@@ -40,7 +40,8 @@ pub struct Options {}
 pub struct FuseSiblings;
 
 impl ModulePass for FuseSiblings {
-    fn run(&self, module: &Module, remarks: &mut Vec<Remark>) -> Result<Patch, PassError> {
+    fn run(&self, rewrite: &mut Rewrite<'_>) -> Result<Patch, PassError> {
+        let (module, remarks) = (rewrite.module, &mut *rewrite.remarks);
         let mut fuser = Fuser {
             module,
             patch: Patch::new(module, "fuse-siblings"),

@@ -9,6 +9,7 @@ use crate::pass::PassEntry;
 pub mod canonicalize;
 pub mod drop_residual;
 pub mod find_linears;
+pub mod fold_rotations;
 pub mod fuse_siblings;
 pub mod int2;
 pub mod int3;
@@ -29,6 +30,7 @@ pub const ALL: &[PassEntry] = &[
     canonicalize::ENTRY,
     drop_residual::ENTRY,
     find_linears::ENTRY,
+    fold_rotations::ENTRY,
     fuse_siblings::ENTRY,
     int2::ENTRY,
     int3::ENTRY,

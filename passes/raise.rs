@@ -19,7 +19,6 @@
 //! Source: ONNX operator reference; contrib operators of ONNX Runtime.
 
 use std::collections::{BTreeMap, HashMap};
-use std::rc::Rc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -27,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use super::shared::entry::pass_entry;
 use crate::ir::patch::{Patch, normalize};
 use crate::ir::{Graph, Module, OnnxOp, Op, OpId, OpKind, Operand, ValueId, WeightId};
-use crate::pass::{ModulePass, Pass, PassError, Remark};
+use crate::pass::{ModulePass, Pass, PassError, Remark, Rewrite};
 use expr::Expr;
 use probe::{Facts, Size};
 use view::{Source, View};
@@ -41,6 +40,7 @@ mod embed;
 mod emit;
 mod eval;
 mod expr;
+mod far;
 mod indexing;
 mod layout;
 mod mask;
@@ -63,7 +63,11 @@ pub struct Options {
 }
 
 /// The pass.
-pub struct Raise(Options);
+pub struct Raise {
+    options: Options,
+    /// Whether keys and values of earlier calls may become the cache.
+    cache: bool,
+}
 
 /// Raises a module to be run: a decoder's sequences are whole.
 ///
@@ -91,6 +95,20 @@ pub fn raise_to_run(module: &mut Module) -> Result<Vec<Remark>, PassError> {
     raise_module(module, &Options { whole: true })
 }
 
+/// Raises a module that is run on inputs of its source: masks and positions stay, and where `past` is among
+/// the inputs, keys and values of earlier calls too, so that none becomes a cache.
+///
+/// # Errors
+/// As [`raise_module`].
+pub fn raise_as_is(module: &mut Module, past: bool) -> Result<Vec<Remark>, PassError> {
+    raise_by(module, (Options::default(), !past))
+}
+
+/// Whether an input of this name is keys or values of earlier calls.
+pub fn is_past(name: &str) -> bool {
+    probe::is_past(name)
+}
+
 /// Raises a module of ONNX nodes: linears first, then everything else.
 ///
 /// A module without ONNX nodes stays as it is.
@@ -98,11 +116,18 @@ pub fn raise_to_run(module: &mut Module) -> Result<Vec<Remark>, PassError> {
 /// # Errors
 /// The module breaks an invariant, or a patch does not fit it.
 pub fn raise_module(module: &mut Module, options: &Options) -> Result<Vec<Remark>, PassError> {
+    raise_by(module, (options.clone(), true))
+}
+
+fn raise_by(
+    module: &mut Module,
+    (options, cache): (Options, bool),
+) -> Result<Vec<Remark>, PassError> {
     let is_onnx = |op: &Op| matches!(op.kind, OpKind::Onnx(_));
     let mut remarks = Vec::new();
     let find = super::find_linears::ENTRY;
     let linears = (find.build)(serde_json::Map::new())?;
-    let rest = Pass::Module(Box::new(Raise(options.clone())));
+    let rest = Pass::Module(Box::new(Raise { options, cache }));
     for (entry, pass) in [(find, linears), (ENTRY, rest)] {
         if !module.graphs.iter().any(|g| g.ops.iter().any(is_onnx)) {
             break;
@@ -111,7 +136,7 @@ pub fn raise_module(module: &mut Module, options: &Options) -> Result<Vec<Remark
             continue;
         };
         let mut said = Vec::new();
-        let patch = pass.run(module, &mut said)?;
+        let patch = pass.run(&mut Rewrite::new(module, &mut said))?;
         if !patch.is_empty() {
             patch.apply(module).map_err(PassError::new)?;
             *module = normalize(module);
@@ -124,11 +149,18 @@ pub fn raise_module(module: &mut Module, options: &Options) -> Result<Vec<Remark
 }
 
 impl ModulePass for Raise {
-    fn run(&self, module: &Module, remarks: &mut Vec<Remark>) -> Result<Patch, PassError> {
+    fn run(&self, rewrite: &mut Rewrite<'_>) -> Result<Patch, PassError> {
+        let (module, remarks) = (rewrite.module, &mut *rewrite.remarks);
         let Some(graph) = module.graphs.first() else {
             return Ok(Patch::new(module, "raise"));
         };
-        let whole = self.0.whole;
+        let whole = self.options.whole;
+        if !self.cache {
+            let raiser = Raiser::new(module, graph, (false, whole));
+            let (patch, said) = raiser.raised().emitted().map_err(PassError)?;
+            remarks.extend(said);
+            return Ok(patch);
+        }
         let with_cache = Raiser::new(module, graph, (true, whole)).raised();
         match with_cache.emitted() {
             Ok((patch, said)) => {
@@ -189,8 +221,8 @@ struct Raiser<'a> {
     kept: Vec<ValueId>,
     /// Why something that looked right was left, and where.
     near: BTreeMap<String, Vec<String>>,
-    /// What would be known were a constant small.
-    swapped: HashMap<u64, Rc<Facts<'a>>>,
+    /// What masks show; layers share them.
+    shown: Vec<mask::Known>,
     /// The op at hand.
     name: String,
     /// Weights named so far.
@@ -220,7 +252,7 @@ impl<'a> Raiser<'a> {
             caches: 0,
             kept: Vec::new(),
             near: BTreeMap::new(),
-            swapped: HashMap::new(),
+            shown: Vec::new(),
             name: String::new(),
             named: 0,
         }
@@ -393,5 +425,8 @@ impl<'a> Raiser<'a> {
 }
 
 pass_entry!("raise", Options, |options: Options| Ok(Pass::Module(
-    Box::new(Raise(options))
+    Box::new(Raise {
+        options,
+        cache: true
+    })
 )));

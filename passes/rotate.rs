@@ -9,7 +9,8 @@
 //!         (by `rotate,int4`)
 //!
 //! Blocks are the largest powers of two, up to 512, that divide the sides. `trellis` rotates by itself.
-//! Passes that take low-rank or sparse terms stand before this one.
+//! Passes that take low-rank or sparse terms stand before this one. `fold-rotations` turns neighbours
+//! together instead, mostly without a cost at run time.
 //!
 //! Cost: `entries · log block` additions. Memory: the matrix in f32.
 //! Source: incoherence processing of QuIP#, Tseng et al., arXiv 2402.04396; QuaRot, Ashkboos et al.,

@@ -18,9 +18,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::shared::entry::pass_entry;
-use crate::ir::Module;
 use crate::ir::patch::Patch;
-use crate::pass::{ModulePass, Pass, PassError, Remark};
+use crate::pass::{ModulePass, Pass, PassError, Rewrite};
 
 /// Options of `train`; what is not given is as `hlrc-opt train` has it.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -168,7 +167,7 @@ impl Train {
 impl ModulePass for Train {
     /// It needs the weights that the passes before it have made: the main job runs it when they are
     /// written.
-    fn run(&self, _: &Module, _: &mut Vec<Remark>) -> Result<Patch, PassError> {
+    fn run(&self, _: &mut Rewrite<'_>) -> Result<Patch, PassError> {
         let text =
             "it works on a finished model; it stands last in the pipeline of the main command";
         Err(PassError::new(text))

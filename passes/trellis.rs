@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::shared::entry::pass_entry;
 use super::shared::gptq::say_conditioning;
+use super::shared::metric::{check_damp, moment_in_place};
 use crate::numeric::hessian::{Blocks, Metric, Order, water_fill};
 use crate::numeric::trellis::{Coding, SEAMS, TILE, matrix_bytes, quantize};
 use crate::pass::terms::TermData;
@@ -74,9 +75,7 @@ fn build(options: Options) -> Result<Pass, PassError> {
     if let Some(seams) = options.seams.filter(|seams| !SEAMS.contains(seams)) {
         return Err(PassError::new(format!("seams={seams}: use 1 to 8")));
     }
-    if !(0.0..=1.0).contains(&damp) {
-        return Err(PassError::new(format!("damp={damp}: use 0 to 1")));
-    }
+    check_damp(damp)?;
     Ok(Pass::Matrix(Box::new(Trellis(options))))
 }
 
@@ -151,14 +150,14 @@ impl Trellis {
 
     /// The error feedback of the statistics, if there are any.
     fn feedback(&self, peel: &mut Peel<'_>) -> Result<Option<Blocks>, PassError> {
-        let Some(h) = peel.hessian() else {
-            if peel.moments.is_some() {
-                let text = "the statistics have only the diagonal of its second moments, which says nothing after a rotation: coded without them";
-                let remark = Remark::new(RemarkKind::Missed, peel.site, text.to_string());
-                peel.remarks.push(remark);
-            }
+        let Some(h) = moment_in_place(peel) else {
             return Ok(None);
         };
+        if peel.moments.is_some_and(|m| m.hessian.is_none()) {
+            let text = "the statistics have only the diagonal of its second moments: its inputs are taken to have nothing to do with each other";
+            let remark = Remark::new(RemarkKind::Analysis, peel.site, text.to_string());
+            peel.remarks.push(remark);
+        }
         let made = Metric::with_feedback(&h, peel.cols, self.0.damp, Order::Natural);
         let (_, feedback, conditioning) = made.map_err(PassError::new)?;
         say_conditioning(peel, &conditioning);

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::export::hlrc::{self, Contents, FolderError, Partial};
+use crate::export::onnx::ExportError;
 use crate::ir::text::{PrintOptions, print, print_with};
 use crate::ir::{Module, Storage};
 use crate::pass::manager::{self, Destination, Observer, Outcome, RunError, RunOptions, Schedule};
@@ -116,8 +117,8 @@ pub enum OptError {
     #[error(transparent)]
     Weights(#[from] WeightsError),
     /// The ONNX file.
-    #[error("{0}")]
-    Export(String),
+    #[error(transparent)]
+    Export(#[from] ExportError),
 }
 
 /// What makes a run resumable by another: everything that its output depends on.
@@ -394,8 +395,5 @@ fn write_onnx(
         replace: options.replace,
         ..Options::default()
     };
-    let exported = export(module, cache, target, options);
-    exported
-        .map(|done| done.notes)
-        .map_err(|error| OptError::Export(error.to_string()))
+    Ok(export(module, cache, target, options)?.notes)
 }

@@ -220,8 +220,8 @@ fn types_of_quantize_are_checked() {
     );
     let onnx = "tests/fixtures/stories260K/stories260K.onnx";
     refused(&["quantize", onnx, "never.onnx", "q4"], 2, "no ONNX form");
-    let rotated = ["-p", "rotate,int4", "-o", "never.onnx"];
-    refused(&[&[onnx], &rotated[..]].concat(), 2, "no ONNX form");
+    let coded = ["-p", "int4,head(trellis)", "-o", "never.onnx"];
+    refused(&[&[onnx], &coded[..]].concat(), 2, "no ONNX form");
     for bits in ["nan", "0", "-3", "inf"] {
         let target = format!("--target-bpw={bits}");
         refused(&[STORIES, &target, "--calib", "x.txt"], 2, "above 0");

@@ -29,12 +29,10 @@ use hlrc::ir::site::{Site, sites};
 use hlrc::ir::text::{PrintOptions, parse, print, print_with};
 use hlrc::ir::verify::verify;
 use hlrc::ir::{Module, Storage};
-use hlrc::pass::manager::{self, Outcome, PrintIr, RunOptions, Schedule, Silent};
+use hlrc::pass::manager::{self, Outcome, RunOptions, Schedule};
 use hlrc::pass::pipeline::{Override, Pipeline};
 use hlrc::pass::{MomentSource, Moments};
 use hlrc::report::SiteReport;
-use hlrc::store::{Reader, Sink};
-use hlrc::weights::FileCache;
 
 const BLESS: &str = "UPDATE_GOLDENFILES=1 cargo test --release --test golden";
 
@@ -236,28 +234,15 @@ fn apply(
     let schedule = schedule.map_err(|e| e.to_string())?;
     let calibrated = !args.calib.is_empty();
     let moments = Synthetic::of(&module);
-    let (cache, interrupt) = (FileCache::default(), AtomicBool::new(false));
+    let interrupt = AtomicBool::new(false);
     let options = RunOptions {
         seed: args.seed,
-        threads,
         mem_limit: args.mem_limit,
-        verify_each: true,
         bisect_limit: args.bisect_limit,
-        print: PrintIr::default(),
         moments: calibrated.then_some(&moments as &dyn MomentSource),
-        interrupt: &interrupt,
+        ..RunOptions::new(threads, &interrupt)
     };
-    let mut sink = Sink::hashes();
-    sink.reserve_names(&module);
-    let reader = Reader::new(&cache);
-    let outcome = manager::run(
-        &mut module,
-        &schedule,
-        &reader,
-        &mut sink,
-        &options,
-        &Silent,
-    );
+    let outcome = manager::run_hashed(&mut module, &schedule, &options);
     let outcome = outcome.map_err(|e| e.to_string())?;
     Ok((normalize(&module), outcome))
 }

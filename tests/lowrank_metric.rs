@@ -54,14 +54,8 @@ fn module(rows: usize, cols: usize) -> Module {
 fn error(module: &Module, pipeline: &str, moments: &One, threads: usize) -> f64 {
     let (cache, interrupt) = (FileCache::default(), AtomicBool::new(false));
     let options = RunOptions {
-        seed: 0,
-        threads,
-        mem_limit: None,
-        verify_each: true,
-        bisect_limit: None,
-        print: Default::default(),
         moments: Some(moments),
-        interrupt: &interrupt,
+        ..RunOptions::new(threads, &interrupt)
     };
     let pipeline = Pipeline::parse(pipeline).expect("a pipeline");
     let schedule = Schedule::new(&pipeline, &[], None).expect("a schedule");

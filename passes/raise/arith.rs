@@ -315,7 +315,9 @@ impl Raiser<'_> {
     pub(super) fn vector(&mut self, side: Operand, width: usize) -> Option<WeightId> {
         let tensor = match self.facts.constant(side) {
             Some(tensor) => tensor,
-            None => self.facts.get(side, 0)?,
+            // What the sizes decide is no constant; a large weight's numbers are not followed.
+            None if self.is_stored(side) => self.facts.get(side, 0)?,
+            None => return None,
         };
         if tensor.shape.last() != Some(&width) || super::tensor::count(&tensor.shape) != Some(width)
         {
@@ -368,6 +370,11 @@ impl Raiser<'_> {
         })
     }
 
+    /// Whether an operand is a stored tensor, of the module or of those that raising adds.
+    fn is_stored(&self, operand: Operand) -> bool {
+        matches!(operand, Operand::Weight(_)) || self.weight_behind(operand).is_some()
+    }
+
     /// The weight whose elements an operand is, through nodes that keep them as they are.
     pub(super) fn weight_behind(&self, operand: Operand) -> Option<WeightId> {
         let mut at = operand;
@@ -383,7 +390,8 @@ impl Raiser<'_> {
                 return None;
             };
             at = match onnx.op_type.as_str() {
-                "Identity" | "Reshape" | "Unsqueeze" | "Squeeze" | "Cast" => *op.inputs.first()?,
+                "Identity" | "Reshape" | "Unsqueeze" | "Squeeze" => *op.inputs.first()?,
+                "Cast" if self.facts.get(at, 0)?.dtype.is_float() => *op.inputs.first()?,
                 "Constant" => match onnx.attrs.get("value")? {
                     crate::ir::Attr::Weight(id) => Operand::Weight(*id),
                     _ => return None,

@@ -1,7 +1,7 @@
 //! Nodes that read or write elements at computed places.
 
 use super::eval::int;
-use super::tensor::{Tensor, axis_of, count, strides};
+use super::tensor::{MAX_ELEMENTS, Tensor, axis_of, count, strides};
 use crate::ir::OnnxOp;
 
 pub(super) fn gather_elements(onnx: &OnnxOp, x: &Tensor, at: &Tensor) -> Option<Tensor> {
@@ -36,7 +36,8 @@ pub(super) fn gather_nd(onnx: &OnnxOp, x: &Tensor, at: &Tensor) -> Option<Tensor
     let rows = at.shape.get(..at.rank() - 1)?;
     let tail = x.shape.get(batch.checked_add(depth)?..)?;
     let shape: Vec<usize> = rows.iter().chain(tail).copied().collect();
-    let (Some(data), Some(index), 0) = (x.values(), at.integers(), batch) else {
+    let small = count(&shape)? <= MAX_ELEMENTS;
+    let (Some(data), Some(index), 0, true) = (x.values(), at.integers(), batch, small) else {
         return Some(Tensor::shaped(x.dtype, shape));
     };
     let (own, inner) = (strides(&x.shape), count(tail)?);

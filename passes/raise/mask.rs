@@ -1,8 +1,5 @@
 //! Masks: what a tensor added to scores, or chosen by, lets each position see.
 
-use std::collections::{BTreeSet, HashSet};
-use std::rc::Rc;
-
 use super::probe::{Facts, PROBES, Size};
 use super::tensor::Tensor;
 use super::view::Source;
@@ -26,7 +23,7 @@ pub(super) enum Mask {
 }
 
 impl Mask {
-    fn operand(self) -> Operand {
+    pub(super) fn operand(self) -> Operand {
         let (Mask::Added(operand)
         | Mask::Kept(operand)
         | Mask::Dropped(operand)
@@ -35,7 +32,30 @@ impl Mask {
     }
 }
 
+/// Which keys a position sees, keys that are left out for all aside.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Rule {
+    /// All.
+    Open,
+    /// Those at its place and before.
+    Causal,
+    /// So many latest of them.
+    Window(u64),
+}
+
+impl Rule {
+    /// Whether the position sees the key; both are places in the whole sequence.
+    pub(super) fn shows(self, position: usize, key: usize) -> bool {
+        match self {
+            Rule::Open => true,
+            Rule::Causal => key <= position,
+            Rule::Window(width) => key <= position && ((position - key) as u64) < width,
+        }
+    }
+}
+
 /// What masks show together.
+#[derive(Clone, Debug)]
 pub(super) struct Shown {
     pub(super) causal: bool,
     pub(super) window: Option<u64>,
@@ -43,8 +63,11 @@ pub(super) struct Shown {
     pub(super) keys: In,
 }
 
+/// Masks of scores of these sizes, and what they show.
+pub(super) type Known = (Vec<Mask>, [Size; 2], Result<Shown, String>);
+
 /// What may be seen at a probe: batch, query, key.
-struct Seen {
+pub(super) struct Seen {
     batch: usize,
     length: usize,
     total: usize,
@@ -72,123 +95,78 @@ impl Seen {
 impl Raiser<'_> {
     /// What masks let positions see, scores being `[S, T]`.
     pub(super) fn mask(&mut self, masks: &[Mask], sizes: [Size; 2]) -> Result<Shown, String> {
-        let mut seen = Vec::new();
-        for probe in 0..PROBES {
-            seen.push(self.seen(&self.facts, masks, sizes, probe)?);
+        let known = |(of, at, _): &&Known| of == masks && *at == sizes;
+        if let Some((_, _, known)) = self.shown.iter().find(known) {
+            return known.clone();
         }
+        let shown = self.shown_by(masks, sizes);
+        self.shown.push((masks.to_vec(), sizes, shown.clone()));
+        shown
+    }
+
+    fn shown_by(&self, masks: &[Mask], sizes: [Size; 2]) -> Result<Shown, String> {
+        let seen = self.seen_at_all(&self.facts, masks, sizes)?;
         let mut keys = vec![None];
         for &id in &self.graph.body.inputs {
-            let shape = self.facts.sizes(Operand::Value(id));
+            let operand = Operand::Value(id);
+            let shape = self.facts.sizes(operand);
             if shape.is_some_and(|s| s.len() == 2 && s.last() == sizes.last())
-                && let Some(values) = self.facts.side(Operand::Value(id))
+                && self.facts.side(operand).is_some()
+                && !self.facts.is_tokens(operand)
             {
-                keys.push(Some((id, values)));
+                keys.push(Some(id));
             }
         }
-        for key in &keys {
-            let open = |probe: usize, b: usize, k: usize| match key {
-                None => true,
-                Some((_, values)) => {
-                    let tensor: Option<&Tensor> = values.get(probe);
-                    let width = sizes.last().map_or(0, |s| s[probe]);
-                    let value = tensor.and_then(|t| t.values()?.get(b * width + k).copied());
-                    value.is_some_and(|v| v != 0.0)
-                }
+        for key in keys {
+            let Some(rule) = self.rule_of(&seen, key) else {
+                continue;
             };
-            let all = |rule: &dyn Fn(&Seen, usize, usize) -> bool| {
-                let at = |(p, seen): (usize, &Seen)| {
-                    seen.is(|b, q, k| rule(seen, q, k) && open(p, b, k))
-                };
-                seen.iter().enumerate().all(at)
-            };
-            let shown = |causal, window| Shown {
-                causal,
-                window,
+            let rule = self.beyond((masks, sizes, key), rule)?;
+            return Ok(Shown {
+                causal: rule != Rule::Open,
+                window: match rule {
+                    Rule::Window(width) => Some(width),
+                    Rule::Open | Rule::Causal => None,
+                },
                 keys: match key {
                     None => In::None,
-                    Some((id, _)) => In::Source(Source::Old(*id)),
+                    Some(id) => In::Source(Source::Old(id)),
                 },
-            };
-            if all(&|_, _, _| true) {
-                return Ok(shown(false, None));
-            }
-            if all(&|s, q, k| k <= q + s.past) {
-                let keys = key.as_ref().map(|(id, _)| *id);
-                return Ok(shown(true, self.far_window(masks, sizes, keys)));
-            }
-            let reach = seen.iter().map(Seen::reach).max().unwrap_or(0);
-            if all(&|s, q, k| k <= q + s.past && q + s.past - k < reach) {
-                return Ok(shown(true, Some(reach as u64)));
-            }
+            });
         }
         Err("attention under a mask that is not causal, a window or one of keys".to_string())
     }
 
-    /// A window that is wider than the probes: what a mask shows where constants are small.
-    fn far_window(
-        &mut self,
-        masks: &[Mask],
-        sizes: [Size; 2],
-        key: Option<ValueId>,
-    ) -> Option<u64> {
-        const SMALL: f64 = 4.0;
-        for n in self.constants_above(masks, sizes) {
-            if !self.swapped.contains_key(&n) {
-                let facts = self.facts.swapped(self.graph, n as f64, SMALL);
-                self.swapped.insert(n, Rc::new(facts));
+    /// The rule by which positions are seen at all probes, besides the keys that `key` leaves out.
+    pub(super) fn rule_of(&self, seen: &[Seen], key: Option<ValueId>) -> Option<Rule> {
+        let values = key.and_then(|id| self.facts.side(Operand::Value(id)));
+        let open = |probe: usize, width: usize, b: usize, k: usize| match &values {
+            None => key.is_none(),
+            Some(values) => {
+                let tensor: Option<&Tensor> = values.get(probe);
+                let value = tensor.and_then(|t| t.values()?.get(b * width + k).copied());
+                value.is_some_and(|v| v != 0.0)
             }
-            let facts = self.swapped.get(&n)?.clone();
-            let seen: Result<Vec<Seen>, String> = (0..PROBES)
-                .map(|probe| self.seen(&facts, masks, sizes, probe))
-                .collect();
-            let Ok(seen) = seen else { continue };
-            let reach = seen.iter().map(Seen::reach).max().unwrap_or(0);
-            let window = |(probe, seen): (usize, &Seen)| {
-                let keys = key.and_then(|id| self.facts.get(Operand::Value(id), probe));
-                let open = |b: usize, k: usize| match &keys {
-                    None => true,
-                    Some(keys) => keys
-                        .values()
-                        .and_then(|v| v.get(b * seen.total + k))
-                        .is_some_and(|v| *v != 0.0),
-                };
-                seen.is(|b, q, k| k <= q + seen.past && q + seen.past - k < reach && open(b, k))
-            };
-            let limited = seen.iter().any(|s| reach < s.total);
-            if limited && seen.iter().enumerate().all(window) {
-                return (n + reach as u64).checked_sub(SMALL as u64);
-            }
-        }
-        None
+        };
+        let reach = seen.iter().map(Seen::reach).max().unwrap_or(0);
+        let rules = [Rule::Open, Rule::Causal, Rule::Window(reach as u64)];
+        rules.into_iter().find(|rule| {
+            seen.iter().enumerate().all(|(probe, seen)| {
+                seen.is(|b, q, k| rule.shows(q + seen.past, k) && open(probe, seen.total, b, k))
+            })
+        })
     }
 
-    /// Whole numbers that masks are made from and that are too large to show at the probes.
-    fn constants_above(&self, masks: &[Mask], sizes: [Size; 2]) -> Vec<u64> {
-        let least = sizes.iter().flatten().copied().min().unwrap_or(0) as f64;
-        let mut open: Vec<Operand> = masks.iter().map(|m| m.operand()).collect();
-        let mut seen: HashSet<Operand> = HashSet::new();
-        let mut found = BTreeSet::new();
-        while let Some(operand) = open.pop() {
-            if !seen.insert(operand) {
-                continue;
-            }
-            if let Some(number) = self.facts.number(operand).map(f64::abs)
-                && number.fract() == 0.0
-                && number > least
-                && number < f64::from(i32::MAX)
-            {
-                found.insert(number as u64);
-            }
-            if let Operand::Value(value) = operand
-                && let Some(op) = self
-                    .makers
-                    .get(&value)
-                    .and_then(|(_, id)| self.graph.op(*id))
-            {
-                open.extend(&op.inputs);
-            }
-        }
-        found.into_iter().collect()
+    /// What may be seen at each probe.
+    pub(super) fn seen_at_all(
+        &self,
+        facts: &Facts<'_>,
+        masks: &[Mask],
+        sizes: [Size; 2],
+    ) -> Result<Vec<Seen>, String> {
+        (0..PROBES)
+            .map(|probe| self.seen(facts, masks, sizes, probe))
+            .collect()
     }
 
     fn seen(
@@ -213,7 +191,9 @@ impl Raiser<'_> {
         };
         for mask in masks {
             let unknown = "a mask of unknown numbers";
-            let tensor = facts.get(mask.operand(), probe).ok_or(unknown)?;
+            let tensor = facts.get(mask.operand(), probe);
+            let tensor = tensor.filter(|_| !facts.is_tokens(mask.operand()));
+            let tensor = tensor.ok_or(unknown)?;
             let tensor = match (mask, tensor.shape.as_slice()) {
                 (Mask::Keys(_), &[rows, cols]) => tensor.reshaped(vec![rows, 1, cols]),
                 _ => Some(tensor),

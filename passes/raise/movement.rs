@@ -2,7 +2,7 @@
 
 use super::eval::{Inputs, input, int, listed};
 use super::indexing;
-use super::tensor::{MAX_ELEMENTS, Tensor, axis_of, count, strides};
+use super::tensor::{MAX_ELEMENTS, MAX_RANK, Tensor, axis_of, count, strides};
 use crate::ir::OnnxOp;
 use crate::weights::DType;
 
@@ -133,6 +133,9 @@ pub(super) fn new_axes(axes: &[i64], rank: usize) -> Option<Vec<usize>> {
 }
 
 fn unsqueeze(x: &Tensor, axes: &[i64]) -> Option<Tensor> {
+    if axes.len() > MAX_RANK {
+        return None;
+    }
     let new = new_axes(axes, x.rank())?;
     let mut old = x.shape.iter();
     let dims = (0..x.rank() + new.len()).map(|at| match new.contains(&at) {
@@ -143,6 +146,16 @@ fn unsqueeze(x: &Tensor, axes: &[i64]) -> Option<Tensor> {
 }
 
 fn tile(x: &Tensor, repeats: &[usize]) -> Option<Tensor> {
+    let sizes = x.shape.iter().zip(repeats).map(|(&d, &n)| d.checked_mul(n));
+    let shape: Vec<usize> = sizes.collect::<Option<_>>()?;
+    if repeats.len() != x.rank() {
+        return None;
+    }
+    // Nothing is repeated before it is known to be small.
+    let total = count(&shape)?;
+    if total == 0 || total > MAX_ELEMENTS || x.data.is_none() {
+        return Some(Tensor::shaped(x.dtype, shape));
+    }
     let mut out = x.clone();
     for (axis, &n) in repeats.iter().enumerate() {
         let size = *out.shape.get(axis)?;
@@ -259,7 +272,8 @@ fn concat(onnx: &OnnxOp, inputs: Inputs<'_>) -> Option<Tensor> {
     let widths: Vec<usize> = widths.collect::<Option<_>>()?;
     *shape.get_mut(axis)? = widths.iter().try_fold(0usize, |n, &w| n.checked_add(w))?;
     let data: Option<Vec<&[f64]>> = parts.iter().map(|p| p.values()).collect();
-    let (Some(data), Some(total)) = (data, count(&shape).filter(|n| *n <= MAX_ELEMENTS)) else {
+    let total = count(&shape).filter(|n| (1..=MAX_ELEMENTS).contains(n));
+    let (Some(data), Some(total)) = (data, total) else {
         return Some(Tensor::shaped(first.dtype, shape));
     };
     let outer = count(shape.get(..axis)?)?;
@@ -343,4 +357,28 @@ fn nonzero(x: &Tensor) -> Option<Tensor> {
         );
     }
     Some(Tensor::new(DType::I64, vec![x.rank(), hits.len()], out))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_made_before_its_size_is_known() {
+        let one = Tensor::new(DType::I64, vec![1], vec![1.0]);
+        let tiled = tile(&one, &[100_000_000_000]).expect("a shape");
+        assert_eq!((tiled.shape, tiled.data), (vec![100_000_000_000], None));
+        assert!(tile(&one, &[usize::MAX]).is_none());
+        let small = tile(&one, &[3]).expect("numbers");
+        assert_eq!(small.values(), Some(&[1.0; 3][..]));
+        // Many times nothing is done at once.
+        let none = Tensor::new(DType::I64, vec![0], Vec::new());
+        let still = tile(&none, &[1 << 39]).expect("a shape");
+        assert_eq!(still.shape, [0]);
+        let wide = Tensor::new(DType::I64, vec![1 << 38, 0], Vec::new());
+        assert_eq!(
+            wide.take(1, &[], &[0]).map(|t| t.shape),
+            Some(vec![1 << 38, 0])
+        );
+    }
 }

@@ -5,19 +5,22 @@
 //! have numbers besides: what a mask or a rotation is shows in them, however it is spelled.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
 
 use super::eval;
-use super::tensor::{MAX_ELEMENTS, Tensor, count};
+use super::tensor::{MAX_ELEMENTS, MAX_RANK, Tensor, count};
 use crate::ir::{
-    Attr, Dim, Graph, Layout, Module, Native, Op, OpKind, Operand, Type, ValueId, WeightId,
+    Attr, Dim, Graph, Layout, Module, Native, Op, OpId, OpKind, Operand, Type, ValueId, WeightId,
 };
 use crate::store::Reader;
 use crate::weights::{DType, FileCache};
 
 /// Number of probes.
 pub(super) const PROBES: usize = 2;
+
+/// Numbers that are followed of all values together: 1 GiB of them.
+const MAX_NUMBERS: usize = 1 << 27;
 
 /// A size at each probe.
 pub(super) type Size = [usize; PROBES];
@@ -49,8 +52,10 @@ pub(super) struct Facts<'a> {
     files: FileCache,
     values: HashMap<ValueId, [Option<Tensor>; PROBES]>,
     weights: RefCell<HashMap<WeightId, Option<Tensor>>>,
-    /// A number that another takes the place of, whatever its sign.
-    swap: Option<(f64, f64)>,
+    /// Inputs of token ids, and what is these ids in another shape: their numbers stand for no others.
+    tokens: HashSet<ValueId>,
+    /// Numbers that may still be followed.
+    left: usize,
     /// No padding, and positions count up.
     whole: bool,
 }
@@ -58,22 +63,14 @@ pub(super) struct Facts<'a> {
 impl<'a> Facts<'a> {
     /// Works out everything about graph `@main`.
     pub(super) fn new(module: &'a Module, graph: &Graph, whole: bool) -> Self {
-        Self::with(module, graph, whole, None)
-    }
-
-    /// The same where every constant `from` were `to`.
-    pub(super) fn swapped(&self, graph: &Graph, from: f64, to: f64) -> Self {
-        Self::with(self.module, graph, self.whole, Some((from, to)))
-    }
-
-    fn with(module: &'a Module, graph: &Graph, whole: bool, swap: Option<(f64, f64)>) -> Self {
         let mut facts = Self {
             whole,
-            swap,
             module,
             files: FileCache::new(),
             values: HashMap::new(),
             weights: RefCell::new(HashMap::new()),
+            tokens: HashSet::new(),
+            left: MAX_NUMBERS,
         };
         facts.inputs(graph);
         for &id in &graph.body.ops {
@@ -82,6 +79,56 @@ impl<'a> Facts<'a> {
             }
         }
         facts
+    }
+
+    /// The same where these constants were `to`, whatever their sign; only these ops are gone through
+    /// again.
+    pub(super) fn swapped(
+        &self,
+        graph: &Graph,
+        ops: &BTreeMap<usize, OpId>,
+        (constants, to): (&HashSet<Operand>, f64),
+    ) -> Self {
+        let mut facts = Self {
+            whole: self.whole,
+            module: self.module,
+            files: FileCache::new(),
+            values: self.values.clone(),
+            weights: self.weights.clone(),
+            tokens: self.tokens.clone(),
+            left: self.left,
+        };
+        let swap = |tensor: Tensor| {
+            let number = |v: &f64| to * v.signum();
+            let data = tensor
+                .values()
+                .map(|v| Rc::new(v.iter().map(number).collect()));
+            Tensor { data, ..tensor }
+        };
+        for &constant in constants {
+            if let Operand::Weight(id) = constant {
+                let tensor = self.weight(id).map(swap);
+                facts.weights.borrow_mut().insert(id, tensor);
+            }
+        }
+        for op in ops.values().filter_map(|&id| graph.op(id)) {
+            facts.op(op);
+            for &value in op.results.iter().flatten() {
+                if !constants.contains(&Operand::Value(value)) {
+                    continue;
+                }
+                for probe in 0..PROBES {
+                    let tensor = facts.get(Operand::Value(value), probe).map(swap);
+                    facts.set(value, probe, tensor);
+                }
+            }
+        }
+        facts
+    }
+
+    /// Whether an operand is token ids.
+    pub(super) fn is_tokens(&self, operand: Operand) -> bool {
+        matches!(operand, Operand::Value(id) if self.tokens.contains(&id))
     }
 
     /// What is known of an operand at a probe.
@@ -155,20 +202,23 @@ impl<'a> Facts<'a> {
         if total <= MAX_ELEMENTS
             && let Ok(bytes) = Reader::new(&self.files).bytes(self.module, id)
         {
-            let mut data = decode(weight.dtype, &bytes).filter(|data| data.len() == total);
-            if let (Some(data), Some((from, to))) = (data.as_deref_mut(), self.swap)
-                && let [number] = data
-                && number.abs() == from
-            {
-                *number = to * number.signum();
-            }
+            let data = decode(weight.dtype, &bytes).filter(|data| data.len() == total);
             tensor.data = data.map(Rc::new);
         }
         Some(tensor)
     }
 
     fn set(&mut self, value: ValueId, probe: usize, tensor: Option<Tensor>) {
-        let tensor = tensor.filter(|t| count(&t.shape).is_some());
+        let mut tensor = tensor.filter(|t| t.rank() <= MAX_RANK && count(&t.shape).is_some());
+        // Moved numbers are shared; others are counted.
+        if let Some(t) = &mut tensor
+            && let Some(data) = t.data.as_ref().filter(|data| Rc::strong_count(data) == 1)
+        {
+            match self.left.checked_sub(data.len()) {
+                Some(left) => self.left = left,
+                None => t.data = None,
+            }
+        }
         let slots = self.values.entry(value).or_default();
         if let Some(slot) = slots.get_mut(probe) {
             *slot = tensor;
@@ -204,6 +254,9 @@ impl<'a> Facts<'a> {
                     Some(total) if integral => {
                         let probe = (!self.whole).then_some(probe);
                         let past = if cached { sample.past } else { 0 };
+                        if is_tokens(named(id)) {
+                            self.tokens.insert(id);
+                        }
                         let data = sample.numbers(named(id), probe, past, (total, &shape));
                         Tensor::new(ty.dtype, shape, data)
                     }
@@ -215,8 +268,26 @@ impl<'a> Facts<'a> {
     }
 
     fn op(&mut self, op: &Op) {
+        let name = match &op.kind {
+            OpKind::Onnx(onnx) => onnx.op_type.as_str(),
+            _ => "",
+        };
+        let of_tokens = op.inputs.iter().any(|&input| self.is_tokens(input));
+        let of_tokens = of_tokens && !matches!(name, "Shape" | "Size");
         for probe in 0..PROBES {
-            let results = self.results(op, probe);
+            let mut results = self.results(op, probe);
+            for tensor in results.iter_mut().flatten().filter(|_| of_tokens) {
+                // Which ids these are is for the user to say: what follows from it is not known.
+                match (name, tensor.dtype.is_integer()) {
+                    (
+                        "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" | "Identity" | "Cast",
+                        true,
+                    ) => {
+                        self.tokens.extend(op.results.iter().flatten());
+                    }
+                    _ => tensor.data = None,
+                }
+            }
             for (&result, tensor) in op.results.iter().zip(results) {
                 if let Some(result) = result {
                     self.set(result, probe, tensor);
@@ -298,6 +369,12 @@ impl<'a> Facts<'a> {
                 _ => None,
             })
     }
+}
+
+/// Whether an input of integers is none of those that a sequence's sizes tell: token ids.
+fn is_tokens(name: &str) -> bool {
+    let told = ["mask", "position", "type", "segment"];
+    !told.iter().any(|part| name.contains(part))
 }
 
 /// Whether an input is keys or values of earlier calls.

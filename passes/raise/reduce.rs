@@ -22,12 +22,13 @@ pub(super) fn reduce(name: &str, onnx: &OnnxOp, inputs: Inputs<'_>) -> Option<Te
     let keep = int(onnx, "keepdims", 1) != 0;
     let full: Vec<usize> = dims(x, &axes, true);
     let shape = dims(x, &axes, keep);
-    let Some(data) = x.values() else {
+    let total = count(&shape).filter(|n| *n <= MAX_ELEMENTS);
+    let (Some(data), Some(total)) = (x.values(), total) else {
         return Some(Tensor::shaped(x.dtype, shape));
     };
     let own = super::tensor::strides(&x.shape);
     let to = super::tensor::strides(&full);
-    let mut out = vec![start; count(&shape)?];
+    let mut out = vec![start; total];
     for (flat, &value) in data.iter().enumerate() {
         let mut at = 0usize;
         for (axis, (&step, &target)) in own.iter().zip(&to).enumerate() {
@@ -96,7 +97,7 @@ pub(super) fn matmul(a: &Tensor, b: &Tensor) -> Option<Tensor> {
     let mut shape = lead.clone();
     shape.extend([m, n]);
     let total = count(&shape)?;
-    let small = total <= MAX_ELEMENTS && total.checked_mul(k)? <= MAX_PRODUCTS;
+    let small = (1..=MAX_ELEMENTS).contains(&total) && total.checked_mul(k)? <= MAX_PRODUCTS;
     if k != k2 || a.data.is_none() || b.data.is_none() || !small {
         return (k == k2).then(|| Tensor::shaped(a.dtype, shape));
     }

@@ -130,17 +130,28 @@ impl Raiser<'_> {
                     .then_some(Expr::Chances(scores))
             }
             (Expr::Scores(mut scores), Expr::Number(low)) if low <= super::mask::BLOCKED => {
-                self.facts.side(choice)?;
+                self.known_choice(choice)?;
                 scores.masks.push(Mask::Kept(choice));
                 Some(Expr::Scores(scores))
             }
             (Expr::Number(low), Expr::Scores(mut scores)) if low <= super::mask::BLOCKED => {
-                self.facts.side(choice)?;
+                self.known_choice(choice)?;
                 scores.masks.push(Mask::Dropped(choice));
                 Some(Expr::Scores(scores))
             }
             _ => None,
         }
+    }
+
+    fn known_choice(&mut self, choice: Operand) -> Option<()> {
+        if self.facts.side(choice).is_some() {
+            return Some(());
+        }
+        self.near(
+            "scores chosen by what depends on token ids or activations",
+            "",
+        );
+        None
     }
 
     pub(super) fn softmax(&mut self, op: &Op, onnx: &OnnxOp) -> Option<Expr> {

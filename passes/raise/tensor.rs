@@ -7,6 +7,9 @@ use crate::weights::DType;
 /// Elements of the largest tensor whose numbers are followed; beyond, its shape is.
 pub(super) const MAX_ELEMENTS: usize = 1 << 22;
 
+/// Axes of the largest rank that is followed.
+pub(super) const MAX_RANK: usize = 64;
+
 /// A tensor at one probe; without data where it depends on activations.
 ///
 /// All numbers are f64: integers up to 2^53 are exact, and those beyond only ever bound slices.
@@ -140,7 +143,8 @@ impl Tensor {
         shape.extend(dims);
         shape.extend(self.shape.get(axis + 1..)?);
         let total = count(&shape)?;
-        let (Some(data), true) = (self.values(), total <= MAX_ELEMENTS) else {
+        let some = (1..=MAX_ELEMENTS).contains(&total);
+        let (Some(data), true) = (self.values(), some) else {
             return Some(Self::shaped(self.dtype, shape));
         };
         let mut out = Vec::with_capacity(total);

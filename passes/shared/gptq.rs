@@ -96,11 +96,18 @@ impl MatrixPass for Gptq {
     }
 }
 
+/// What a remark says where the damping that was asked for was not enough.
+pub const RAISED: &str = "the damping was raised";
+
 /// A remark where the second moments had to be helped.
 pub fn say_conditioning(peel: &mut Peel<'_>, found: &Conditioning) {
     if found.tries > 1 || found.dead > 0 {
+        let raised = match found.tries > 1 {
+            true => format!(" ({RAISED})"),
+            false => String::new(),
+        };
         let text = format!(
-            "{} of {} inputs are always zero; damped by {} of the mean diagonal",
+            "{} of {} inputs are always zero; damped by {} of the mean diagonal{raised}",
             found.dead, peel.cols, found.damp_used
         );
         peel.remarks

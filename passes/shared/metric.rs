@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::pass::{Calibration, PassError, Peel};
+use crate::pass::{Calibration, Moments, PassError, Peel};
 
 /// In which metric terms are chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -59,15 +59,30 @@ pub fn moment_of(
             _ => Ok(None),
         };
     };
+    Ok(Some(whole(moments)))
+}
+
+/// Second moments `[in, in]`; of what is known by its diagonal alone, inputs that have nothing to do with
+/// each other.
+fn whole(moments: &Moments) -> Vec<f32> {
     if let Some(h) = &moments.hessian {
-        return Ok(Some(h.clone()));
+        return h.clone();
     }
     let n = moments.diagonal.len();
     let mut h = vec![0f32; n * n];
     for (at, d) in moments.diagonal.iter().enumerate() {
         h[at * (n + 1)] = *d;
     }
-    Ok(Some(h))
+    h
+}
+
+/// Second moments `[cols, cols]` in the residual's coordinates, where anything is known of the inputs.
+pub fn moment_in_place(peel: &Peel<'_>) -> Option<Vec<f32>> {
+    let mut h = whole(peel.moments?);
+    if let Some(rotation) = *peel.rotation {
+        rotation.moments(&mut h, peel.cols);
+    }
+    Some(h)
 }
 
 /// Memory for the moments, their factor and its scratch.

@@ -5,6 +5,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use serde_json::Value;
 
 use super::gptq::Gptq;
+use super::metric::check_damp;
 use crate::numeric::float::Float;
 use crate::numeric::quant::{Quantized, Source, quantize, quantize_source, quantized_bytes};
 use crate::numeric::{Group, ScaleMethod, Scheme};
@@ -98,7 +99,10 @@ pub struct Options<const BITS: u8> {
     pub rounds: usize,
 }
 
-impl<const BITS: u8> Options<BITS> {
+impl<const BITS: u8> Options<BITS>
+where
+    Self: Default,
+{
     /// The pass.
     pub fn build(self) -> Result<Pass, PassError> {
         let quantizer = Quantizer {
@@ -113,16 +117,23 @@ impl<const BITS: u8> Options<BITS> {
             },
             feedback: self.method == MethodOption::Gptq,
         };
+        check_damp(self.damp)?;
         if self.method == MethodOption::Rtn {
+            let default = Self::default();
+            let idle = [
+                ("damp", self.damp != default.damp),
+                ("rounds", self.rounds != default.rounds),
+            ];
+            if let Some((option, _)) = idle.iter().find(|(_, changed)| *changed) {
+                let what = format!("{option} has no effect without method=gptq");
+                return Err(PassError::new(what));
+            }
             return Ok(Pass::Matrix(Box::new(Quantize(quantizer))));
         }
         if quantizer.group == Group::Column {
             return Err(PassError::new(
                 "method=gptq takes columns one after the other: use a group along the rows",
             ));
-        }
-        if !(0.0..=1.0).contains(&self.damp) {
-            return Err(PassError::new(format!("damp={}: use 0 to 1", self.damp)));
         }
         Ok(Pass::Matrix(Box::new(Gptq {
             quantizer,

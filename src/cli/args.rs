@@ -61,7 +61,7 @@ Exit codes:
   3    the input is bad or of an unsupported format
   4    it can't be done within the limits given
   5    a quality gate was missed
-  6    a plugin can't be loaded
+  6    a plugin can't be loaded, or terms need one that is not
   101  internal error; a reproducer was written
   130  interrupted; --resume continues
 
@@ -160,7 +160,7 @@ pub struct OptArgs {
     #[arg(long, value_name = "BITS", value_parser = bits, conflicts_with_all = ["target_size", "vram", "dry_run", "resume"],
           help_heading = PIPELINE)]
     pub target_bpw: Option<f64>,
-    /// Bytes of the whole output, embeddings and head included, as 60MB, met in the same way
+    /// Bytes of the whole output on disk, all files and embeddings and head included, as 60MB, met in the same way
     #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with_all = ["vram", "dry_run", "resume"],
           help_heading = PIPELINE)]
     pub target_size: Option<u64>,

@@ -105,6 +105,18 @@ fn with_command(mut argv: Vec<OsString>) -> Vec<OsString> {
     argv
 }
 
+/// Whether the process was asked to say errors only.
+pub fn quiet() -> bool {
+    let flags = |text: &str| {
+        let short = text.strip_prefix('-').unwrap_or("");
+        short.contains('q') && short.bytes().all(|b| b"fqv".contains(&b))
+    };
+    let mut arguments = std::env::args_os()
+        .skip(1)
+        .take_while(|argument| argument != "--");
+    arguments.any(|a| a == "--quiet" || a.to_str().is_some_and(flags))
+}
+
 fn long_form(argument: &str) -> Option<OsString> {
     let name = argument.strip_prefix('-')?;
     let bare = name.split('=').next().unwrap_or(name);

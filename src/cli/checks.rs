@@ -4,9 +4,8 @@ use super::args::OptArgs;
 use super::prepare::Prepared;
 use super::target::Target;
 use super::{Exit, Failure};
+use crate::pass::Calibration;
 use crate::pass::manager::Schedule;
-use crate::pass::manager::schedule::Scheduled;
-use crate::pass::{Calibration, Pass};
 
 /// Refuses what the output's format can't say, before hours are spent on it.
 ///
@@ -14,21 +13,12 @@ use crate::pass::{Calibration, Pass};
 /// A form that the output's format does not have.
 pub fn form(prepared: &Prepared, target: &Target) -> Result<(), Failure> {
     let onnx = matches!(target, Target::Onnx(_) | Target::OnnxStdout(_));
-    let has = |name| onnx && prepared.calls().iter().any(|call| call.name == name);
-    let (what, help) = if has("trellis") {
-        (
-            "trellis codes",
-            "write a .hlrc folder, or use int8, int4, int3 or int2 (@q8, @hl4_m)",
-        )
-    } else if has("rotate") {
-        (
-            "codes of rotated matrices",
-            "write a .hlrc folder, or leave `rotate` out",
-        )
-    } else {
+    if !onnx || !prepared.calls().iter().any(|call| call.name == "trellis") {
         return Ok(());
-    };
-    let what = format!("{what} have no ONNX form, and the output is to be ONNX");
+    }
+    let what = "trellis codes have no ONNX form, and the output is to be ONNX";
+    let help = "write a .hlrc folder, or use int8, int4, int3 or int2 (@q8, @hl4_m), with `rotate` or \
+                `fold-rotations` in front";
     Err(Failure::new(Exit::Usage, what).help(help))
 }
 
@@ -41,11 +31,10 @@ pub fn calibration(
     prepared: &Prepared,
     schedule: &Schedule,
 ) -> Result<(), Failure> {
-    let uses = |step: &Scheduled, least: &[Calibration]| match &step.pass {
-        Pass::Matrix(pass) => least.contains(&pass.calibration()),
-        Pass::Module(_) => false,
+    let find = |least: &[Calibration]| {
+        let mut steps = schedule.steps.iter();
+        steps.find(|step| least.contains(&step.pass.calibration()))
     };
-    let find = |least: &[Calibration]| schedule.steps.iter().find(|s| uses(s, least));
     if args.calib.is_empty() {
         let Some(step) = find(&[Calibration::Needed]) else {
             return Ok(());

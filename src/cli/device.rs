@@ -73,7 +73,7 @@ impl DeviceArgs {
         planning: Planning,
         progress: &Progress,
     ) -> Result<DeviceModel, Failure> {
-        let (plan, device) = self.load(path, planning, progress)?;
+        let (plan, device) = self.load(path, planning, progress, false)?;
         let mut model = PlanModel::new(plan, device as Box<dyn Device>);
         model.assign_pages().map_err(|error| failure(&error))?;
         model.set_interrupt(signal::flag());
@@ -86,6 +86,7 @@ impl DeviceArgs {
         _: &Path,
         _: Planning,
         _: &Progress,
+        _: bool,
     ) -> Result<(std::sync::Arc<crate::plan::Plan>, Box<dyn Device>), Failure> {
         let what = format!(
             "--device {}: this program was built without the feature `cuda`",

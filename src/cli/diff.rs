@@ -3,7 +3,7 @@
 use super::args::DiffArgs;
 use super::describe::terms;
 use super::table::Table;
-use super::{Exit, Failure, load, opt, print, signal};
+use super::{Exit, Failure, errors, load, opt, print, signal};
 use crate::ir::site::{Site, sites};
 use crate::ir::{Module, OpKind, Weight};
 use crate::report::human;
@@ -218,7 +218,7 @@ fn one_matrix(
         let values = |module, matrix| {
             reader
                 .dense(module, matrix)
-                .map_err(|e| Failure::new(Exit::Input, format!("{}: {e}", site.name)))
+                .map_err(|e| Failure::new(errors::of_store(&e), format!("{}: {e}", site.name)))
         };
         out.relative_error = Some(relative_error(&values(a, x)?, &values(b, y)?));
     }

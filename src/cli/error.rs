@@ -21,7 +21,7 @@ pub enum Exit {
     Infeasible = 4,
     /// A quality gate was missed.
     Gate = 5,
-    /// A plugin can't be loaded.
+    /// A plugin can't be loaded, or one that terms need is not loaded.
     Plugin = 6,
     /// An internal error; a reproducer was written.
     Panic = 101,

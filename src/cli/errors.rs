@@ -1,7 +1,9 @@
 //! The library's errors as failures of a command: which exit code, what to do.
 
 use super::{Exit, Failure};
+use crate::exec::ExecError;
 use crate::export::hlrc::FolderError;
+use crate::export::onnx::ExportError;
 use crate::opt::OptError;
 use crate::pass::manager::{RunError, ScheduleError};
 use crate::report::human;
@@ -24,6 +26,7 @@ pub fn job(error: &OptError) -> Failure {
         OptError::Folder(FolderError::Sink(error)) | OptError::Sink(error) => sink(error),
         OptError::Folder(FolderError::Interrupted) => Failure::new(Exit::Interrupted, text)
             .help("the same command with --resume goes on from there"),
+        OptError::Export(ExportError::Store(error)) if is_plugin(error) => store(error),
         OptError::Folder(_) | OptError::Export(_) => Failure::new(Exit::Failure, text),
     }
 }
@@ -36,6 +39,7 @@ pub fn run(error: &RunError) -> Failure {
         RunError::Pass { .. } | RunError::Invalid { .. } | RunError::Patch(_) => {
             Failure::new(Exit::Failure, text).reproducible()
         }
+        RunError::Statistics { .. } => Failure::new(Exit::Input, text),
         RunError::Weight { .. } | RunError::NothingToDo | RunError::NothingLeft(_) => Failure::new(Exit::Failure, text),
         RunError::Panic { .. } => Failure::new(Exit::Panic, format!("internal error: {text}"))
             .help("this is a bug in the pass; please report it with the reproducer (RUST_BACKTRACE=1 shows more)")
@@ -55,10 +59,29 @@ pub fn run(error: &RunError) -> Failure {
 }
 
 fn store(error: &StoreError) -> Failure {
+    Failure::new(of_store(error), error.to_string())
+}
+
+fn is_plugin(error: &StoreError) -> bool {
+    matches!(error, StoreError::Kind { .. } | StoreError::Plugin { .. })
+}
+
+/// The code of a weight that can't be had.
+pub fn of_store(error: &StoreError) -> Exit {
     match error {
-        StoreError::TooLarge(_) => Failure::new(Exit::Infeasible, error.to_string()),
-        StoreError::Kind { .. } => Failure::new(Exit::Plugin, error.to_string()),
-        _ => Failure::new(Exit::Input, error.to_string()),
+        StoreError::TooLarge(_) => Exit::Infeasible,
+        StoreError::Kind { .. } => Exit::Plugin,
+        StoreError::Plugin { .. } => Exit::Failure,
+        _ => Exit::Input,
+    }
+}
+
+/// The code of a model that can't be run.
+pub fn of_exec(error: &ExecError) -> Exit {
+    match error {
+        ExecError::Store(error) if is_plugin(error) => of_store(error),
+        ExecError::Interrupted => Exit::Interrupted,
+        _ => Exit::Input,
     }
 }
 

@@ -183,6 +183,7 @@ fn place(weight: &Weight) -> String {
     match &weight.storage {
         Storage::File { path, offset, .. } => format!("{path}@{offset:#x}"),
         Storage::Concat(parts) => format!("{} parts", parts.len()),
+        Storage::Rotated(_) => "turned when read".into(),
         Storage::Inline(_) => "inline".into(),
         Storage::Synthetic(_) => "synthetic".into(),
         Storage::Absent => "absent".into(),

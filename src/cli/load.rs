@@ -7,10 +7,10 @@ use crate::ir::Module;
 use crate::pass::manager::{self, Schedule};
 use crate::pass::pipeline::Pipeline;
 use crate::pass::pipeline::error::nearest;
-use crate::pass::{Remark, RemarkKind};
+use crate::pass::{PassError, Remark, RemarkKind};
+use crate::passes::raise;
 use crate::report::human;
 use crate::report::progress::Progress;
-use crate::store::StoreError;
 use crate::weights::FileCache;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -197,15 +197,10 @@ impl Executable {
         if let Some(more) = count.checked_sub(TOLD).filter(|&more| more > 0) {
             what += &format!("\n  and {} more", human::plural(more, "remark"));
         }
-        let exit = match error {
-            ExecError::Store(StoreError::Kind { .. }) => Exit::Plugin,
-            _ => Exit::Input,
-        };
-        let failure = Failure::new(exit, what);
+        let failure = Failure::new(errors::of_exec(error), what);
         match error {
-            ExecError::NotLanguageModel(_) => {
-                failure.help("`hlrc-opt eval` runs encoders and other models on given inputs")
-            }
+            ExecError::NotLanguageModel(_) => failure
+                .help("`hlrc-opt eval` judges it: on whole windows of text, or on given inputs"),
             _ => failure,
         }
     }
@@ -216,10 +211,26 @@ impl Executable {
 /// # Errors
 /// As [`model`].
 pub fn executable(path: &Path) -> Result<Executable, Failure> {
+    raised(path, raise::raise_to_run)
+}
+
+/// As [`executable`], where the model takes inputs of its source: masks, positions, and where `past` is
+/// among them keys and values of earlier calls.
+///
+/// # Errors
+/// As [`model`].
+pub fn executable_as_is(path: &Path, past: bool) -> Result<Executable, Failure> {
+    raised(path, |module| raise::raise_as_is(module, past))
+}
+
+fn raised(
+    path: &Path,
+    raise: impl FnOnce(&mut Module) -> Result<Vec<Remark>, PassError>,
+) -> Result<Executable, Failure> {
     let Loaded {
         mut module, notes, ..
     } = source(&Source::of(path)?)?;
-    let raised = crate::passes::raise::raise_to_run(&mut module);
+    let raised = raise(&mut module);
     let mut remarks =
         raised.map_err(|error| Failure::new(Exit::Failure, format!("raise: {error}")))?;
     remarks.retain(|remark| remark.kind != RemarkKind::Passed);

@@ -1,25 +1,28 @@
 //! `opt`: import, passes, output.
 
+mod failed;
+
 use super::args::{Cli, Color, Command, OnnxQuant, OptArgs, ReproducerArgs, TalkArgs};
 use super::load::{self, Loaded, Source};
 use super::prepare::{Prepared, prepare};
 use super::target::{Target, report_beside};
 use super::watch::Watch;
 use super::{
-    Exit, Failure, budget, checks, dry_run, errors, eval, fit, outcome, plan, print, report,
-    reproducer, sequential, signal, trained,
+    Exit, Failure, budget, calibrate, checks, dry_run, errors, eval, fit, outcome, plan, print,
+    report, reproducer, sequential, signal, trained,
 };
 use crate::calib::Statistics;
 use crate::eval::Evaluation;
-use crate::export::hlrc::{FolderError, partial_path};
-use crate::opt::{self, Job, OnnxOptions, OptError, Output, Summary};
+use crate::ir::Module;
+use crate::opt::{self, Job, OnnxOptions, Output, Summary};
 use crate::pass::MomentSource;
-use crate::pass::manager::{self, PrintIr, RunError, RunOptions, Schedule};
+use crate::pass::manager::{self, PrintIr, RunOptions, Schedule};
 use crate::report::progress::{Progress, Style, Summary as Closing};
-use crate::report::{human, resources};
-use crate::store::{JOURNAL, rebase};
+use crate::report::resources;
+use crate::store::rebase;
 use crate::weights::FileCache;
 use clap::Parser;
+use std::collections::HashSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -47,7 +50,14 @@ pub fn run(args: &OptArgs) -> Result<Exit, Failure> {
     outcome::check_remarks_file(&args.debug)?;
     eval::after::check(args, &target)?;
     report::check(args, &target)?;
-    checks::form(&prepared, &target)?;
+    let spreads = budget::is_target(args) || args.load.vram.is_some();
+    if spreads {
+        budget::check_families(args, &target)?;
+        checks::form(&budget::without_placeholder(&prepared), &target)?;
+    } else {
+        checks::form(&prepared, &target)?;
+    }
+    calibrate::check_alone(&args.calib)?;
     if let Some(call) = &prepared.training {
         trained::check(args, call, &target)?;
     }
@@ -61,7 +71,12 @@ pub fn run(args: &OptArgs) -> Result<Exit, Failure> {
         execute(args, prepared, target, &quiet, loaded).map(|_| ())
     };
     let options = run_options(args);
-    budget::apply(args, &mut prepared, &loaded, &options, &progress, &code)?;
+    if spreads && budget::keeps_placeholder(&prepared, &loaded)? {
+        checks::form(&prepared, &target)?;
+    }
+    let to_onnx = matches!(target, Target::Onnx(_) | Target::OnnxStdout(_));
+    let how = (&code as &budget::Code<'_>, to_onnx);
+    budget::apply(args, &mut prepared, &loaded, &options, &progress, how)?;
     if let Some(call) = &prepared.training {
         return trained::run(args, &prepared, call, &target, &progress, loaded);
     }
@@ -167,6 +182,10 @@ pub fn execute(
         let options = run_options(args);
         loaded.notes.iter().for_each(|note| progress.warn(note));
         manager::raise(&mut loaded.module, &schedule).map_err(|error| errors::run(&error))?;
+        if let Some(given) = calibrate::given(input(args), args, progress)? {
+            let found = (&given, input(args));
+            check_statistics(found, &loaded.module, &schedule, progress)?;
+        }
         let destination = output(args, target).destination();
         let plan = manager::plan(&loaded.module, &schedule, &options, destination)
             .map_err(|error| errors::run(&error))?;
@@ -206,10 +225,26 @@ pub fn perform(
             None,
             Some(sequential::statistics(args, prepared, progress)?),
         ),
-        false => (calibrate(args, progress)?, None),
+        false if args.calib.is_empty() => (None, None),
+        false => {
+            let found = calibrate::statistics(input(args), args, progress)?;
+            (Some(found), None)
+        }
     };
     let statistics = second.as_ref().map(|s| &s.statistics).or(first.as_ref());
-    options.moments = statistics.map(|s| s as &dyn MomentSource);
+    let users = match statistics {
+        None => HashSet::new(),
+        Some(found) => {
+            let mut seen = loaded.module.clone();
+            manager::raise(&mut seen, &schedule).map_err(|error| errors::run(&error))?;
+            check_statistics((found, input(args)), &seen, &schedule, progress)?;
+            calibrate::users(&schedule, &seen, false)
+        }
+    };
+    options.moments = match (&second, &first) {
+        (Some(second), _) => Some(second as &dyn MomentSource),
+        (None, first) => first.as_ref().map(|s| s as &dyn MomentSource),
+    };
     if matches!(target, Target::Stdout | Target::Device(_)) {
         // Text says where weights are as seen from the place that it goes to.
         rebase(&mut loaded.module, Path::new("."));
@@ -228,78 +263,42 @@ pub fn perform(
         resume: args.resume,
         run: options,
     };
-    let input = opt::Input {
+    let source = opt::Input {
         module: loaded.module,
         files: &loaded.files,
         sidecars: &loaded.sidecars,
         pipelines: loaded.pipelines,
     };
     let watch = Watch { progress };
-    let done = opt::run(&job, input, &FileCache::new(), &watch);
-    done.map_err(|error| {
+    let done = opt::run(&job, source, &FileCache::new(), &watch);
+    let summary = done.map_err(|error| {
         progress.abandon();
-        after_failure(args, &job.output, &error)
-    })
-}
-
-fn calibrate(args: &OptArgs, progress: &Progress) -> Result<Option<Statistics>, Failure> {
-    if args.calib.is_empty() {
-        return Ok(None);
+        failed::after(args, &job.output, &error)
+    })?;
+    if let Some(found) = statistics
+        && let Some(line) = calibrate::helped(found, &users, &summary.outcome.remarks)?
+    {
+        progress.warn(&line);
     }
-    let model = args.input.as_deref().unwrap_or(Path::new("-"));
-    let limit = args.mem_limit;
-    super::calibrate::statistics(
-        model,
-        &args.calib,
-        args.threads,
-        limit,
-        &args.talk,
-        progress,
-    )
-    .map(Some)
+    Ok(summary)
 }
 
-/// Removes what a failed run leaves, unless it can be gone on from: a pass that failed would fail again,
-/// but an interrupt ends and a disk gets space.
-fn after_failure(args: &OptArgs, output: &Output, error: &OptError) -> Failure {
-    let mut failure = errors::job(error);
-    let partial = match output {
-        Output::Folder(path) | Output::Onnx(path, _) => partial_path(path),
-        Output::Text(path) => partial_path(&path.with_extension("weights")),
-        Output::Shown => return failure,
-    };
-    let writing = matches!(
-        error,
-        OptError::Sink(_)
-            | OptError::Run(RunError::Sink(_))
-            | OptError::Folder(FolderError::Io { .. })
-    );
-    // The first line is the run's fingerprint, each further one a finished tensor.
-    let journal = std::fs::read(partial.join(JOURNAL)).unwrap_or_default();
-    let finished = journal
-        .iter()
-        .filter(|&&byte| byte == b'\n')
-        .count()
-        .saturating_sub(1);
-    if writing && finished > 0 {
-        let done = human::plural(finished, "tensor");
-        failure.help = format!(
-            "{done} of it are in {}; --resume goes on from there",
-            partial.display()
-        );
-    } else if failure.exit != Exit::Interrupted && !args.resume && is_own(error) {
-        // The failure is what is told; a folder that stays has a name that says what it is.
-        let _ = std::fs::remove_dir_all(partial);
+/// The model as it was named.
+fn input(args: &OptArgs) -> &Path {
+    args.input.as_deref().unwrap_or(Path::new("-"))
+}
+
+/// Refuses statistics of another model before anything is coded, and says of what they know nothing.
+fn check_statistics(
+    (statistics, model): (&Statistics, &Path),
+    module: &Module,
+    schedule: &Schedule,
+    progress: &Progress,
+) -> Result<(), Failure> {
+    if let Some(warning) = calibrate::check_pipeline(statistics, model, module, schedule)? {
+        progress.warn(&warning);
     }
-    failure
-}
-
-/// Whether the partial folder is this run's, and not one that it found there and left alone.
-fn is_own(error: &OptError) -> bool {
-    !matches!(
-        error,
-        OptError::Folder(FolderError::Busy(_) | FolderError::NothingToResume(_))
-    )
+    Ok(())
 }
 
 /// How passes run, as the flags say.
@@ -388,9 +387,13 @@ pub fn conclude(
     let found = judged.as_ref().ok().and_then(Option::as_ref);
     report::after_opt(args, progress, &summary.report, found)?;
     let judged = judged?;
+    let tensors = summary.report.model_totals.bytes_after;
+    let on_disk = budget::told_on_disk(args, target, tensors)?;
     let on_stdout = matches!(target, Target::Stdout | Target::OnnxStdout(_));
     if args.json && !matches!(target, Target::OnnxStdout(_)) {
-        print(&as_json(target, progress, summary, judged.as_ref(), began))?;
+        let bytes = on_disk.as_ref().map(|(_, bytes, _)| *bytes);
+        let more = (judged.as_ref(), bytes);
+        print(&as_json(target, progress, summary, more, began))?;
     } else if !on_stdout && !args.talk.quiet && !summary.report.sites.is_empty() {
         print(outcome::table(&summary.report).as_bytes())?;
     }
@@ -403,20 +406,25 @@ pub fn conclude(
         _ => None,
     };
     let place = place.map(|path| path.display().to_string());
+    if let Some((line, ..)) = &on_disk {
+        progress.stage("On disk", line);
+    }
     progress.finish(&Closing {
         tensors: summary.report.sites.len(),
         fallbacks: usize::try_from(summary.report.reverted).unwrap_or(usize::MAX),
         warnings: progress.warnings(),
         report: place.as_deref(),
     });
-    Ok(Exit::Ok)
+    on_disk
+        .and_then(|(.., failure)| failure)
+        .map_or(Ok(Exit::Ok), Err)
 }
 
 fn as_json(
     target: &Target,
     progress: &Progress,
     summary: &Summary,
-    judged: Option<&Evaluation>,
+    (judged, on_disk): (Option<&Evaluation>, Option<u64>),
     began: Instant,
 ) -> Vec<u8> {
     let mut json = eval::after::report(&summary.report, judged);
@@ -426,6 +434,7 @@ fn as_json(
             "run".into(),
             serde_json::json!({
                 "output": output,
+                "bytes_on_disk": on_disk,
                 "seconds": began.elapsed().as_secs_f64(),
                 "peak_rss_bytes": resources::peak_rss(),
                 "fallbacks": summary.report.reverted,

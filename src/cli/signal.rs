@@ -57,6 +57,7 @@ mod unix {
     ) -> std::io::Result<()> {
         use std::os::fd::FromRawFd;
         let handler: extern "C" fn(libc::c_int) = note;
+        end_with_parent();
         // SAFETY: the handler only touches an atomic; dup makes a descriptor that nobody else has, so
         // that the file may own it.
         let mut out = unsafe {
@@ -70,11 +71,32 @@ mod unix {
         work(&mut out)
     }
 
+    /// Ends this process once its parent has ended, whatever ended that. (The system's own signal for it comes
+    /// when the thread ends that started the process.)
+    fn end_with_parent() {
+        // SAFETY: getppid has no conditions, and _exit may be called from any thread.
+        let parent = unsafe { libc::getppid() };
+        std::thread::spawn(move || {
+            loop {
+                std::thread::sleep(std::time::Duration::from_millis(500));
+                // SAFETY: as above.
+                unsafe {
+                    if libc::getppid() != parent {
+                        libc::_exit(1);
+                    }
+                }
+            }
+        });
+    }
+
     /// Installs the handlers.
     pub fn install() {
         // Beyond a file size limit a write then fails like on a full disk, in place of ending the process.
         // SAFETY: SIG_IGN is a valid disposition for SIGXFSZ.
         unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+        // Children with plugins inherit this until they have a handler: one that is told to stop early lives.
+        // SAFETY: as above, for SIGUSR1.
+        unsafe { libc::signal(libc::SIGUSR1, libc::SIG_IGN) };
         for signal in [libc::SIGINT, libc::SIGTERM] {
             let handler: extern "C" fn(libc::c_int) = handle;
             // SAFETY: a zeroed sigaction with a valid handler and an empty mask is what the call expects;

@@ -140,7 +140,8 @@ fn remark(call: &PassCall, history: &History) -> Remark {
     let judged = |step: u64| {
         let mut records = history.end_to_end.iter();
         let record = records.find(|r| r.step == step && r.judged.is_some());
-        record.and_then(|r| r.judged).map(|j| j.measure())
+        let judged = record.and_then(|r| r.judged)?;
+        judged.kl.or(judged.cross_entropy)
     };
     let text = match (judged(0), judged(history.kept)) {
         (Some(before), Some(after)) => format!(

@@ -1,5 +1,7 @@
 //! Outputs of two models on the same inputs: direction and size of what differs.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
 use super::inputs::Inputs;
@@ -56,11 +58,11 @@ struct Sums {
 ///
 /// # Errors
 /// A model fails; an output is missing or has another shape.
-pub fn compare(
+pub fn compare<'i>(
     (reference, reference_name): (&Engine, &str),
     (candidate, candidate_name): (&Engine, &str),
     runs: usize,
-    inputs: &dyn Fn(&Engine, usize) -> Result<Inputs>,
+    inputs: &dyn Fn(&Engine, usize) -> Result<Cow<'i, Inputs>>,
     means: bool,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Vec<OutputReport>> {
@@ -73,11 +75,9 @@ pub fn compare(
     for index in 0..runs {
         let run = |engine: &Engine, name: &str| {
             let inputs = inputs(engine, index)?;
-            let inputs: Vec<(&str, Tensor)> = inputs
-                .iter()
-                .map(|(n, t)| (n.as_str(), t.clone()))
-                .collect();
-            engine.run(&inputs).map_err(EvalError::exec(name))
+            let inputs: Vec<(&str, &Tensor)> =
+                inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
+            engine.run_on(&inputs).map_err(EvalError::exec(name))
         };
         let expected = run(reference, reference_name)?;
         let actual = run(candidate, candidate_name)?;

@@ -8,6 +8,8 @@ use crate::exec::{Engine, ExecError, Rows, State, Tensor};
 
 /// Tokens that are read at once where their logits are not wanted.
 const UNSCORED: usize = 512;
+/// Relative difference up to which logits are the same in another run: the order of sums may differ.
+const UNCHANGED: f32 = 1e-5;
 /// What exporters call the output of a language model.
 const LOGITS: &str = "logits";
 
@@ -86,6 +88,7 @@ impl Predictor for Causal<'_> {
 
     fn begin(&mut self, tokens: &[u32]) -> Result<()> {
         self.state.truncate(0, 0);
+        self.state.expect(tokens.len());
         self.window = tokens.to_vec();
         Ok(())
     }
@@ -119,44 +122,62 @@ impl<'e> Whole<'e> {
         engine.outputs().iter().any(|port| port.name == LOGITS)
     }
 
-    /// A model, where its output named `logits` has a row for each token.
+    /// Whether a model predicts the next of `tokens` tokens, and how many it knows: its output `logits` has
+    /// a row for each token, with a number for each that may come, and no row depends on tokens behind it.
+    /// Else why not. Takes two runs over two tokens.
     ///
     /// # Errors
-    /// [`EvalError::Unlike`] where it makes something else of tokens; the model fails.
-    pub fn new(engine: &'e Engine, name: &str) -> Result<Self> {
-        let Some(port) = engine.outputs().iter().find(|port| port.name == LOGITS) else {
-            return Err(no_logits(name, "it has no output `logits`"));
+    /// The model fails, or takes what tokens do not tell.
+    pub fn judge(
+        engine: &'e Engine,
+        name: &str,
+        tokens: usize,
+    ) -> Result<std::result::Result<usize, String>> {
+        if !Self::fits(engine) {
+            return Ok(Err(format!("it has no output `{LOGITS}`")));
+        }
+        let mut whole = Self::new(engine, name, 0);
+        let shape = whole.run(&[0, 1])?;
+        let &[1, 2, vocabulary] = shape.as_slice() else {
+            let what = format!("two tokens give logits {shape:?}, not one row for each");
+            return Ok(Err(what));
         };
-        let mut whole = Self {
+        if vocabulary < tokens {
+            let what =
+                format!("its logits have {vocabulary} columns, the tokenizer {tokens} tokens");
+            return Ok(Err(what));
+        }
+        let first = whole.logits.get(..vocabulary).unwrap_or_default().to_vec();
+        let other = u32::try_from(tokens.saturating_sub(1)).unwrap_or(0);
+        whole.run(&[0, other])?;
+        let again = whole.logits.get(..vocabulary).unwrap_or_default();
+        let size = first.iter().fold(0f32, |most, x| most.max(x.abs()));
+        let apart = first.iter().zip(again).map(|(a, b)| (a - b).abs());
+        if apart.fold(0f32, f32::max) > UNCHANGED * size {
+            let what = "the first token's logits depend on the second token";
+            return Ok(Err(what.to_string()));
+        }
+        Ok(Ok(vocabulary))
+    }
+
+    /// A model that was [judged](Self::judge) to know so many tokens.
+    pub fn new(engine: &'e Engine, name: &str, vocabulary: usize) -> Self {
+        Self {
             engine,
             name: name.to_string(),
-            output: port.name.clone(),
-            vocabulary: 0,
+            output: LOGITS.to_string(),
+            vocabulary,
             logits: Vec::new(),
-        };
-        let shape = whole.run(&[0, 0])?;
-        match shape.as_slice() {
-            [1, 2, vocabulary] if *vocabulary > 1 => {
-                whole.vocabulary = *vocabulary;
-                Ok(whole)
-            }
-            _ => Err(no_logits(
-                name,
-                &format!("two tokens give {shape:?}, not [1, 2, vocabulary]"),
-            )),
         }
     }
 
     /// Runs a window, keeps the logits, and gives their shape.
     fn run(&mut self, tokens: &[u32]) -> Result<Vec<usize>> {
         let inputs = token_inputs(self.engine, &self.name, tokens)?;
-        let inputs: Vec<(&str, Tensor)> = inputs
-            .iter()
-            .map(|(n, t)| (n.as_str(), t.clone()))
-            .collect();
+        let inputs: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
         let made = self
             .engine
-            .run(&inputs)
+            .run_on(&inputs)
             .map_err(EvalError::exec(&self.name))?;
         let found = made.into_iter().find(|(name, _)| *name == self.output);
         let Some((_, tensor)) = found else {

@@ -213,6 +213,15 @@ impl Engine {
     /// [`ExecError::Input`] for an input that is missing, unknown or ill-shaped;
     /// [`ExecError::Shape`] where an op meets a tensor that does not fit it.
     pub fn run(&self, inputs: &[(&str, Tensor)]) -> Result<Vec<(String, Tensor)>, ExecError> {
+        let inputs: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (*n, t)).collect();
+        self.run_on(&inputs)
+    }
+
+    /// As [`Engine::run`], on inputs that the caller keeps.
+    ///
+    /// # Errors
+    /// As [`Engine::run`].
+    pub fn run_on(&self, inputs: &[(&str, &Tensor)]) -> Result<Vec<(String, Tensor)>, ExecError> {
         self.check_files()?;
         let mut run = Run::new(self, None);
         let known = |name: &str| self.program.inputs.iter().any(|p| p.name == name);
@@ -231,7 +240,7 @@ impl Engine {
             })?;
             value.check(&port.name)?;
             if let Arg::Slot(slot) = port.arg {
-                run.set(slot, value.clone());
+                run.set(slot, (*value).clone());
             }
         }
         run.steps(&self.program.steps)?;
@@ -261,6 +270,11 @@ impl Engine {
         }
         if self.program.caches.is_empty() {
             return fault("it has no attention with a KV cache");
+        }
+        if let Some(op) = self.program.steps.iter().find_map(|step| step.mixing()) {
+            return fault(&format!(
+                "{op} mixes tokens and keeps none of those before, so that it needs whole sequences"
+            ));
         }
         let [output] = self.program.outputs.as_slice() else {
             return fault("it has more than one output");

@@ -3,12 +3,13 @@
 use super::attend::{attend, sequence_len, sequences};
 use super::kernels::attention::AttentionShape;
 use super::kernels::rope::Angles;
-use super::kernels::{activation, elementwise, norm, rope};
+use super::kernels::{activation, elementwise, hadamard, norm, rope};
 use super::program::{Arg, Step};
 use super::run::{Run, misfit};
 use super::tensor::{Data, Tensor};
 use super::{ExecError, Pool};
 use crate::ir::{Activation, Native};
+use crate::numeric::hadamard::Rotation;
 
 /// A native op with its sizes in machine words and its tables made.
 pub(super) enum Prepared {
@@ -37,6 +38,10 @@ pub(super) enum Prepared {
     Mul,
     Scale(f32),
     Softcap(f32),
+    Hadamard {
+        rotation: Rotation,
+        inverse: bool,
+    },
     Slice {
         start: usize,
         width: usize,
@@ -99,6 +104,17 @@ impl Prepared {
             Native::Mul => Prepared::Mul,
             Native::Scale { factor } => Prepared::Scale(*factor as f32),
             Native::Softcap { cap } => Prepared::Softcap(*cap as f32),
+            Native::Hadamard {
+                block,
+                seed,
+                inverse,
+            } => Prepared::Hadamard {
+                rotation: Rotation {
+                    block: size(block),
+                    seed: *seed,
+                },
+                inverse: *inverse,
+            },
             Native::Slice { start, width } => Prepared::Slice {
                 start: size(start),
                 width: size(width),
@@ -106,6 +122,14 @@ impl Prepared {
             Native::Positions => Prepared::Positions,
             Native::FirstToken => Prepared::FirstToken,
         }
+    }
+
+    /// Whether a call must see all tokens of a sequence: there is no cache of those before.
+    pub(super) fn needs_whole_sequences(&self) -> bool {
+        matches!(
+            self,
+            Prepared::Attention { cache: None, .. } | Prepared::FirstToken
+        )
     }
 
     /// Whether each row of the result depends on the same row of the inputs only.
@@ -149,6 +173,10 @@ pub(super) fn native(run: &mut Run, step: &Step, native: &Prepared) -> Result<Te
         }),
         Prepared::Softcap(cap) => {
             in_place(run, step, |pool, x| elementwise::softcap(pool, *cap, x))
+        }
+        Prepared::Hadamard { rotation, inverse } => {
+            let x = run.own(step, 0)?;
+            turned(run, step, x, rotation, *inverse)
         }
         Prepared::Scale(factor) => scale(run, step, *factor),
         Prepared::Add => binary(run, step, elementwise::add),
@@ -271,7 +299,8 @@ fn angles(run: &Run, step: &Step, table: usize, of: usize, at: Arg) -> Result<An
     let table = tables
         .get(table)
         .ok_or_else(|| misfit(step, "no such table"))?;
-    Ok(table.angles(&each))
+    let expected = run.state.as_ref().map_or(0, |state| state.expected());
+    Ok(table.angles(&each, expected))
 }
 
 fn in_place(
@@ -290,6 +319,27 @@ fn floats_mut<'t>(step: &Step, x: &'t mut Tensor) -> Result<&'t mut [f32], ExecE
         Data::F32(values) => Ok(values),
         _ => Err(misfit(step, format!("input 0 is {name}, not f32"))),
     }
+}
+
+/// Rows turned, or turned back.
+pub(super) fn turned(
+    run: &Run,
+    step: &Step,
+    mut x: Tensor,
+    rotation: &Rotation,
+    inverse: bool,
+) -> Result<Tensor, ExecError> {
+    let (width, shape) = (x.width(), x.shape.clone());
+    let hadamard = hadamard::Hadamard::new(*rotation, width).ok_or_else(|| {
+        let block = rotation.block;
+        misfit(step, format!("blocks of {block} do not divide {shape:?}"))
+    })?;
+    let values = floats_mut(step, &mut x)?;
+    match inverse {
+        true => hadamard.inverse(&run.engine.pool, values),
+        false => hadamard.forward(&run.engine.pool, values),
+    }
+    Ok(x)
 }
 
 fn scale(run: &mut Run, step: &Step, factor: f32) -> Result<Tensor, ExecError> {
@@ -315,24 +365,67 @@ fn binary(
     let (a, b) = (run.operand(step, 0)?, run.operand(step, 1)?);
     let (first, second) = if a.len() >= b.len() { (0, 1) } else { (1, 0) };
     let (long, short) = if first == 0 { (a, b) } else { (b, a) };
-    if !long.shape.ends_with(&short.shape)
-        && !squeezed(&long.shape).ends_with(squeezed(&short.shape))
-    {
-        let problem = format!("shapes {:?} and {:?} do not fit", a.shape, b.shape);
-        return Err(misfit(step, problem));
-    }
+    fits(step, long, short)?;
     let mut x = run.own(step, first)?;
     let y = run.floats(step, second)?;
-    let whole = y.len() == x.len();
-    let pool = &run.engine.pool;
-    let x_values = floats_mut(step, &mut x)?;
-    if whole {
-        f(pool, y, x_values);
-    } else {
-        let width = y.len().max(1);
-        x_values.chunks_mut(width).for_each(|row| f(pool, y, row));
-    }
+    repeated(&run.engine.pool, y, floats_mut(step, &mut x)?, f);
     Ok(x)
+}
+
+/// `x (+|·) y`, `y` repeated over the rows of `x`.
+fn repeated(pool: &Pool, y: &[f32], x: &mut [f32], f: fn(&Pool, &[f32], &mut [f32])) {
+    if y.len() == x.len() {
+        f(pool, y, x);
+        return;
+    }
+    let width = y.len().max(1);
+    x.chunks_mut(width).for_each(|row| f(pool, y, row));
+}
+
+/// activation(first) · second; one may be repeated over the rows of the other.
+pub(super) fn glu(run: &mut Run, step: &Step, function: Activation) -> Result<Tensor, ExecError> {
+    let (gate, up) = (run.operand(step, 0)?, run.operand(step, 1)?);
+    let (equal, longer) = (gate.shape == up.shape, gate.len() >= up.len());
+    if !equal {
+        let (long, short) = if longer { (gate, up) } else { (up, gate) };
+        fits(step, long, short)?;
+    }
+    let mut gate = run.own(step, 0)?;
+    if equal {
+        let up = run.floats(step, 1)?;
+        activation::gated(&run.engine.pool, function, up, floats_mut(step, &mut gate)?);
+        return Ok(gate);
+    }
+    activation::activate(&run.engine.pool, function, floats_mut(step, &mut gate)?);
+    if longer {
+        let up = run.floats(step, 1)?;
+        repeated(
+            &run.engine.pool,
+            up,
+            floats_mut(step, &mut gate)?,
+            elementwise::mul,
+        );
+        return Ok(gate);
+    }
+    let mut up = run.own(step, 1)?;
+    let gate = floats_mut(step, &mut gate)?;
+    repeated(
+        &run.engine.pool,
+        gate,
+        floats_mut(step, &mut up)?,
+        elementwise::mul,
+    );
+    Ok(up)
+}
+
+/// Whether the shorter can be repeated over the rows of the longer.
+fn fits(step: &Step, long: &Tensor, short: &Tensor) -> Result<(), ExecError> {
+    if long.shape.ends_with(&short.shape) || squeezed(&long.shape).ends_with(squeezed(&short.shape))
+    {
+        return Ok(());
+    }
+    let problem = format!("shapes {:?} and {:?} do not fit", long.shape, short.shape);
+    Err(misfit(step, problem))
 }
 
 /// A shape without its leading ones.

@@ -2,6 +2,7 @@
 
 mod fuse;
 mod grad;
+mod rows;
 
 use std::cell::OnceCell;
 use std::collections::{HashMap, HashSet};
@@ -474,16 +475,6 @@ impl Step {
             _ => Vec::new(),
         };
         slots(self.inputs.iter().copied()).chain(nested)
-    }
-
-    /// Whether each row of the result depends on the same row of the inputs only.
-    fn is_row_wise(&self) -> bool {
-        match &self.kind {
-            Kind::Linear(linear) => linear.layout == Layout::Rows,
-            Kind::Embedding(_) | Kind::Moe(_) | Kind::Glu(_) => true,
-            Kind::Native(native) => native.is_row_wise(),
-            Kind::Foreign(_) | Kind::Grad(_) => false,
-        }
     }
 }
 

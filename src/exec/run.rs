@@ -4,7 +4,6 @@ use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 
 use super::activations::Coordinates;
-use super::kernels::activation;
 use super::kernels::rope::Angles;
 use super::matrix::PreparedMatrix;
 use super::program::{Arg, Kind, PreparedMoe, Step};
@@ -133,17 +132,8 @@ impl<'a> Run<'a> {
                 self.finish(step, value)
             }
             Kind::Glu(function) => {
-                let (gate, up) = (self.operand(step, 0)?, self.operand(step, 1)?);
-                if gate.shape != up.shape {
-                    let problem = format!("shapes {:?} and {:?} differ", gate.shape, up.shape);
-                    return Err(misfit(step, problem));
-                }
-                let mut gate = self.own(step, 0)?;
-                let up = self.floats(step, 1)?;
-                if let Data::F32(out) = &mut gate.data {
-                    activation::gated(&self.engine.pool, *function, up, out);
-                }
-                self.finish(step, gate)
+                let value = ops::glu(self, step, *function)?;
+                self.finish(step, value)
             }
             Kind::Foreign(foreign) => {
                 let inputs: Option<Vec<&Tensor>> =

@@ -6,6 +6,8 @@ use super::kernels::attention::KeyCache;
 #[derive(Clone, Debug, Default)]
 pub struct State {
     pub(super) sequences: Vec<Sequence>,
+    /// Tokens that sequences will have once what is being read is read.
+    expected: usize,
 }
 
 /// The cache of one sequence.
@@ -40,6 +42,7 @@ impl State {
         };
         Self {
             sequences: vec![sequence; sequences],
+            expected: 0,
         }
     }
 
@@ -51,6 +54,21 @@ impl State {
     /// Tokens that a sequence has seen; 0 for one that is not there.
     pub fn len(&self, sequence: usize) -> usize {
         self.sequences.get(sequence).map_or(0, |s| s.len)
+    }
+
+    /// Says how many tokens a sequence will have, before the first of them is run: a prompt's length, a
+    /// window's.
+    ///
+    /// A rotary base that grows with the length (`dynamic` scaling) takes it from here, so that it does
+    /// not depend on how the tokens are cut into calls. Behind them it grows token by token; keys that are
+    /// cached keep theirs, as in `transformers`.
+    pub fn expect(&mut self, tokens: usize) {
+        self.expected = tokens;
+    }
+
+    /// Tokens that sequences will have.
+    pub(super) fn expected(&self) -> usize {
+        self.expected
     }
 
     /// Whether no sequence has seen a token.

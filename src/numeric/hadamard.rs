@@ -74,9 +74,16 @@ impl Rotation {
         if self.is_identity() || cols == 0 {
             return;
         }
-        let signs = self.signs(cols);
+        self.rotate_rows_with(values, cols, &self.signs(cols));
+    }
+
+    /// The same with these signs.
+    pub fn rotate_rows_with(&self, values: &mut [f32], cols: usize, signs: &[f32]) {
+        if self.is_identity() || cols == 0 {
+            return;
+        }
         for row in values.chunks_exact_mut(cols) {
-            row.iter_mut().zip(&signs).for_each(|(x, s)| *x *= s);
+            row.iter_mut().zip(signs).for_each(|(x, s)| *x *= s);
             self.transform(row);
         }
     }
@@ -98,8 +105,15 @@ impl Rotation {
         if self.is_identity() || cols == 0 {
             return;
         }
-        let signs = self.signs(values.len() / cols);
-        scale_rows(values, cols, &signs);
+        self.rotate_cols_with(values, cols, &self.signs(values.len() / cols));
+    }
+
+    /// The same with these signs.
+    pub fn rotate_cols_with(&self, values: &mut [f32], cols: usize, signs: &[f32]) {
+        if self.is_identity() || cols == 0 {
+            return;
+        }
+        scale_rows(values, cols, signs);
         self.transform_cols(values, cols);
     }
 

@@ -31,6 +31,11 @@ pub trait LanguageModel {
     /// The model can't be run.
     fn forward(&mut self, tokens: &[u32]) -> Result<&[f32], ModelError>;
 
+    /// Says how many tokens a prompt has, in front of its first run: they come in several.
+    fn expect(&mut self, tokens: usize) {
+        let _ = tokens;
+    }
+
     /// Forgets what was seen behind the first `keep` tokens; how many it could keep of them.
     fn rewind(&mut self, keep: usize) -> usize;
 }
@@ -46,6 +51,8 @@ pub struct Settings {
     pub sampling: Sampling,
     /// Texts at which to end; they are left out.
     pub stops: Vec<String>,
+    /// Special tokens at which to end, by their spelling: no text of theirs could be found.
+    pub stop_tokens: Vec<(u32, String)>,
     /// Ids at which to end; they are left out.
     pub ends: Vec<u32>,
 }
@@ -186,6 +193,7 @@ impl<M: LanguageModel> Session<M> {
             shared
         };
         self.seen.truncate(kept);
+        self.model.expect(prompt.len());
         let mut done = Prefilled {
             logits: None,
             kept,
@@ -363,6 +371,10 @@ fn decode<M: LanguageModel>(
             Ok(token) => token,
             Err(error) => return Ok(Err(error.into())),
         };
+        let stop = settings.stop_tokens.iter().find(|(id, _)| *id == token);
+        if let Some((_, spelling)) = stop {
+            return Ok(Ok(Finish::Stop(spelling.clone())));
+        }
         if settings.ends.contains(&token) {
             return Ok(Ok(Finish::End));
         }

@@ -50,7 +50,8 @@ impl<'d, D: Decode + ?Sized> Detokenizer<'d, D> {
         }
         if self.ids.len() > WINDOW && complete.len() == text.len() {
             self.slide();
-        } else if self.ids.len() > LIMIT {
+        }
+        if self.ids.len() > LIMIT {
             let rest = self.finish();
             self.ids.clear();
             self.shown.clear();
@@ -77,6 +78,12 @@ impl<'d, D: Decode + ?Sized> Detokenizer<'d, D> {
                 self.shown = text;
                 return;
             }
+        }
+        // Special tokens have no text; those in between say nothing of the text around them either.
+        let says = |id: &u32| !self.decoder.text(&[*id]).is_empty();
+        let spoken: Vec<u32> = self.ids.iter().copied().filter(says).collect();
+        if self.decoder.text(&spoken) == self.shown {
+            self.ids = spoken;
         }
     }
 }
@@ -245,6 +252,30 @@ mod tests {
         for _ in 0..2000 {
             let _ = text.push(0xff);
             assert!(text.ids.len() <= LIMIT + 1);
+        }
+    }
+
+    /// Ids from 1000 on are special.
+    struct Special;
+
+    impl Decode for Special {
+        fn text(&self, ids: &[u32]) -> String {
+            let spoken: Vec<u32> = ids.iter().copied().filter(|&id| id < 1000).collect();
+            Words.text(&spoken)
+        }
+    }
+
+    #[test]
+    fn special_tokens_do_not_lengthen_the_window() {
+        for prompt in [&[][..], &[1, 2]] {
+            let mut text = Detokenizer::new(&Special, prompt);
+            let mut out = text.push(3);
+            for _ in 0..2000 {
+                out += &text.push(1000);
+                assert!(text.ids.len() <= WINDOW + 1);
+            }
+            out += &text.push(4);
+            assert_eq!(out.trim_start(), "w3 w4", "{prompt:?}");
         }
     }
 

@@ -1,5 +1,7 @@
 //! Text to token ids and back, as `tokenizer.json` says.
 
+use std::cmp::Ordering;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
@@ -104,6 +106,32 @@ impl Tokenizer {
         Ok(ids)
     }
 
+    /// The ids of a text with what the model expects around it where `special`, each with the bytes of the
+    /// text that it stands for; added tokens stand for none.
+    ///
+    /// # Errors
+    /// The tokenizer refuses the text.
+    pub fn encode_spans(&self, text: &str, special: bool) -> Result<Vec<(u32, Range<usize>)>> {
+        let encoded = guarded(|| self.inner.encode(text, special));
+        let encoded = encoded.map_err(|problem| TextError::Tokens {
+            path: self.path.clone(),
+            problem,
+        })?;
+        let spans = encoded.get_offsets().iter().map(|&(from, to)| from..to);
+        let mut all: Vec<_> = encoded.get_ids().iter().copied().zip(spans).collect();
+        if special {
+            let want = self.encode_with_special(text)?;
+            match (want.len().cmp(&all.len()), want.first()) {
+                (Ordering::Greater, Some(&bos)) => all.insert(0, (bos, 0..0)),
+                (Ordering::Less, _) => {
+                    all.remove(0);
+                }
+                _ => {}
+            }
+        }
+        Ok(all)
+    }
+
     fn ids(&self, text: &str, special: bool) -> Result<Vec<u32>> {
         let encoded = guarded(|| self.inner.encode_fast(text, special));
         let encoded = encoded.map_err(|problem| TextError::Tokens {
@@ -138,6 +166,13 @@ impl Tokenizer {
     /// The id of a token by its spelling.
     pub fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
+    }
+
+    /// The id of a special token by its spelling: one that has no text.
+    pub fn special_id(&self, token: &str) -> Option<u32> {
+        let id = self.id(token)?;
+        let added = self.inner.get_added_tokens_decoder();
+        added.get(&id).is_some_and(|t| t.special).then_some(id)
     }
 
     /// Ids that the tokenizer has, added ones included.

@@ -1,6 +1,7 @@
 //! `eval` as users meet it: on the small trained model that the repository ships.
 
 mod limits;
+mod whole;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

@@ -8,6 +8,7 @@
 mod common;
 mod fixture;
 mod real;
+mod rotations;
 mod swaps;
 mod terms;
 
@@ -144,14 +145,10 @@ fn decoding_with_the_cache_follows_transformers() {
     }
 }
 
-/// The dynamic base leaves earlier keys as they were rotated, here as in `transformers`.
-fn pieces_matter(fixture: &Fixture) -> bool {
-    fixture.name == "llama_dynamic"
-}
-
+/// The fixture of `dynamic` scaling is longer than its original context.
 #[test]
 fn pieces_of_a_prompt_equal_the_whole() {
-    for fixture in decoders().filter(|f| !pieces_matter(f)) {
+    for fixture in decoders() {
         let (name, engine) = (&fixture.name, fixture.engine(2));
         let prompt = ids(&fixture.expected["input_ids"]);
         let expected = f32s(&fixture.expected["logits"]);
@@ -160,6 +157,7 @@ fn pieces_of_a_prompt_equal_the_whole() {
         let off = error(&whole, expected);
         assert!(off <= TOLERANCE, "{name}: whole, off by {off:e}");
         let (mut state, mut at) = (engine.state(2), 0);
+        state.expect(24);
         for length in [1, 5, 11, 7] {
             let tokens = columns(&prompt, 24, at, at + length);
             let piece = forward(&engine, &mut state, &tokens, Rows::All);
@@ -176,12 +174,13 @@ fn pieces_of_a_prompt_equal_the_whole() {
 
 #[test]
 fn sequences_are_set_back_by_themselves() {
-    for fixture in decoders().filter(|f| !pieces_matter(f)) {
+    for fixture in decoders() {
         let (name, engine) = (&fixture.name, fixture.engine(2));
         let prompt = ids(&fixture.expected["input_ids"]);
         let vocabulary = fixture.width("logits");
         let expected = f32s(&fixture.expected["logits"]);
         let mut state = engine.state(2);
+        state.expect(24);
         forward(&engine, &mut state, &prompt, Rows::Last);
         let copy = state.clone();
         state.truncate(0, 20);

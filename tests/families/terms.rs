@@ -9,7 +9,7 @@ use super::fixture::{Fixture, engine, exec, import};
 use hlrc::exec::{Data, Tensor};
 
 /// Pipelines that leave every kind of term, and the families that they are tried on.
-const PIPELINES: [(&str, &[&str]); 14] = [
+const PIPELINES: [(&str, &[&str]); 17] = [
     ("int8", &["llama", "gpt2", "qwen3_moe_plain"]),
     ("int8{group=row}", &["gemma2"]),
     ("int8{group=column}", &["qwen3"]),
@@ -27,6 +27,12 @@ const PIPELINES: [(&str, &[&str]); 14] = [
         &["qwen3_moe", "gpt2"],
     ),
     ("outlier{density=5%}", &["qwen2"]),
+    ("rotate,int4", &["llama", "gpt2"]),
+    (
+        "fold-rotations,int4",
+        &["llama", "qwen2", "mixtral", "gpt2"],
+    ),
+    ("fold-rotations{down=false},rotate,int3", &["mistral"]),
 ];
 
 fn tool(arguments: &[&Path]) {

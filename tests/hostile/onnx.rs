@@ -48,6 +48,22 @@ fn nested(dir: &Path, depth: usize) -> Vec<String> {
     graph(dir, inner)
 }
 
+/// A tensor that is one number repeated a hundred billion times, which nothing needs.
+fn repeated(dir: &Path) -> Vec<String> {
+    let long = |name: &str, value: i64| tensor(name, 7, &[1]).bytes(9, &value.to_le_bytes());
+    let nodes = Message::new()
+        .message(1, node("Relu", "a", &["x"], &["y"]))
+        .message(1, node("Tile", "b", &["one", "times"], &["t"]))
+        .message(1, node("ConstantOfShape", "c", &["times"], &["u"]))
+        .message(1, node("Expand", "d", &["one", "times"], &["v"]));
+    let weights = io(nodes)
+        .message(5, long("one", 1))
+        .message(5, long("times", 100_000_000_000));
+    let mut told = graph(dir, weights);
+    told.truncate(1);
+    [args(&["run"]), told, args(&["--prompt", "x"])].concat()
+}
+
 fn good() -> Message {
     tensor("w", 1, &[64, 64]).bytes(9, &floats())
 }
@@ -101,5 +117,6 @@ pub const CASES: &[Case] = cases! {
     "onnx: external length does not fit" |d| external(d, "weights.bin", "0", "100"), 3 ["\"w\""];
     "onnx: external offset is text" |d| external(d, "weights.bin", "zero", ""), 3 ["\"w\"", "zero"];
     "onnx: external without location" |d| external(d, "", "", ""), 3 ["\"w\""];
+    "onnx: repeated without end" repeated, 3 ["bad.onnx", "\"x\" besides token ids"];
     "onnx: link to itself" |d| { std::os::unix::fs::symlink("bad.onnx", d.join("bad.onnx")).expect("a link"); vec![text(d.join("bad.onnx"))] }, 3 ["bad.onnx"];
 };

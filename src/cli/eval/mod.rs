@@ -8,7 +8,7 @@ pub mod text;
 pub mod watch;
 
 use super::{Exit, Failure, load, opt, print, signal};
-use crate::eval::inputs::{Inputs, read_npz, token_inputs};
+use crate::eval::inputs::{Inputs, LARGEST, read_npz, token_inputs};
 use crate::eval::report::OutputsScore;
 use crate::eval::report::{Against, OutputsReport};
 use crate::eval::{EvalError, Evaluation, outputs};
@@ -17,6 +17,7 @@ use crate::report::progress::Progress;
 use crate::runtime::Place;
 use args::EvalArgs;
 use models::{Model, Opened, as_failure as failure, folder};
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use watch::Watch;
@@ -43,8 +44,17 @@ pub fn run(args: &EvalArgs) -> Result<Exit, Failure> {
 /// What was found of the models.
 pub fn evaluate(args: &EvalArgs, progress: &Progress) -> Result<Evaluation, Failure> {
     args.device.check()?;
+    if !args.inputs.is_empty() {
+        no_effect(args)?;
+    }
+    let mut room = LARGEST;
+    let arrays = args
+        .inputs
+        .iter()
+        .map(|path| read_npz(path, &mut room, signal::flag()).map_err(failure));
+    let arrays = arrays.collect::<Result<Vec<Inputs>, Failure>>()?;
     let open = |path: &std::path::Path| {
-        let opened = Opened::new(path)?;
+        let opened = Opened::new(path, &arrays)?;
         opened.tell(progress);
         Ok::<_, Failure>(opened)
     };
@@ -68,10 +78,21 @@ pub fn evaluate(args: &EvalArgs, progress: &Progress) -> Result<Evaluation, Fail
     for note in &notes {
         progress.warn(note);
     }
+    if args.inputs.is_empty() {
+        let tokens = || -> Result<usize, Failure> { Ok(text::tokenizer(args)?.size()) };
+        for model in original.iter().chain(&models) {
+            model.judge(&tokens)?;
+        }
+    }
     let is_text = match (args.inputs.is_empty(), models.first()) {
         (true, Some(first)) => first.predictor()?.is_some(),
         _ => false,
     };
+    if !is_text && let Some((model, why)) = models.iter().find_map(|m| Some((m, m.why_not()?))) {
+        let what = "is no causal language model, so that outputs are compared";
+        notes.push(format!("{} {what}: {why}", model.name));
+        progress.warn(notes.last().map_or("", String::as_str));
+    }
     if is_text {
         let original = reference.as_ref().zip(original.as_ref());
         let mut report = text::evaluate(args, progress, original, &models)?;
@@ -94,7 +115,7 @@ pub fn evaluate(args: &EvalArgs, progress: &Progress) -> Result<Evaluation, Fail
         );
     }
     no_effect(args)?;
-    let mut report = compare_outputs(args, progress, original, &models)?;
+    let mut report = compare_outputs(args, progress, original, (&models, &arrays))?;
     report.notes = notes;
     Ok(Evaluation::Outputs(report))
 }
@@ -128,25 +149,15 @@ fn compare_outputs(
     args: &EvalArgs,
     progress: &Progress,
     original: &Model,
-    models: &[Model],
+    (models, arrays): (&[Model], &[Inputs]),
 ) -> Result<OutputsReport, Failure> {
     let begun = Instant::now();
-    let (named, arrays, lines) = match args.inputs.is_empty() {
-        false => {
-            let arrays = args
-                .inputs
-                .iter()
-                .map(|path| read_npz(path).map_err(failure));
-            (
-                &args.inputs,
-                arrays.collect::<Result<Vec<Inputs>, Failure>>()?,
-                Vec::new(),
-            )
-        }
+    let (named, lines) = match args.inputs.is_empty() {
+        false => (&args.inputs, Vec::new()),
         true => {
             let all = std::iter::once(original).chain(models);
             let positions = all.filter_map(Model::positions).min();
-            (&args.data, Vec::new(), token_lines(args, positions)?)
+            (&args.data, token_lines(args, positions)?)
         }
     };
     let runs = arrays.len().max(lines.len());
@@ -158,8 +169,11 @@ fn compare_outputs(
         return Err(text::no_text(first));
     }
     let inputs = |engine: &Engine, index: usize| match (arrays.get(index), lines.get(index)) {
-        (Some(arrays), _) => Ok(arrays.clone()),
-        (None, line) => token_inputs(engine, &original.name, line.map_or(&[], Vec::as_slice)),
+        (Some(arrays), _) => Ok(Cow::Borrowed(arrays)),
+        (None, line) => {
+            let line = line.map_or(&[][..], Vec::as_slice);
+            token_inputs(engine, &original.name, line).map(Cow::Owned)
+        }
     };
     let mut scores = Vec::new();
     let mut watch = Watch::new(progress, &args.talk, runs * models.len(), "runs");

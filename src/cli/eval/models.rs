@@ -3,15 +3,18 @@
 use super::args::EvalArgs;
 use super::{Exit, Failure, failure, load, signal};
 use crate::cli::device::{DeviceModel, Planning};
+use crate::cli::errors;
 use crate::cli::run::args::PrecisionArg;
+use crate::eval::inputs::Inputs;
 use crate::eval::{Causal, EvalError, Predictor, Whole, cache};
 use crate::exec::{Engine, Options, Precision, Without};
 use crate::ir::site::sites;
 use crate::ir::{Term, text};
+use crate::passes::raise;
 use crate::report::progress::Progress;
 use crate::runtime::Place;
 use crate::weights::FileCache;
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -25,6 +28,8 @@ pub struct Model {
     pub engine: Engine,
     /// It on a GPU, where that was asked for.
     planned: Option<RefCell<DeviceModel>>,
+    /// Tokens that it knows if it predicts them in whole windows, else why it does not.
+    whole: OnceCell<Result<usize, String>>,
 }
 
 /// An imported model, and who it is.
@@ -35,11 +40,16 @@ pub struct Opened {
 }
 
 impl Opened {
-    /// Imports a model.
-    pub fn new(path: &Path) -> Result<Self, Failure> {
+    /// Imports a model: to be run on text, or on arrays, which it then takes as its source does.
+    pub fn new(path: &Path, arrays: &[Inputs]) -> Result<Self, Failure> {
+        let mut names = arrays.iter().flatten().map(|(name, _)| name);
+        let loaded = match arrays.is_empty() {
+            true => load::executable(path)?,
+            false => load::executable_as_is(path, names.any(|name| raise::is_past(name)))?,
+        };
         Ok(Self {
             path: path.to_path_buf(),
-            loaded: load::executable(path)?,
+            loaded,
             files: FileCache::new(),
         })
     }
@@ -85,6 +95,7 @@ impl Opened {
                 .collect(),
             engine,
             planned: None,
+            whole: OnceCell::new(),
         })
     }
 
@@ -172,7 +183,30 @@ impl Predictor for OnDevice<'_> {
 }
 
 impl Model {
-    /// It as a language model; `None` where it is none.
+    /// Finds out whether it is a language model of so many tokens, which are asked for where it takes that.
+    pub fn judge(&self, tokens: &dyn Fn() -> Result<usize, Failure>) -> Result<(), Failure> {
+        if self.planned.is_some()
+            || self.whole.get().is_some()
+            || self.engine.language_model().is_ok()
+        {
+            return Ok(());
+        }
+        let tokens = match Whole::fits(&self.engine) {
+            true => tokens()?,
+            false => 0,
+        };
+        let judged = Whole::judge(&self.engine, &self.name, tokens).map_err(failure)?;
+        let _ = self.whole.set(judged);
+        Ok(())
+    }
+
+    /// Why it is no language model, where it was taken for one by the name of its output.
+    pub fn why_not(&self) -> Option<&str> {
+        let why = self.whole.get()?.as_ref().err()?;
+        Whole::fits(&self.engine).then_some(why.as_str())
+    }
+
+    /// It as a language model; `None` where it was not [judged](Self::judge) to be one.
     pub fn predictor(&self) -> Result<Option<Box<dyn Predictor + '_>>, Failure> {
         if let Some(model) = &self.planned {
             return Ok(Some(Box::new(OnDevice {
@@ -184,13 +218,11 @@ impl Model {
         if let Ok(causal) = Causal::new(&self.engine, &self.name) {
             return Ok(Some(Box::new(causal)));
         }
-        match Whole::fits(&self.engine) {
-            false => Ok(None),
-            true => match Whole::new(&self.engine, &self.name) {
-                Ok(whole) => Ok(Some(Box::new(whole))),
-                Err(error) => Err(failure(error)),
-            },
-        }
+        let Some(Ok(vocabulary)) = self.whole.get() else {
+            return Ok(None);
+        };
+        let whole = Whole::new(&self.engine, &self.name, *vocabulary);
+        Ok(Some(Box::new(whole)))
     }
 
     /// Tokens that it was made for, where it says.
@@ -237,8 +269,7 @@ pub fn as_failure(error: EvalError) -> Failure {
             Failure::new(Exit::Input, text).help("--ref names the model that it was made from")
         }
         EvalError::Device { .. } => Failure::new(Exit::Failure, text),
-        EvalError::Exec { .. } | EvalError::Damaged { .. } | EvalError::Inputs { .. } => {
-            Failure::new(Exit::Input, text)
-        }
+        EvalError::Exec { source, .. } => Failure::new(errors::of_exec(&source), text),
+        EvalError::Damaged { .. } | EvalError::Inputs { .. } => Failure::new(Exit::Input, text),
     }
 }

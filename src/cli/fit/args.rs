@@ -27,7 +27,8 @@ pub struct FitArgs {
 /// A device's memory, and what it shall hold beside the weights.
 #[derive(Debug, Clone, Default, Args)]
 pub struct LoadArgs {
-    /// Memory of the device, as 24GiB; weights get what keys and values, activations and the reserve leave
+    /// Memory of the device, as 24GiB; tensors (files around them are not counted) get what keys and values,
+    /// activations and the reserve leave
     #[arg(long, value_name = "SIZE", value_parser = super::size, help_heading = DEVICE)]
     pub vram: Option<u64>,
     /// Tokens of each sequence [default: 8192, or the model's most]

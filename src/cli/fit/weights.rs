@@ -5,7 +5,7 @@ use crate::cli::{Failure, errors, signal};
 use crate::ir::site::{Site, sites};
 use crate::ir::{Module, Weight};
 use crate::pass::manager::schedule::ScheduleError;
-use crate::pass::manager::{self, Destination, PrintIr, RunOptions, Schedule};
+use crate::pass::manager::{self, Destination, RunOptions, Schedule};
 use crate::pass::pipeline::Pipeline;
 
 /// What the weights of a model take.
@@ -97,16 +97,7 @@ impl<'a> Weights<'a> {
         let pipeline =
             Pipeline::parse(pipeline).map_err(|e| errors::schedule(&ScheduleError::Syntax(e)))?;
         let schedule = Schedule::new(&pipeline, &[], None).map_err(|e| errors::schedule(&e))?;
-        let options = RunOptions {
-            seed: 0,
-            threads: 1,
-            mem_limit: None,
-            verify_each: false,
-            bisect_limit: None,
-            print: PrintIr::default(),
-            moments: None,
-            interrupt: signal::flag(),
-        };
+        let options = RunOptions::new(1, signal::flag());
         let plan = manager::plan(self.module, &schedule, &options, Destination::Folder);
         let plan = plan.map_err(|error| errors::run(&error))?;
         let planned = plan.sites.iter().map(|site| (site.bytes, site.after));

@@ -10,10 +10,10 @@ use super::table::Table;
 use super::{Exit, Failure, errors, print};
 use crate::ir::site::sites;
 use crate::ir::{Matrix, Module, Term, WeightId};
+use crate::pass::Calibration;
 use crate::pass::manager::Schedule;
 use crate::pass::pipeline::Pipeline;
 use crate::pass::pipeline::preset::Preset;
-use crate::pass::{Calibration, Pass};
 use crate::report::human;
 use args::{QuantizeArgs, named};
 use clap::Parser;
@@ -49,11 +49,8 @@ pub fn run(args: &QuantizeArgs) -> Result<Exit, Failure> {
 fn uses_statistics(preset: &Preset) -> Result<bool, Failure> {
     let pipeline = Pipeline::parse(preset.pipeline)?;
     let schedule = Schedule::new(&pipeline, &[], None).map_err(|e| errors::schedule(&e))?;
-    let uses = |pass: &Pass| match pass {
-        Pass::Matrix(pass) => pass.calibration() != Calibration::Unused,
-        Pass::Module(_) => false,
-    };
-    Ok(schedule.steps.iter().any(|step| uses(&step.pass)))
+    let mut steps = schedule.steps.iter();
+    Ok(steps.any(|step| step.pass.calibration() != Calibration::Unused))
 }
 
 /// `[OUT] TYPE [THREADS]`, told apart.

@@ -5,7 +5,7 @@ pub mod args;
 use super::args::OptArgs;
 use super::opt::{progress, write_text};
 use super::target::{Target, report_beside};
-use super::{Exit, Failure, load, print, signal};
+use super::{Exit, Failure, errors, load, print, signal};
 use crate::eval::Evaluation;
 use crate::export::hlrc::REPORT_FILE;
 use crate::report::html::{Page, render};
@@ -166,9 +166,10 @@ fn decompose(
             format!("--ref {}: {error}", original.display()),
         )
         .help("name the model that the output was made from"),
-        SpectraError::Store { .. } => {
-            Failure::new(Exit::Input, format!("{}: {error}", original.display()))
-        }
+        SpectraError::Store { source, .. } => Failure::new(
+            errors::of_store(source),
+            format!("{}: {error}", original.display()),
+        ),
     })?;
     if let Spectra::Found { left_out, .. } = &found {
         for (name, why) in left_out {

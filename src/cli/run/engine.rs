@@ -87,6 +87,10 @@ impl LanguageModel for Causal<'_> {
         }
     }
 
+    fn expect(&mut self, tokens: usize) {
+        self.state.expect(tokens);
+    }
+
     fn rewind(&mut self, keep: usize) -> usize {
         self.state.truncate(0, keep);
         self.state.len(0)

@@ -191,6 +191,11 @@ fn settings(
         context,
         sampling,
         stops: args.stop.clone(),
+        stop_tokens: args
+            .stop
+            .iter()
+            .filter_map(|stop| Some((tokenizer.special_id(stop)?, stop.clone())))
+            .collect(),
         ends: if args.ignore_eos {
             Vec::new()
         } else {

@@ -21,6 +21,8 @@ use crate::weights::DType;
 pub(super) struct Foreign {
     inputs: Vec<ValueId>,
     outputs: Vec<ValueId>,
+    /// The first op of which a position's result may depend on other positions.
+    mixing: Option<String>,
     #[cfg(feature = "tract")]
     runner: tract::Runner,
 }
@@ -68,6 +70,7 @@ impl Foreign {
                 inputs,
                 outputs,
                 runner,
+                mixing: mixing(module, graph, ops),
             })
         }
         #[cfg(not(feature = "tract"))]
@@ -86,6 +89,11 @@ impl Foreign {
     /// Values that come out.
     pub(super) fn outputs(&self) -> &[ValueId] {
         &self.outputs
+    }
+
+    /// The first op of which a position's result may depend on other positions, as messages call it.
+    pub(super) fn mixing(&self) -> Option<&str> {
+        self.mixing.as_deref()
     }
 
     /// Runs the ops.
@@ -108,6 +116,89 @@ impl Foreign {
             Ok(Vec::new())
         }
     }
+}
+
+/// Ops whose results at a position follow from the same position of their inputs.
+#[cfg(feature = "tract")]
+const BY_POSITION: [&str; 40] = [
+    "Abs",
+    "Add",
+    "Cast",
+    "Ceil",
+    "Celu",
+    "Clip",
+    "Cos",
+    "Div",
+    "Elu",
+    "Erf",
+    "Exp",
+    "Floor",
+    "Gelu",
+    "HardSigmoid",
+    "HardSwish",
+    "Identity",
+    "LeakyRelu",
+    "Log",
+    "Max",
+    "Min",
+    "Mish",
+    "Mod",
+    "Mul",
+    "Neg",
+    "PRelu",
+    "Pow",
+    "Reciprocal",
+    "Relu",
+    "Round",
+    "Selu",
+    "Sigmoid",
+    "Sign",
+    "Sin",
+    "Softplus",
+    "Softsign",
+    "Sqrt",
+    "Sub",
+    "Sum",
+    "Swish",
+    "Tanh",
+];
+
+#[cfg(feature = "tract")]
+fn mixing(module: &Module, graph: &Graph, ops: &[OpId]) -> Option<String> {
+    // One number, or one per column: the same at every position.
+    let even = |id: WeightId| {
+        let dims = module.weight(id).map_or(&[][..], |weight| &weight.dims);
+        let rows = dims.split_last().map_or(&[][..], |(_, rows)| rows);
+        rows.iter().all(|&d| d == 1)
+    };
+    let by_position = |op: &crate::ir::Op| {
+        let OpKind::Onnx(onnx) = &op.kind else {
+            return false;
+        };
+        let standard = matches!(onnx.domain.as_str(), "" | "ai.onnx");
+        let attrs = onnx.attrs.iter().filter_map(|(_, attr)| match attr {
+            crate::ir::Attr::Weight(id) => Some(*id),
+            _ => None,
+        });
+        let inputs = op.inputs.iter().filter_map(|operand| match operand {
+            Operand::Weight(id) => Some(*id),
+            _ => None,
+        });
+        let known = onnx.op_type == "Constant" || BY_POSITION.contains(&onnx.op_type.as_str());
+        standard && known && attrs.chain(inputs).all(even)
+    };
+    let found = ops
+        .iter()
+        .filter_map(|id| graph.op(*id))
+        .find(|op| !by_position(op))?;
+    let kind = match &found.kind {
+        OpKind::Onnx(onnx) => format!("onnx.{}", onnx.op_type),
+        _ => String::new(),
+    };
+    Some(match found.name.is_empty() {
+        true => kind,
+        false => format!("{kind} {:?}", found.name),
+    })
 }
 
 fn label(graph: &Graph, ops: &[OpId]) -> Label {

@@ -19,7 +19,7 @@ use crate::ir::{Module, Type};
 use crate::store::Reader;
 use crate::weights::DType;
 
-/// Longest that tract may think about one set of shapes.
+/// Longest that tract may read a model, or think about one set of shapes.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Between two looks at whether somebody asked to stop.
@@ -66,8 +66,14 @@ impl Runner {
         let file = temporary();
         export(part, reader.files(), &file.0, Options::default())
             .map_err(|e| label.unsupported(e.to_string()))?;
-        let model = tract_onnx::onnx().model_for_path(&file.0);
-        let model = model.map_err(|e| label.unsupported(format!("tract: {e:#}")))?;
+        let path = file.0.clone();
+        let read = move || tract_onnx::onnx().model_for_path(&path);
+        let model = match apart(read, Some(LIMIT), None) {
+            Ok(Ok(model)) => Ok(model),
+            Ok(Err(e)) => Err(format!("tract: {e:#}")),
+            Err(why) => Err(why.told("reads")),
+        };
+        let model = model.map_err(|problem| label.unsupported(problem))?;
         let graph = part.graphs.first();
         let declared = |v: &crate::ir::ValueId| {
             let ty = graph.and_then(|g| g.value(*v)).and_then(|v| v.ty.as_ref());
@@ -150,9 +156,7 @@ impl Runner {
             Ok(Ok(plan)) => return Ok(plan),
             Err(Apart::Interrupted) => return Err(ExecError::Interrupted),
             Ok(Err(e)) => format!("tract: {e:#}"),
-            Err(Apart::Late) => format!("tract found no plan within {} seconds", LIMIT.as_secs()),
-            Err(Apart::Gone) => "tract gave up".to_string(),
-            Err(Apart::NoThread(why)) => why,
+            Err(why) => why.told("plans"),
         };
         Err(self.label.unsupported(problem))
     }
@@ -166,6 +170,18 @@ enum Apart {
     /// It panicked.
     Gone,
     NoThread(String),
+}
+
+impl Apart {
+    /// What became of reading, or of planning.
+    fn told(self, what: &str) -> String {
+        match self {
+            Apart::Late => format!("tract {what} it for more than {} seconds", LIMIT.as_secs()),
+            Apart::Gone => "tract gave up".to_string(),
+            Apart::NoThread(why) => why,
+            Apart::Interrupted => "interrupted".to_string(),
+        }
+    }
 }
 
 /// Works on a thread of its own. Where `stop` is set or the time is up, that thread is left alone.

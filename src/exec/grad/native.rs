@@ -52,6 +52,10 @@ pub(super) fn backward(
         Prepared::Softcap(cap) => pointwise(run, step, |pool, x, dy| {
             activation::softcap(pool, *cap, x, dy)
         }),
+        Prepared::Hadamard { rotation, inverse } => {
+            let dy = run.own(step, 0)?;
+            Ok(vec![Some(ops::turned(run, step, dy, rotation, !inverse)?)])
+        }
         Prepared::Scale(factor) => {
             let factor = match step.inputs.get(2) {
                 None | Some(Arg::None) => *factor,

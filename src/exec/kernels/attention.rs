@@ -396,6 +396,10 @@ fn soften_row_body<S: Vector>(
         new = new.max(score);
     }
     if new == f32::NEG_INFINITY {
+        // Maxima pass over what is no number.
+        if scores.iter().any(|score| score.is_nan()) {
+            *total = f32::NAN;
+        }
         scores.fill(0.0);
         return 1.0;
     }
@@ -463,7 +467,7 @@ fn finish(queries: Range<usize>, dim: usize, state: &State<'_>, tile: &mut Tile<
         for (g, out) in out.chunks_mut(dim).enumerate() {
             let row = query * group + g;
             let total = totals[row];
-            let factor = if total > 0.0 { 1.0 / total } else { 0.0 };
+            let factor = if total == 0.0 { 0.0 } else { 1.0 / total };
             for (o, sum) in out.iter_mut().zip(&state.sums[row * padded..]) {
                 *o = sum * factor;
             }

@@ -75,9 +75,11 @@ impl RopeTable {
 
     /// Cosines and sines of tokens at `positions`.
     ///
-    /// Dynamic scaling goes by the largest of them, as if it were the end of the sequence.
-    pub fn angles(&self, positions: &[u32]) -> Angles {
-        let longer = self.dynamic_frequencies(positions);
+    /// Dynamic scaling goes by the length of the sequence: the largest position's, or `expected` where
+    /// more tokens are known to follow.
+    pub fn angles(&self, positions: &[u32], expected: usize) -> Angles {
+        let last = positions.iter().max().map_or(0, |&p| u64::from(p) + 1);
+        let longer = self.dynamic_frequencies(last.max(expected as u64));
         let frequencies = longer.as_ref().unwrap_or(&self.inverse_frequencies);
         let pairs = frequencies.len();
         let mut cos = Vec::with_capacity(positions.len() * pairs);
@@ -93,7 +95,7 @@ impl RopeTable {
     }
 
     /// Frequencies of a base that has grown with the length, where it has (NTK-aware scaling).
-    fn dynamic_frequencies(&self, positions: &[u32]) -> Option<Vec<f32>> {
+    fn dynamic_frequencies(&self, length: u64) -> Option<Vec<f32>> {
         let Some(RopeScaling::Dynamic {
             factor,
             original_context,
@@ -101,7 +103,6 @@ impl RopeTable {
         else {
             return None;
         };
-        let length = positions.iter().max().map_or(0, |&p| u64::from(p) + 1);
         if length <= original_context || self.rotary_dim <= 2 {
             return None;
         }
@@ -254,7 +255,7 @@ mod tests {
         let (tokens, heads, head_dim, pairs) = (9, 3, 20, 8);
         let table = RopeTable::new(10_000.0, 2 * pairs, None);
         let positions: Vec<u32> = (0..tokens as u32).map(|i| i * i * 7).collect();
-        let angles = table.angles(&positions);
+        let angles = table.angles(&positions, 0);
         let x = noise(1, tokens * heads * head_dim);
         for interleaved in [false, true] {
             let mut out = x.clone();
@@ -301,7 +302,7 @@ mod tests {
 
     /// Cosines of the last of `positions`, against those that transformers 5.23 computes.
     fn check(theta: f64, dim: usize, scaling: RopeScaling, positions: &[u32], want: &[f32]) {
-        let angles = RopeTable::new(theta, dim, Some(&scaling)).angles(positions);
+        let angles = RopeTable::new(theta, dim, Some(&scaling)).angles(positions, 0);
         let got = &angles.cos[angles.cos.len() - angles.pairs..];
         assert_eq!(got.len(), want.len());
         for (got, want) in got.iter().zip(want) {

@@ -34,7 +34,6 @@ impl Preparer<'_> {
         let name = term.tensors.first();
         let weight = name.and_then(|(_, id)| self.module.weight(*id));
         let weight = weight.map_or(String::new(), |w| w.name.clone());
-        let refused = |e: PassError| refused(&weight, &e);
         let mut tensors = Vec::with_capacity(term.tensors.len());
         for (name, id) in &term.tensors {
             let (dtype, shape) = match self.module.weight(*id) {
@@ -51,12 +50,16 @@ impl Preparer<'_> {
             });
         }
         let prepared = PreparedCustom {
-            kind: kind::needed(&term.kind).map_err(refused)?,
+            kind: kind::needed(&term.kind).map_err(|e| StoreError::Kind {
+                weight: weight.clone(),
+                problem: e.to_string(),
+            })?,
             attrs: term.attrs.clone(),
             tensors,
         };
         let view = prepared.view(self.rows, self.cols)?;
-        prepared.kind.check(&view).map_err(refused)?;
+        let checked = prepared.kind.check(&view);
+        checked.map_err(|e| super::damaged(&weight, e.to_string()))?;
         Ok(prepared)
     }
 }
@@ -144,6 +147,30 @@ impl PreparedMatrix {
         }
     }
 
+    /// From the gradient by the matrix, those by the term's tensors; zeros where its kind has no rule.
+    pub(super) fn custom_gradients(
+        &self,
+        term: &PreparedCustom,
+        dw: &[f32],
+    ) -> Result<Vec<Vec<f32>>, ExecError> {
+        let view = term.view(self.rows, self.cols)?;
+        let sizes = view.tensors.iter().map(|t| t.elements());
+        let sizes: Vec<usize> = sizes.collect();
+        let made = match term.kind.backward(&view, dw) {
+            None => return Ok(sizes.into_iter().map(|n| vec![0.0; n]).collect()),
+            Some(made) => made.map_err(|e| refused(term.weight(), &e))?,
+        };
+        let fit = made.len() == sizes.len() && made.iter().zip(&sizes).all(|(g, n)| g.len() == *n);
+        if !fit {
+            let what = format!(
+                "terms of the kind {}: its gradients are not of its tensors' sizes",
+                term.kind.name()
+            );
+            return Err(refused(term.weight(), &PassError::new(what)));
+        }
+        Ok(made)
+    }
+
     /// Adds a row of the term.
     pub(super) fn add_custom_row(
         &self,
@@ -176,7 +203,7 @@ fn multiply(w: &[f32], cols: usize, x: &[f32], rows: usize, out: &mut [f32]) {
 }
 
 fn refused(weight: &str, error: &PassError) -> ExecError {
-    ExecError::Store(StoreError::Kind {
+    ExecError::Store(StoreError::Plugin {
         weight: weight.to_string(),
         problem: error.to_string(),
     })

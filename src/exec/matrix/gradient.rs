@@ -219,6 +219,10 @@ impl PreparedMatrix {
             (Part::Values, PreparedTerm::Columns { columns, values }) => {
                 terms::column_entries(&self.columns(columns, values)?, dw)
             }
+            (Part::Tensor(at), PreparedTerm::Custom(custom)) => {
+                let made = self.custom_gradients(custom, dw)?;
+                made.into_iter().nth(usize::from(at)).ok_or_else(unfit)?
+            }
             _ => return Err(unfit()),
         })
     }

@@ -25,6 +25,7 @@ pub(super) fn label(grad: &Grad) -> &'static str {
             Native::Mul => "grad.mul",
             Native::Scale { .. } => "grad.scale",
             Native::Softcap { .. } => "grad.softcap",
+            Native::Hadamard { .. } => "grad.hadamard",
             Native::Slice { .. } => "grad.slice",
             Native::Positions => "grad.positions",
             Native::FirstToken => "grad.first_token",

@@ -304,7 +304,7 @@ fn put_data(message: &mut Message, weight: &Weight, field: Option<&str>, sources
             offset: *offset,
             len: *len,
         },
-        Storage::Synthetic(_) | Storage::Concat(_) | Storage::Absent => {
+        Storage::Synthetic(_) | Storage::Concat(_) | Storage::Rotated(_) | Storage::Absent => {
             let source = sources.generated(&weight.name);
             Blob::At {
                 source,

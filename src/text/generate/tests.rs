@@ -98,6 +98,7 @@ fn settings() -> Settings {
         context: 1000,
         sampling: Sampling::default(),
         stops: Vec::new(),
+        stop_tokens: Vec::new(),
         ends: vec![u32::from(b'.')],
     }
 }
@@ -149,6 +150,15 @@ fn goes_on_until_something_ends_it() {
     assert_eq!(
         (made.text.as_str(), made.finish),
         ("abc", Finish::Stop("de".into()))
+    );
+    let special = Settings {
+        stop_tokens: vec![(u32::from(b'.'), "<end>".into())],
+        ..settings()
+    };
+    let made = once("ab.cdef", &special);
+    assert_eq!(
+        (made.text.as_str(), made.tokens.len(), made.finish),
+        ("ab", 2, Finish::Stop("<end>".into()))
     );
     let through = Settings {
         ends: Vec::new(),

@@ -113,14 +113,15 @@ fn merge(stretches: &[&[f32]], (row, rows, padded): (usize, usize, usize), out: 
         .fold(f32::NEG_INFINITY, f32::max);
     out.fill(0.0);
     let mut all = 0.0;
-    for stretch in stretches.iter().filter(|s| total(s) > 0.0) {
+    // A total that is no number is told: what it comes from must not be lost.
+    for stretch in stretches.iter().filter(|s| total(s) != 0.0) {
         let factor = (maximum(stretch) - most).exp();
         all += total(stretch) * factor;
         for (o, sum) in out.iter_mut().zip(&stretch[row * padded..]) {
             *o += sum * factor;
         }
     }
-    if all > 0.0 {
+    if all != 0.0 {
         out.iter_mut().for_each(|o| *o /= all);
     }
 }

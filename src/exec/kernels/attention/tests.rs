@@ -197,3 +197,41 @@ fn nothing_to_attend_to_gives_zeros() {
         check(&shape, &[case]);
     }
 }
+
+/// What is no number reaches the output, however the keys are cut.
+#[test]
+fn no_number_is_lost() {
+    let shape = AttentionShape {
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 16,
+        scale: 0.25,
+        causal: true,
+        window: None,
+        softcap: None,
+    };
+    // Many keys and a single query are cut into stretches; more queries are not.
+    for (queries, past) in [(1, 3000), (40, 3000), (5, 0)] {
+        for part in 0..3 {
+            for bad in [f32::NAN, f32::INFINITY] {
+                let mut case = case(&shape, 7, queries, past, false);
+                match part {
+                    0 => case.queries.fill(bad),
+                    1 => case.keys[..shape.head_dim].fill(bad),
+                    _ => case.values[..shape.head_dim].fill(bad),
+                }
+                let sequence = Sequence {
+                    queries: &case.queries,
+                    keys: Keys::Rows(&case.keys),
+                    values: &case.values,
+                    past,
+                    mask: None,
+                };
+                let mut out = vec![0.0; case.queries.len()];
+                attention(&Pool::new(2), &shape, &[sequence], &mut out);
+                let lost = out.iter().filter(|x| x.is_finite()).count();
+                assert_eq!(lost, 0, "{queries} queries, part {part}, {bad}");
+            }
+        }
+    }
+}

@@ -4,7 +4,9 @@
 //! The fixtures of `tests/fixtures/raise` and what ONNX Runtime makes of them come from its
 //! `make.py`; no Python is needed here.
 
+#[path = "../common/mod.rs"]
 mod common;
+mod masks;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -83,29 +85,34 @@ fn raised_models_compute_what_onnx_runtime_does() {
     let expected = tensors(Path::new("tests/fixtures/raise/expected.safetensors"));
     for name in WHOLE {
         let module = raised(&Path::new("tests/fixtures/raise").join(format!("{name}.onnx")));
-        let own = |n: &str| expected.get(&format!("{name}/{n}")).cloned();
-        let engine = Engine::new(&module, &FileCache::new(), &Options::default());
-        let engine = engine.unwrap_or_else(|e| panic!("{name}: {e}"));
-        let given = engine.inputs().iter().map(|port| {
-            let tensor = own(&port.name).unwrap_or_else(|| panic!("{name}: {}", port.name));
-            (port.name.as_str(), tensor)
-        });
-        let given: Vec<_> = given.collect();
-        let outputs = engine.run(&given).unwrap_or_else(|e| panic!("{name}: {e}"));
-        for (output, found) in outputs {
-            let wanted = own(&output).unwrap_or_else(|| panic!("{name}: {output}"));
-            let (Data::F32(a), Data::F32(b)) = (&found.data, &wanted.data) else {
-                panic!("{name}: {output} is no floats");
-            };
-            assert_eq!(found.shape, wanted.shape, "{name}: {output}");
-            let top = b.iter().fold(0f32, |m, x| m.max(x.abs()));
-            let worst = a.iter().zip(b).fold(0f32, |m, (x, y)| m.max((x - y).abs()));
-            println!("{name}: {output}: {:.1e}", worst / top);
-            assert!(
-                worst <= TOLERANCE * top,
-                "{name}: {output}: {worst} of {top}"
-            );
-        }
+        agrees(name, &module, &expected);
+    }
+}
+
+/// Runs a module on a fixture's inputs and compares all that it makes.
+fn agrees(name: &str, module: &Module, expected: &BTreeMap<String, Tensor>) {
+    let own = |n: &str| expected.get(&format!("{name}/{n}")).cloned();
+    let engine = Engine::new(module, &FileCache::new(), &Options::default());
+    let engine = engine.unwrap_or_else(|e| panic!("{name}: {e}"));
+    let given = engine.inputs().iter().map(|port| {
+        let tensor = own(&port.name).unwrap_or_else(|| panic!("{name}: {}", port.name));
+        (port.name.as_str(), tensor)
+    });
+    let given: Vec<_> = given.collect();
+    let outputs = engine.run(&given).unwrap_or_else(|e| panic!("{name}: {e}"));
+    for (output, found) in outputs {
+        let wanted = own(&output).unwrap_or_else(|| panic!("{name}: {output}"));
+        let (Data::F32(a), Data::F32(b)) = (&found.data, &wanted.data) else {
+            panic!("{name}: {output} is no floats");
+        };
+        assert_eq!(found.shape, wanted.shape, "{name}: {output}");
+        let top = b.iter().fold(0f32, |m, x| m.max(x.abs()));
+        let worst = a.iter().zip(b).fold(0f32, |m, (x, y)| m.max((x - y).abs()));
+        println!("{name}: {output}: {:.1e}", worst / top);
+        assert!(
+            worst <= TOLERANCE * top,
+            "{name}: {output}: {worst} of {top}"
+        );
     }
 }
 
