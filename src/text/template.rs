@@ -214,7 +214,7 @@ fn tojson(value: &Value, args: Kwargs) -> Result<String, Error> {
 #[derive(Clone, Copy)]
 struct Form {
     indent: Option<usize>,
-    /// Other letters as `\uXXXX`.
+    /// Letters beyond ASCII as `\u` and four hexadecimal digits.
     ascii: bool,
     /// Keys in order.
     sorted: bool,
