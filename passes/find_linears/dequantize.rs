@@ -4,7 +4,7 @@ use super::coded::is_contrib;
 use super::{Constant, Finder, int};
 use crate::ir::{Attr, Attrs, OnnxOp, OpKind, Operand, Storage, ValueId, Weight, WeightId};
 use crate::numeric::quant::unpack_row;
-use crate::weights::read::decode_f32;
+use crate::weights::read::{decode_f32, encode_f32};
 use crate::weights::{DType, MappedFile};
 
 /// Decoded weights are held in memory, so larger ones stay as they are.
@@ -60,7 +60,7 @@ impl Finder<'_> {
             };
             *value = (*value - zero) * scales.get(index)?;
         }
-        let bytes = encode(scale.dtype, &values)?;
+        let bytes = encode_f32(scale.dtype, &values)?;
         let mut meta = Attrs::new();
         meta.set("dequantized", Attr::str(&weight.name));
         let mut spelled = Attrs::new();
@@ -149,7 +149,7 @@ impl Finder<'_> {
                 values.push((f32::from(*code) - middle) * steps.get(col / block)?);
             }
         }
-        let bytes = encode(scales.dtype, &values)?;
+        let bytes = encode_f32(scales.dtype, &values)?;
         let name = &self.module.weight(codes.weight)?.name;
         let name = self.weight_name(format!("{name}.dequantized"));
         let dims = vec![*indices.dims.first()?, cols as u64];
@@ -228,20 +228,4 @@ impl Grid {
         let (row, col) = (at / self.cols, at % self.cols);
         usize::try_from(row / self.row_block * self.per_row + col / self.col_block).ok()
     }
-}
-
-/// Values as elements of a float type.
-pub(super) fn encode(dtype: DType, values: &[f32]) -> Option<Vec<u8>> {
-    Some(match dtype {
-        DType::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        DType::F16 => values
-            .iter()
-            .flat_map(|x| half::f16::from_f32(*x).to_le_bytes())
-            .collect(),
-        DType::BF16 => values
-            .iter()
-            .flat_map(|x| half::bf16::from_f32(*x).to_le_bytes())
-            .collect(),
-        _ => return None,
-    })
 }

@@ -5,6 +5,7 @@ use crate::ir::{
     Attr, Attrs, Layout, Linear, OnnxOp, Op, OpId, OpKind, Operand, Storage, ValueId, Weight,
     WeightId,
 };
+use crate::weights::read::encode_f32;
 
 /// What becomes of a Gemm's C.
 enum Addend {
@@ -87,7 +88,7 @@ impl Finder<'_> {
             values = vec![*values.first()?; usize::try_from(out).ok()?];
         }
         values.iter_mut().for_each(|value| *value *= beta);
-        let bytes = super::dequantize::encode(constant.dtype, &values)?;
+        let bytes = encode_f32(constant.dtype, &values)?;
         let stem = &self.module.weight(constant.weight)?.name;
         let name = self.weight_name(format!("{stem}.scaled"));
         Some(self.patch.add_weight(Weight {

@@ -1,13 +1,11 @@
 //! Weights that are turned when they are read.
 
-use half::{bf16, f16};
-
 use super::reader::{in_memory, synthetic_shape};
 use super::{Located, Reader, StoreError, synthetic};
 use crate::ir::{Gain, Module, Rotated, Storage, Turn, Weight, WeightId};
 use crate::numeric::hadamard::Rotation;
 use crate::weights::DType;
-use crate::weights::read::decode_f32;
+use crate::weights::read::{decode_f32, encode_f32};
 
 /// The coordinates of a turned matrix's inputs: what turns them, and the gain that they are divided by.
 pub type Coordinates = (Option<Turn>, Option<Vec<f32>>);
@@ -145,18 +143,7 @@ fn bytes(
         let rotation = rotation(turn)?;
         rotation.rotate_cols_with(&mut values, cols, &signs(turn, rows)?);
     }
-    Some(match dtype {
-        DType::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        DType::BF16 => {
-            let short = |x: &f32| bf16::from_f32(*x).to_le_bytes();
-            values.iter().flat_map(short).collect()
-        }
-        DType::F16 => {
-            let half = |x: &f32| f16::from_f32(*x).to_le_bytes();
-            values.iter().flat_map(half).collect()
-        }
-        _ => return None,
-    })
+    encode_f32(dtype, &values)
 }
 
 /// Second moments `[n, n]` of a matrix's inputs, or their diagonal, in the coordinates of the turned

@@ -2,6 +2,7 @@
 
 use crate::ir::Synthetic;
 use crate::weights::DType;
+use crate::weights::read::encode_f32;
 
 /// SplitMix64 (Steele, Lea, Flood 2014): small, seedable, the same everywhere.
 struct Random(u64);
@@ -62,16 +63,6 @@ pub(super) fn values(recipe: &Synthetic, rows: usize, cols: usize) -> Vec<f32> {
 /// The same as stored bytes.
 pub(super) fn bytes(recipe: &Synthetic, dtype: DType, rows: usize, cols: usize) -> Vec<u8> {
     let values = values(recipe, rows, cols);
-    match dtype {
-        DType::BF16 => {
-            let half = |x: &f32| half::bf16::from_f32(*x).to_le_bytes();
-            values.iter().flat_map(half).collect()
-        }
-        DType::F16 => {
-            let half = |x: &f32| half::f16::from_f32(*x).to_le_bytes();
-            values.iter().flat_map(half).collect()
-        }
-        DType::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        _ => vec![0; dtype.bytes_for(values.len() as u64).unwrap_or(0) as usize],
-    }
+    let none = || vec![0; dtype.bytes_for(values.len() as u64).unwrap_or(0) as usize];
+    encode_f32(dtype, &values).unwrap_or_else(none)
 }

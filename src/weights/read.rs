@@ -10,7 +10,7 @@ use super::{DType, MappedFile, Result, WeightsError};
 
 mod decode;
 
-pub use decode::decode_f32;
+pub use decode::{decode_f32, encode_f32};
 
 /// Rows of a block that is transposed at once: long runs of stored elements.
 const BLOCK_ROWS: usize = 128;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
-use half::{bf16, f16};
+use half::f16;
 
 use super::{Kind, kind as kind_of, term_of};
 use crate::ir::{LowRankTerm, Matrix, Module, Op, Part, QuantTerm, Term, WeightId};
@@ -15,7 +15,7 @@ use crate::store::{Reader, StoreError};
 use crate::train::TrainError;
 use crate::train::grad::{Parameter, What};
 use crate::weights::DType;
-use crate::weights::read::decode_f32;
+use crate::weights::read::{decode_f32, encode_f32};
 
 /// How the values of a trained tensor are stored.
 #[derive(Clone, Debug, PartialEq)]
@@ -253,17 +253,8 @@ impl Codec {
     ) -> Result<Vec<(String, Bytes)>, String> {
         match self {
             Codec::Float { name, dtype } => {
-                let bytes: Vec<u8> = match dtype {
-                    DType::F16 => values
-                        .iter()
-                        .flat_map(|&x| f16::from_f32(x).to_le_bytes())
-                        .collect(),
-                    DType::BF16 => values
-                        .iter()
-                        .flat_map(|&x| bf16::from_f32(x).to_le_bytes())
-                        .collect(),
-                    _ => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-                };
+                let bytes = encode_f32(*dtype, values)
+                    .ok_or_else(|| format!("{name}: {dtype:?} cannot be trained"))?;
                 let largest = values.iter().fold(0f32, |m, x| m.max(x.abs()));
                 if *dtype == DType::F16 && !f16::from_f32(largest).is_finite() {
                     return Err(format!("{name}: {largest} is beyond f16"));

@@ -1,7 +1,7 @@
 //! Stored elements of every real type as f32.
 
 use super::super::DType;
-use crate::numeric::float::{Float, decode_into, small_to_f32};
+use crate::numeric::float::{Float, decode_into, encode_bf16, encode_f16, small_to_f32};
 
 /// True for types whose elements are single real numbers.
 pub(super) fn is_supported(dtype: DType) -> bool {
@@ -84,6 +84,17 @@ fn decode_packed(
 fn signed(code: u32, bits: u32) -> f32 {
     let value = code as i32;
     (value - (value >> (bits - 1) << bits)) as f32
+}
+
+/// Values as stored elements, little-endian, rounded to the nearest; `None` for other types than f32, f16
+/// and bf16.
+pub fn encode_f32(dtype: DType, values: &[f32]) -> Option<Vec<u8>> {
+    Some(match dtype {
+        DType::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        DType::F16 => encode_f16(values),
+        DType::BF16 => encode_bf16(values),
+        _ => return None,
+    })
 }
 
 #[cfg(test)]

@@ -1,14 +1,12 @@
 //! `plugin check` of kinds of terms: what a kind can do besides decoding agrees with what it decodes.
 
-use half::{bf16, f16};
-
 use crate::ir::site::sites;
 use crate::ir::text::parse;
 use crate::pass::kind::{self, CustomView, OnnxForm, TermKind};
 use crate::pass::terms::{CustomData, TermData};
 use crate::pass::{MatrixPass, Peel};
 use crate::store::Reader;
-use crate::weights::read::decode_f32;
+use crate::weights::read::{decode_f32, encode_f32};
 use crate::weights::{DType, FileCache};
 
 type Result<T> = std::result::Result<T, String>;
@@ -179,8 +177,11 @@ fn slopes(kind: &dyn TermKind, term: &CustomData, w: &[f32]) -> Result<Option<us
         }
         let moved = values.iter().enumerate();
         let moved: Vec<f32> = moved.map(|(i, v)| v + STEP * size * noise(13, i)).collect();
+        let Some(bytes) = encode_f32(tensor.dtype, &moved) else {
+            continue;
+        };
         let mut other = term.clone();
-        other.tensors[at].bytes = stored(tensor.dtype, &moved);
+        other.tensors[at].bytes = bytes;
         // As they are stored: the step is what it is behind rounding.
         let stored = floats(tensor.dtype, &other.tensors[at].bytes).unwrap_or_default();
         let there = decoded(kind, &other.view())?;
@@ -212,20 +213,6 @@ fn floats(dtype: DType, bytes: &[u8]) -> Option<Vec<f32>> {
     };
     let mut values = vec![0f32; bytes.len() / size];
     decode_f32(dtype, bytes, &mut values).then_some(values)
-}
-
-fn stored(dtype: DType, values: &[f32]) -> Vec<u8> {
-    match dtype {
-        DType::F16 => values
-            .iter()
-            .flat_map(|&x| f16::from_f32(x).to_le_bytes())
-            .collect(),
-        DType::BF16 => values
-            .iter()
-            .flat_map(|&x| bf16::from_f32(x).to_le_bytes())
-            .collect(),
-        _ => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-    }
 }
 
 /// Every input of a node, and the output, is made before it is used.
