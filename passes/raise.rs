@@ -4,13 +4,15 @@
 //! does it in its own way. Raised, an ONNX model is the module that its checkpoint would have been
 //! imported as: it runs on the native executor with a KV cache, and is calibrated, trained and
 //! planned like its twin. Raised are norms, rotations, attention with its masks, activation
-//! functions, sums, products and scales, positions and embeddings, as single ops (opset 23 and
+//! functions, rotations by Hadamard blocks, sums, products and scales, positions and embeddings, as
+//! single ops (opset 23 and
 //! `com.microsoft`) and decomposed. Run it behind `find-linears`; `run` and `eval` do both by
 //! themselves. Keys and values of earlier calls as inputs and outputs become the cache.
 //!
 //! Reshapes and transpositions are followed as views, arithmetic as expressions in a normal form.
 //! What does not depend on activations (shapes, positions, rotation tables, masks) is computed at
-//! two sample sizes, and recognised by its numbers. What stays `onnx.*` is named in remarks.
+//! sample sizes, short and long, and recognised by its numbers where these agree. What stays
+//! `onnx.*` is named in remarks.
 //!
 //! Before: `%a = onnx.Sigmoid(%x)` and `%y = onnx.Mul(%x, %a)`
 //! After:  `%y = activate %x {function="silu"}`
@@ -18,7 +20,7 @@
 //! Cost: linear in nodes; reads data of small weights, not of matrices.
 //! Source: ONNX operator reference; contrib operators of ONNX Runtime.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -32,15 +34,18 @@ use probe::{Facts, Size};
 use view::{Source, View};
 
 mod activation;
+mod agree;
 mod angles;
 mod arith;
 mod attention;
 mod contrib;
+mod doubt;
 mod embed;
 mod emit;
 mod eval;
 mod expr;
 mod far;
+mod hadamard;
 mod indexing;
 mod layout;
 mod mask;
@@ -155,27 +160,18 @@ impl ModulePass for Raise {
             return Ok(Patch::new(module, "raise"));
         };
         let whole = self.options.whole;
-        if !self.cache {
-            let raiser = Raiser::new(module, graph, (false, whole));
-            let (patch, said) = raiser.raised().emitted().map_err(PassError)?;
-            remarks.extend(said);
-            return Ok(patch);
-        }
-        let with_cache = Raiser::new(module, graph, (true, whole)).raised();
-        match with_cache.emitted() {
-            Ok((patch, said)) => {
-                remarks.extend(said);
-                Ok(patch)
-            }
-            // Some of the past is read otherwise than by attention: it stays as it is.
-            Err(why) => {
-                let mut raiser = Raiser::new(module, graph, (false, whole));
-                raiser.near(&why, "past keys and values");
-                let (patch, said) = raiser.raised().emitted().map_err(PassError)?;
-                remarks.extend(said);
-                Ok(patch)
-            }
-        }
+        let samples = agree::Samples::of(module, graph, whole);
+        let emitted = match self.cache {
+            false => samples.raised(false, None).emitted(),
+            // Where some of the past is read otherwise than by attention, it stays as it is.
+            true => match samples.raised(true, None).emitted() {
+                Err(why) => samples.raised(false, Some(&why)).emitted(),
+                done => done,
+            },
+        };
+        let (patch, said) = emitted.map_err(PassError)?;
+        remarks.extend(said);
+        Ok(patch)
     }
 }
 
@@ -200,6 +196,17 @@ struct Made {
     uniform: bool,
 }
 
+/// What became of an op.
+struct Done {
+    op: OpId,
+    /// What its first result is.
+    form: Option<Expr>,
+    /// New ops at hand then.
+    made: usize,
+    /// New weights at hand then.
+    weights: usize,
+}
+
 struct Raiser<'a> {
     module: &'a Module,
     graph: &'a Graph,
@@ -211,6 +218,8 @@ struct Raiser<'a> {
     makers: HashMap<ValueId, (usize, OpId)>,
     slices: HashMap<(Source, usize, usize), Source>,
     rows: HashMap<(WeightId, usize), WeightId>,
+    /// Entries of the Walsh–Hadamard matrices among weights.
+    entries: HashMap<WeightId, Option<f64>>,
     positions: Option<Source>,
     /// Whether keys and values of earlier calls become the cache.
     cache: bool,
@@ -227,10 +236,19 @@ struct Raiser<'a> {
     name: String,
     /// Weights named so far.
     named: usize,
+    /// Ops that are left alone, since they show one thing in short sequences and another in long ones.
+    left: HashSet<OpId>,
+    /// What became of each op.
+    log: Vec<Done>,
 }
 
 impl<'a> Raiser<'a> {
-    fn new(module: &'a Module, graph: &'a Graph, (cache, whole): (bool, bool)) -> Self {
+    fn new(
+        (module, graph): (&'a Module, &'a Graph),
+        facts: Facts<'a>,
+        (cache, whole): (bool, bool),
+        left: &HashSet<OpId>,
+    ) -> Self {
         let mut makers = HashMap::new();
         for (index, &id) in graph.body.ops.iter().enumerate() {
             let results = graph.op(id).into_iter().flat_map(|op| &op.results);
@@ -239,13 +257,14 @@ impl<'a> Raiser<'a> {
         Self {
             module,
             graph,
-            facts: Facts::new(module, graph, whole),
+            facts,
             patch: Patch::new(module, "raise"),
             forms: HashMap::new(),
             made: Vec::new(),
             makers,
             slices: HashMap::new(),
             rows: HashMap::new(),
+            entries: HashMap::new(),
             positions: None,
             cache,
             whole,
@@ -255,13 +274,16 @@ impl<'a> Raiser<'a> {
             shown: Vec::new(),
             name: String::new(),
             named: 0,
+            left: left.clone(),
+            log: Vec::new(),
         }
     }
 
     /// Goes through the graph once.
     fn raised(mut self) -> Self {
         let graph = self.graph;
-        for op in graph.body.ops.iter().filter_map(|&id| graph.op(id)) {
+        for &id in &graph.body.ops {
+            let Some(op) = graph.op(id) else { continue };
             let result = op.results.iter().flatten().next();
             let value = result.and_then(|&id| graph.value(id));
             self.name = match op.name.is_empty() {
@@ -269,14 +291,28 @@ impl<'a> Raiser<'a> {
                 false => op.name.clone(),
             };
             let form = match &op.kind {
+                _ if self.left.contains(&id) => {
+                    let seen = self.facts.samples().map(|s| s.length);
+                    let [short, _] = seen;
+                    let what =
+                        format!("what holds in sequences of {short} tokens and not in longer ones");
+                    self.near(&what, "");
+                    None
+                }
                 OpKind::Onnx(onnx) => self.onnx(op, onnx),
                 OpKind::Linear(linear) => self.linear(op, linear),
                 OpKind::Embedding(embedding) => self.embedding(op, embedding),
                 OpKind::Native(_) | OpKind::Moe(_) | OpKind::Grad(_) => None,
             };
-            if let (Some(form), Some(Some(result))) = (form, op.results.first()) {
-                self.forms.insert(*result, form);
+            if let (Some(form), Some(Some(result))) = (&form, op.results.first()) {
+                self.forms.insert(*result, form.clone());
             }
+            self.log.push(Done {
+                op: id,
+                form,
+                made: self.made.len(),
+                weights: self.patch.added().len(),
+            });
         }
         self.finish();
         self
@@ -327,6 +363,23 @@ impl<'a> Raiser<'a> {
         }
     }
 
+    /// Opset of the standard domain; the newest where none is declared.
+    fn opset(&self) -> i64 {
+        let declared = self.module.meta.get("opset_import");
+        let Some(crate::ir::Attr::List(list)) = declared else {
+            return i64::MAX;
+        };
+        let version = |item: &crate::ir::Attr| match item {
+            crate::ir::Attr::Dict(dict) => {
+                let domain = dict.get("domain").and_then(crate::ir::Attr::as_str);
+                let standard = matches!(domain, None | Some("" | "ai.onnx"));
+                standard.then(|| dict.get("version").and_then(crate::ir::Attr::as_int))?
+            }
+            _ => None,
+        };
+        list.iter().find_map(version).unwrap_or(i64::MAX)
+    }
+
     /// An op that hands its input on: casts between floats are the executor's business.
     fn same(&mut self, op: &Op) -> Option<Expr> {
         let input = *op.inputs.first()?;
@@ -340,7 +393,10 @@ impl<'a> Raiser<'a> {
         if let Operand::Value(id) = operand
             && let Some(form) = self.forms.get(&id)
         {
-            return Some(form.clone());
+            return Some(match form {
+                Expr::Walsh(walsh) => Expr::Leaf(walsh.plain.clone()),
+                form => form.clone(),
+            });
         }
         if let Some(number) = self.facts.number(operand) {
             return Some(Expr::Number(number));

@@ -299,6 +299,36 @@ fn what_has_no_effect_on_a_file_is_refused() {
     calibrate(dir.path(), "stats", &["--seed", "7"]);
 }
 
+/// A head for masked tokens has an output `logits`, and sees what comes behind a token.
+#[test]
+fn encoders_with_a_head_take_lines() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let words: Vec<String> = (0..40).map(|id| format!("\"w{id}\": {id}")).collect();
+    let words = words.join(", ");
+    let tokenizer = format!(
+        r#"{{"version": "1.0", "added_tokens": [], "pre_tokenizer": {{"type": "Whitespace"}},
+        "model": {{"type": "WordLevel", "vocab": {{{words}}}, "unk_token": "w0"}}}}"#
+    );
+    let place = dir.path().join("tokenizer.json");
+    std::fs::write(&place, tokenizer).expect("written");
+    let data = dir.path().join("lines.txt");
+    std::fs::write(&data, "w1 w2 w3\nw4 w5\n".repeat(40)).expect("written");
+    let stats = dir.path().join("stats");
+    let mut command = tool(dir.path());
+    command.arg("tests/fixtures/families/bert_masked_lm");
+    command
+        .arg("--tokenizer")
+        .arg(&place)
+        .arg("--data")
+        .arg(&data);
+    let shape = ["--windows", "4", "--ctx", "16", "-o"];
+    succeed(command.args(shape).arg(&stats));
+    let mut command = tool(dir.path());
+    let shown = command.arg("--show").arg(&stats).output().expect("started");
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(shown.contains("lines of up to 16 tokens"), "{shown}");
+}
+
 #[test]
 fn the_models_own_text_is_written_again_for_sequential_runs() {
     let dir = tempfile::tempdir().expect("a folder");

@@ -115,6 +115,31 @@ module "m" meta{format="onnx", ir_version=8, opset_import=[{version=17}]} {
     assert!(error.to_string().contains("NoSuchOp"), "{error}");
 }
 
+/// Of a run of many kinds of ops the one that tract does not read.
+#[test]
+fn a_refusal_names_the_one_of_many_ops() {
+    let text = r#"hlir 1
+module "m" meta{format="onnx", ir_version=8, opset_import=[{version=17}]} {
+  weight @c : bf16[2] = hex"803f0040"
+  graph @main(%x : f32[2]) -> (%y) {
+    %a = onnx.Neg(%x) name("first")
+    %b = onnx.Exp(%a) name("second")
+    %c = onnx.Abs(%b) name("third")
+    %d = onnx.Ceil(%c) name("fourth")
+    %e = onnx.Max(%d, @c) name("odd")
+    %y = onnx.Floor(%e) name("last")
+  }
+}
+"#;
+    let module = hlrc::ir::text::parse(text).expect("parses");
+    let engine = Engine::new(&module, &FileCache::new(), &Options::default());
+    let error = engine.err().expect("tract has no bf16");
+    let ExecError::Unsupported { op, name, .. } = &error else {
+        panic!("{error}");
+    };
+    assert_eq!((op.as_str(), name.as_str()), ("onnx.Max", "odd"), "{error}");
+}
+
 /// Half-precision graphs of which some ops are raised: between linears in f32, tract's ops have f16
 /// constants of their own.
 #[test]

@@ -5,17 +5,19 @@ mod common;
 use std::path::Path;
 use std::process::Command;
 
-use common::{model, succeed};
+use common::succeed;
 use hlrc::exec::{Engine, Options, Tensor};
 use hlrc::import::{Input, open};
-use hlrc::ir::{Module, OpKind, Term};
+use hlrc::ir::{Module, Native, OpKind, Term};
 use hlrc::passes::raise;
 use hlrc::weights::FileCache;
 
 /// Largest difference of logits, relative to the largest.
 const TOLERANCE: f32 = 1e-4;
 
-const PIPELINES: [&str; 11] = [
+const PIPELINES: [&str; 13] = [
+    "rotate,int4",
+    "rotate,int3,embeddings(int8)",
     "int8",
     "int4",
     "int3",
@@ -67,13 +69,11 @@ fn logits(path: &Path) -> Vec<f32> {
 
 #[test]
 fn exported_models_run_as_their_folders_do() {
-    let Some(source) = model("stories260K") else {
-        return;
-    };
+    let source = "tests/fixtures/stories260K";
     let dir = tempfile::tempdir().expect("a folder");
     let write = |pipeline: &str, out: &Path, more: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_hlrc-opt"));
-        command.arg(&source).args(["-q", "-p", pipeline, "-o"]);
+        command.arg(source).args(["-q", "-p", pipeline, "-o"]);
         succeed(command.arg(out).args(more));
     };
     for (number, pipeline) in PIPELINES.iter().enumerate() {
@@ -90,6 +90,7 @@ fn exported_models_run_as_their_folders_do() {
                 write(pipeline, &out, &more);
                 let found = logits(&out);
                 assert_eq!(found.len(), wanted.len());
+                rotations(&out, pipeline.starts_with("rotate"));
                 assert!(top > 1.0 && found.iter().all(|x| x.is_finite()));
                 let gaps = found.iter().zip(&wanted).map(|(a, b)| (a - b).abs());
                 let worst = gaps.fold(0f32, f32::max);
@@ -101,6 +102,16 @@ fn exported_models_run_as_their_folders_do() {
             }
         }
     }
+}
+
+/// Rotations are read as such, where there are some, and everything with them is native.
+fn rotations(path: &Path, wanted: bool) {
+    let module = opened(path);
+    let kinds = || module.graphs.iter().flat_map(|g| &g.ops).map(|op| &op.kind);
+    let turned = kinds().any(|k| matches!(k, OpKind::Native(Native::Hadamard { .. })));
+    assert_eq!(turned, wanted, "{}", path.display());
+    let foreign = kinds().any(|k| matches!(k, OpKind::Onnx(_)));
+    assert!(!(wanted && foreign), "{}", path.display());
 }
 
 /// Fields of `bits`, low bits first, padded to whole bytes.

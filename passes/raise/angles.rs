@@ -30,6 +30,10 @@ impl Raiser<'_> {
         layout: &View,
         (count, pairs): (usize, bool),
     ) -> Option<Angles> {
+        if [cos, sin].iter().any(|o| self.facts.is_doubtful(*o)) {
+            self.near("a rotation whose angles may change in longer sequences", "");
+            return None;
+        }
         let axis = |dim: usize| {
             let is = |atoms: &Vec<super::view::Atom>| matches!(atoms.as_slice(), [a] if a.dim == Some(dim) && a.stride == 1);
             layout.axes.iter().position(is)
@@ -147,6 +151,7 @@ impl Raiser<'_> {
         (cos, sin): (Operand, Operand),
         ids: Option<Operand>,
     ) -> Option<(Angles, usize)> {
+        let doubted = ids.is_some_and(|ids| self.facts.is_doubtful(ids));
         let (c, s) = (self.facts.constant(cos), self.facts.constant(sin));
         let (Some(c), Some(s)) = (c, s) else {
             self.near(
@@ -155,7 +160,7 @@ impl Raiser<'_> {
             );
             return None;
         };
-        let &[rows, count] = c.shape.as_slice() else {
+        let &[_, count] = c.shape.as_slice() else {
             return None;
         };
         let mut readings = Vec::new();
@@ -166,9 +171,6 @@ impl Raiser<'_> {
                 cos,
                 sin,
             });
-            if at / count.max(1) >= rows.min(64) {
-                break;
-            }
         }
         let Some((theta, scaling)) = fit(&readings, count) else {
             self.near("a rotation by tables of unknown frequencies", "");
@@ -176,6 +178,10 @@ impl Raiser<'_> {
         };
         let positions = match ids.filter(|o| *o != Operand::None) {
             None => self.positions()?,
+            Some(_) if doubted => {
+                self.near("positions that may change in longer sequences", "");
+                return None;
+            }
             Some(ids) => match self.facts.side(ids).and_then(|t| self.offset(&t)) {
                 Some(0) => self.positions()?,
                 _ => match ids {
@@ -222,20 +228,26 @@ fn fit(readings: &[Reading], count: usize) -> Option<(f64, Option<RopeScaling>)>
         let sine = next.sin * first.cos - next.cos * first.sin;
         let cosine = next.cos * first.cos + next.sin * first.sin;
         let mut frequency = sine.atan2(cosine);
-        // Later positions measure it better.
-        for reading in own() {
+        // Later positions measure it better, by as many whole turns as the earlier ones tell.
+        let mut later: Vec<&Reading> = own().collect();
+        later.sort_by(|a, b| a.position.total_cmp(&b.position));
+        for reading in later {
             let gap = reading.position - first.position;
-            if gap > 1.0 && gap * frequency < 1.0 {
+            if gap > 1.0 {
                 let sine = reading.sin * first.cos - reading.cos * first.sin;
                 let cosine = reading.cos * first.cos + reading.sin * first.sin;
-                frequency = sine.atan2(cosine) / gap;
+                let (phase, turn) = (sine.atan2(cosine), std::f64::consts::TAU);
+                let turns = ((gap * frequency - phase) / turn).round();
+                frequency = (phase + turns * turn) / gap;
             }
         }
         frequencies.push(frequency);
     }
     let fits = |r: &Reading| {
         let angle = r.position * frequencies.get(r.index).copied().unwrap_or(f64::NAN);
-        (angle.cos() - r.cos).abs() < TOLERANCE && (angle.sin() - r.sin).abs() < TOLERANCE
+        // Angles are rounded to f32 before their cosine is taken.
+        let tolerance = TOLERANCE + 2e-7 * r.position.abs();
+        (angle.cos() - r.cos).abs() < tolerance && (angle.sin() - r.sin).abs() < tolerance
     };
     if !readings.iter().all(fits) {
         return None;

@@ -41,6 +41,11 @@ impl Raiser<'_> {
         if name == "Mul" && a == b {
             self.leaf(a);
         }
+        if name == "Mul"
+            && let Some(turned) = self.turned_back(a, b).or_else(|| self.turned_back(b, a))
+        {
+            return Some(turned);
+        }
         let (x, y) = (self.expr(a)?, self.expr(b)?);
         if ![(a, &x), (b, &y)]
             .into_iter()

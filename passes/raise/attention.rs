@@ -77,7 +77,13 @@ impl Raiser<'_> {
         let k = self.cached(op, k, given(op, 6), 1)?;
         let v = self.cached(op, v, given(op, 7), 2)?;
         let mut masks = Vec::new();
-        masks.extend(given(op, 4).map(Mask::Keys));
+        if let Some(keys) = given(op, 4) {
+            if self.facts.sizes(keys)?.len() != 2 {
+                self.near("MultiHeadAttention with lengths for a padding mask", "");
+                return None;
+            }
+            masks.push(Mask::Keys(keys));
+        }
         masks.extend(given(op, 5).map(Mask::Added));
         let made = self.attend(Call {
             q,
@@ -197,6 +203,10 @@ impl Raiser<'_> {
                 "Attention with its scores as a result, or causal over a past",
                 "",
             );
+            return None;
+        }
+        if given(op, 6).is_some() {
+            self.near("Attention with a number of keys for each sequence", "");
             return None;
         }
         let heads = int(onnx, "q_num_heads", 0);

@@ -13,6 +13,12 @@ use crate::ir::{
 impl Raiser<'_> {
     /// A linear of a value in another shape is a linear of the value.
     pub(super) fn linear(&mut self, op: &Op, linear: &Linear) -> Option<Expr> {
+        let plain = self.linear_of_view(op, linear);
+        self.walsh_of(op, linear, plain.as_ref().and_then(Expr::view))
+            .or(plain)
+    }
+
+    fn linear_of_view(&mut self, op: &Op, linear: &Linear) -> Option<Expr> {
         let input = *op.inputs.first()?;
         let view = self.leaf(input)?;
         if view.is_whole() || linear.layout != Layout::Rows {
@@ -93,6 +99,10 @@ impl Raiser<'_> {
             return None;
         }
         let ids = self.facts.side(input)?;
+        if self.facts.is_doubtful(input) {
+            self.near("positions that may change in longer sequences", "");
+            return None;
+        }
         if let Some(made) = self.of_input(op, embedding, &ids) {
             return Some(made);
         }

@@ -39,17 +39,20 @@ pub(super) fn listed(onnx: &OnnxOp, name: &str, inputs: Inputs<'_>, at: usize) -
 
 /// The results of a node; `None` where nothing is known.
 pub(super) fn eval(onnx: &OnnxOp, inputs: Inputs<'_>, results: usize) -> Vec<Option<Tensor>> {
-    if onnx.op_type == "Split" {
-        return movement::split(onnx, inputs, results).unwrap_or_default();
-    }
     if !matches!(onnx.domain.as_str(), "" | "ai.onnx") {
         return contributed(onnx, inputs);
+    }
+    if onnx.op_type == "Split" {
+        return movement::split(onnx, inputs, results).unwrap_or_default();
     }
     vec![one(onnx, inputs)]
 }
 
 /// Shapes of the ops of `com.microsoft` that are raised.
 fn contributed(onnx: &OnnxOp, inputs: Inputs<'_>) -> Vec<Option<Tensor>> {
+    if onnx.domain != "com.microsoft" {
+        return Vec::new();
+    }
     let x = input(inputs, 0).map(|x| Tensor::shaped(x.dtype, x.shape.clone()));
     match onnx.op_type.as_str() {
         "SkipLayerNormalization" | "SkipSimplifiedLayerNormalization" => {

@@ -3,6 +3,7 @@
 //! A sum is a number and terms, a product a factor and powers: `x / sqrt(m)`, `x · (1 / sqrt(m))`
 //! and `x · rsqrt(m)` are one expression.
 
+use super::hadamard::Walsh;
 use super::rope::{Half, Partial};
 use super::scores::Scores;
 use super::view::View;
@@ -37,6 +38,8 @@ pub(super) enum Expr {
     Call(Function, Box<Expr>),
     /// A view with each pair (a, b) turned to (−b, a); pairs are halves, or neighbours.
     Turned(View, bool),
+    /// Walsh–Hadamard blocks of a view, which signs over the norm may follow.
+    Walsh(Box<Walsh>),
     /// One of the two results of a rotation.
     Half(Box<Half>),
     /// A rotation of a part of each head.
@@ -151,6 +154,11 @@ impl Expr {
         match self {
             Expr::Leaf(view) => Some(Expr::Leaf(change(view)?)),
             Expr::Turned(view, pairs) => Some(Expr::Turned(change(view)?, *pairs)),
+            Expr::Walsh(walsh) => Some(Expr::Walsh(Box::new(Walsh {
+                view: change(&walsh.view)?,
+                plain: change(&walsh.plain)?,
+                ..**walsh
+            }))),
             Expr::Half(half) => Some(Expr::Half(Box::new(Half {
                 a: change(&half.a)?,
                 b: change(&half.b)?,

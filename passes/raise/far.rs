@@ -22,6 +22,8 @@ struct Behind {
     ops: BTreeMap<usize, OpId>,
     /// Whole numbers that are too large to show at the probes, and where they stand.
     numbers: BTreeMap<u64, HashSet<Operand>>,
+    /// Other numbers that are too large to show.
+    fractions: Vec<f64>,
     /// Stored tensors that are larger than the probes.
     stored: Vec<Operand>,
 }
@@ -34,6 +36,9 @@ impl Raiser<'_> {
         rule: Rule,
     ) -> Result<Rule, String> {
         let behind = self.made_from(masks, sizes);
+        if let Some(number) = behind.fractions.first() {
+            return Err(format!("a mask that {number} changes in longer sequences"));
+        }
         let mut found = rule;
         for &operand in &behind.stored {
             let tensor = self.facts.get(operand, 0);
@@ -147,12 +152,15 @@ impl Raiser<'_> {
 /// Remembers a number that the probes are too short for.
 fn note(number: f64, operand: Operand, least: usize, behind: &mut Behind) {
     let size = number.abs();
-    if size.fract() == 0.0 && size > least as f64 && size < f64::from(i32::MAX) {
-        behind
-            .numbers
-            .entry(size as u64)
-            .or_default()
-            .insert(operand);
+    if size <= least as f64 || size >= f64::from(i32::MAX) {
+        return;
+    }
+    match size.fract() == 0.0 {
+        true => {
+            let places = behind.numbers.entry(size as u64);
+            places.or_default().insert(operand);
+        }
+        false => behind.fractions.push(number),
     }
 }
 
@@ -172,7 +180,8 @@ fn stored_rule(tensor: &Tensor, rule: Rule) -> Option<Rule> {
     if long == 1 {
         // Positions, or whatever else grows by the same amount.
         let step = data.get(1)? - data.first()?;
-        let even = data.windows(2).all(|pair| pair[1] - pair[0] == step);
+        let even = step.fract() == 0.0;
+        let even = even && data.windows(2).all(|pair| pair[1] - pair[0] == step);
         return even.then_some(rule);
     }
     let [.., rows, cols] = *tensor.shape.as_slice() else {

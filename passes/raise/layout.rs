@@ -53,6 +53,9 @@ impl Raiser<'_> {
 
     /// What an operand is, if its elements can be followed; what can be an op becomes one.
     fn movable(&mut self, operand: Operand) -> Option<Expr> {
+        if let Some(walsh) = self.walsh(operand) {
+            return Some(Expr::Walsh(Box::new(walsh.clone())));
+        }
         let expr = self.expr(operand)?;
         let follows = match &expr {
             Expr::Leaf(_) | Expr::Turned(..) | Expr::Half(_) | Expr::Partial(_) => true,

@@ -28,22 +28,42 @@ pub(super) type Size = [usize; PROBES];
 /// What stands for the named sizes of inputs.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sample {
-    batch: usize,
-    length: usize,
-    past: usize,
+    pub(super) batch: usize,
+    pub(super) length: usize,
+    pub(super) past: usize,
 }
 
-const SAMPLES: [Sample; PROBES] = [
-    Sample {
-        batch: 2,
-        length: 7,
-        past: 3,
-    },
-    Sample {
-        batch: 3,
-        length: 11,
-        past: 5,
-    },
+/// What stands for them at every probe.
+pub(super) type Samples = [Sample; PROBES];
+
+/// Batches of two and three, by the lengths and the pasts.
+const fn samples(lengths: Size, pasts: Size) -> Samples {
+    let [a, b] = lengths;
+    let [p, q] = pasts;
+    [
+        Sample {
+            batch: 2,
+            length: a,
+            past: p,
+        },
+        Sample {
+            batch: 3,
+            length: b,
+            past: q,
+        },
+    ]
+}
+
+/// Short: what is raised is read from these.
+pub(super) const NEAR: Samples = samples([7, 11], [3, 5]);
+
+/// Longer ones that must show the same, the longest first: models may have tables that end before.
+pub(super) const FAR: [Samples; 5] = [
+    samples([109, 131], [37, 53]),
+    samples([53, 61], [23, 29]),
+    samples([37, 31], [13, 17]),
+    samples([19, 23], [7, 9]),
+    samples([13, 12], [4, 6]),
 ];
 
 /// What is known of every value.
@@ -58,13 +78,18 @@ pub(super) struct Facts<'a> {
     left: usize,
     /// No padding, and positions count up.
     whole: bool,
+    samples: Samples,
+    /// Values that may be others in longer sequences, whatever the probes say.
+    doubtful: HashSet<ValueId>,
 }
 
 impl<'a> Facts<'a> {
     /// Works out everything about graph `@main`.
-    pub(super) fn new(module: &'a Module, graph: &Graph, whole: bool) -> Self {
+    pub(super) fn new(module: &'a Module, graph: &Graph, whole: bool, samples: Samples) -> Self {
         let mut facts = Self {
             whole,
+            samples,
+            doubtful: HashSet::new(),
             module,
             files: FileCache::new(),
             values: HashMap::new(),
@@ -81,6 +106,54 @@ impl<'a> Facts<'a> {
         facts
     }
 
+    /// The same once more.
+    pub(super) fn copy(&self) -> Self {
+        Self {
+            whole: self.whole,
+            samples: self.samples,
+            doubtful: self.doubtful.clone(),
+            module: self.module,
+            files: FileCache::new(),
+            values: self.values.clone(),
+            weights: self.weights.clone(),
+            tokens: self.tokens.clone(),
+            left: self.left,
+        }
+    }
+
+    /// The samples that the probes are of.
+    pub(super) fn samples(&self) -> &Samples {
+        &self.samples
+    }
+
+    /// Whether as much is known of every value as in `other`.
+    pub(super) fn knows(&self, other: &Self) -> bool {
+        other.values.iter().all(|(id, theirs)| {
+            let own = self.values.get(id);
+            let own = own.map_or(&[][..], |own| own.as_slice());
+            theirs.iter().enumerate().all(|(probe, theirs)| {
+                let own = own.get(probe).and_then(Option::as_ref);
+                match (theirs, own) {
+                    (None, _) => true,
+                    (Some(_), None) => false,
+                    (Some(a), Some(b)) => {
+                        a.rank() == b.rank() && (a.data.is_none() || b.data.is_some())
+                    }
+                }
+            })
+        })
+    }
+
+    /// Doubts values, besides what was doubted before.
+    pub(super) fn doubt(&mut self, values: &HashSet<ValueId>) {
+        self.doubtful.extend(values);
+    }
+
+    /// Whether an operand may be another in longer sequences.
+    pub(super) fn is_doubtful(&self, operand: Operand) -> bool {
+        matches!(operand, Operand::Value(id) if self.doubtful.contains(&id))
+    }
+
     /// The same where these constants were `to`, whatever their sign; only these ops are gone through
     /// again.
     pub(super) fn swapped(
@@ -89,15 +162,7 @@ impl<'a> Facts<'a> {
         ops: &BTreeMap<usize, OpId>,
         (constants, to): (&HashSet<Operand>, f64),
     ) -> Self {
-        let mut facts = Self {
-            whole: self.whole,
-            module: self.module,
-            files: FileCache::new(),
-            values: self.values.clone(),
-            weights: self.weights.clone(),
-            tokens: self.tokens.clone(),
-            left: self.left,
-        };
+        let mut facts = self.copy();
         let swap = |tensor: Tensor| {
             let number = |v: &f64| to * v.signum();
             let data = tensor
@@ -166,14 +231,14 @@ impl<'a> Facts<'a> {
 
     /// The number that an operand is, whatever the sizes.
     pub(super) fn number(&self, operand: Operand) -> Option<f64> {
-        let [a, b] = self.side(operand)?;
+        let [a, b] = self.side(operand).filter(|_| !self.is_doubtful(operand))?;
         let (a, b) = (a.number()?, b.number()?);
         (a == b).then_some(a)
     }
 
     /// The tensor that an operand is, whatever the sizes.
     pub(super) fn constant(&self, operand: Operand) -> Option<Tensor> {
-        let [a, b] = self.side(operand)?;
+        let [a, b] = self.side(operand).filter(|_| !self.is_doubtful(operand))?;
         (a.shape == b.shape && a.data == b.data).then_some(a)
     }
 
@@ -192,8 +257,8 @@ impl<'a> Facts<'a> {
         self.weights.borrow_mut().insert(id, Some(tensor));
     }
 
-    /// A weight's shape, and its numbers where they are few.
-    fn read(&self, id: WeightId) -> Option<Tensor> {
+    /// A weight's shape, and its numbers where they are few, read anew.
+    pub(super) fn read(&self, id: WeightId) -> Option<Tensor> {
         let weight = self.module.weight(id)?;
         let dims = weight.dims.iter().map(|&d| usize::try_from(d).ok());
         let shape: Vec<usize> = dims.collect::<Option<_>>()?;
@@ -229,7 +294,8 @@ impl<'a> Facts<'a> {
         let named = |id: ValueId| graph.value(id).map_or("", |v| v.name.as_str());
         let inputs = &graph.body.inputs;
         let cached = inputs.iter().any(|&id| is_past(named(id)));
-        for (probe, sample) in SAMPLES.iter().enumerate() {
+        let samples = self.samples;
+        for (probe, sample) in samples.iter().enumerate() {
             let mut bound: HashMap<String, usize> = HashMap::new();
             for &id in inputs {
                 let Some(Type::Tensor(ty)) = graph.value(id).and_then(|v| v.ty.as_ref()) else {

@@ -37,6 +37,21 @@ pub(super) struct Scores {
     softcap: Option<f64>,
     pub(super) masks: Vec<Mask>,
     known: Known,
+    /// Whether a number was added to all of them.
+    shifted: bool,
+    /// The highest number that stands for a hidden score.
+    hidden: f64,
+}
+
+impl Scores {
+    /// The same of other views.
+    pub(super) fn map_views(&self, change: impl Fn(&View) -> View) -> Self {
+        Self {
+            q: change(&self.q),
+            k: change(&self.k),
+            ..self.clone()
+        }
+    }
 }
 
 impl Raiser<'_> {
@@ -61,6 +76,8 @@ impl Raiser<'_> {
             softcap: None,
             masks: Vec::new(),
             known: Known::default(),
+            shifted: false,
+            hidden: f64::NEG_INFINITY,
         })))
     }
 
@@ -78,13 +95,21 @@ impl Raiser<'_> {
                 [(Expr::Scores(scores), 1.0)] if scores.softcap.is_none() && *factor > 0.0 => {
                     let mut scores = scores.clone();
                     scores.scale *= factor;
+                    scores.hidden *= factor;
+                    if scores.hidden > super::mask::BLOCKED {
+                        self.near(
+                            "scores that are scaled behind a mask, and then not hidden",
+                            "",
+                        );
+                        return None;
+                    }
                     Some(Expr::Scores(scores))
                 }
                 [(Expr::Call(Function::Tanh, inner), 1.0)] => {
                     let Expr::Scores(scores) = &**inner else {
                         return None;
                     };
-                    if !scores.masks.is_empty() || scores.softcap.is_some() {
+                    if !scores.masks.is_empty() || scores.softcap.is_some() || scores.shifted {
                         return None;
                     }
                     let mut scores = scores.clone();
@@ -94,19 +119,21 @@ impl Raiser<'_> {
                 }
                 _ => None,
             },
-            Expr::Sum(_, terms) => {
+            Expr::Sum(constant, terms) => {
                 // Softmax does not see what is added to all scores alike.
                 let at = terms.iter().position(|t| matches!(t, Expr::Scores(_)))?;
                 let Some(Expr::Scores(scores)) = terms.get(at) else {
                     return None;
                 };
                 let mut scores = scores.clone();
+                scores.shifted |= *constant != 0.0;
                 for (_, term) in terms.iter().enumerate().filter(|(i, _)| *i != at) {
                     let Expr::Side(side) = term else {
                         self.near("scores plus something that depends on activations", "");
                         return None;
                     };
                     scores.masks.push(Mask::Added(*side));
+                    scores.hidden = scores.hidden.max(self.hiding(*side));
                 }
                 Some(Expr::Scores(scores))
             }
@@ -132,15 +159,26 @@ impl Raiser<'_> {
             (Expr::Scores(mut scores), Expr::Number(low)) if low <= super::mask::BLOCKED => {
                 self.known_choice(choice)?;
                 scores.masks.push(Mask::Kept(choice));
+                scores.hidden = scores.hidden.max(low);
                 Some(Expr::Scores(scores))
             }
             (Expr::Number(low), Expr::Scores(mut scores)) if low <= super::mask::BLOCKED => {
                 self.known_choice(choice)?;
                 scores.masks.push(Mask::Dropped(choice));
+                scores.hidden = scores.hidden.max(low);
                 Some(Expr::Scores(scores))
             }
             _ => None,
         }
+    }
+
+    /// The highest number of an added mask that hides.
+    fn hiding(&self, mask: Operand) -> f64 {
+        let tensors = self.facts.side(mask);
+        let all = tensors.iter().flatten();
+        let all = all.flat_map(|t| t.values().unwrap_or_default());
+        let hides = all.filter(|v| **v <= super::mask::BLOCKED);
+        hides.copied().fold(f64::NEG_INFINITY, f64::max)
     }
 
     fn known_choice(&mut self, choice: Operand) -> Option<()> {
@@ -160,7 +198,9 @@ impl Raiser<'_> {
             return None;
         };
         let rank = i64::try_from(self.facts.sizes(input)?.len()).ok()?;
-        let axis = super::eval::int(onnx, "axis", -1);
+        // Before opset 13 all axes from the first one on were one, if not told otherwise.
+        let first = self.opset() < 13;
+        let axis = super::eval::int(onnx, "axis", if first { 1 } else { -1 });
         if axis != -1 && axis != rank - 1 {
             self.near(&format!("softmax over axis {axis} of {rank}"), "");
             return None;
@@ -338,6 +378,8 @@ impl Raiser<'_> {
             softcap,
             masks,
             known,
+            shifted: false,
+            hidden: f64::NEG_INFINITY,
         };
         self.attention(&scores, &v)
     }

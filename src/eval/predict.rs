@@ -10,6 +10,9 @@ use crate::exec::{Engine, ExecError, Rows, State, Tensor};
 const UNSCORED: usize = 512;
 /// Relative difference up to which logits are the same in another run: the order of sums may differ.
 const UNCHANGED: f32 = 1e-5;
+
+/// Tokens that a model is judged by.
+const JUDGED: usize = 6;
 /// What exporters call the output of a language model.
 const LOGITS: &str = "logits";
 
@@ -124,7 +127,7 @@ impl<'e> Whole<'e> {
 
     /// Whether a model predicts the next of `tokens` tokens, and how many it knows: its output `logits` has
     /// a row for each token, with a number for each that may come, and no row depends on tokens behind it.
-    /// Else why not. Takes two runs over two tokens.
+    /// Else why not. Takes six runs over six tokens.
     ///
     /// # Errors
     /// The model fails, or takes what tokens do not tell.
@@ -137,9 +140,13 @@ impl<'e> Whole<'e> {
             return Ok(Err(format!("it has no output `{LOGITS}`")));
         }
         let mut whole = Self::new(engine, name, 0);
-        let shape = whole.run(&[0, 1])?;
-        let &[1, 2, vocabulary] = shape.as_slice() else {
-            let what = format!("two tokens give logits {shape:?}, not one row for each");
+        let last = tokens.saturating_sub(1).max(1);
+        let asked: Vec<u32> = (0..JUDGED)
+            .map(|at| u32::try_from(at % (last + 1)).unwrap_or(0))
+            .collect();
+        let shape = whole.run(&asked)?;
+        let &[1, JUDGED, vocabulary] = shape.as_slice() else {
+            let what = format!("{JUDGED} tokens give logits {shape:?}, not one row for each");
             return Ok(Err(what));
         };
         if vocabulary < tokens {
@@ -147,15 +154,24 @@ impl<'e> Whole<'e> {
                 format!("its logits have {vocabulary} columns, the tokenizer {tokens} tokens");
             return Ok(Err(what));
         }
-        let first = whole.logits.get(..vocabulary).unwrap_or_default().to_vec();
-        let other = u32::try_from(tokens.saturating_sub(1)).unwrap_or(0);
-        whole.run(&[0, other])?;
-        let again = whole.logits.get(..vocabulary).unwrap_or_default();
-        let size = first.iter().fold(0f32, |most, x| most.max(x.abs()));
-        let apart = first.iter().zip(again).map(|(a, b)| (a - b).abs());
-        if apart.fold(0f32, f32::max) > UNCHANGED * size {
-            let what = "the first token's logits depend on the second token";
-            return Ok(Err(what.to_string()));
+        let first = std::mem::take(&mut whole.logits);
+        // With another token at any place, the rows before it stay what they are.
+        for at in 1..JUDGED {
+            let mut other = asked.clone();
+            if let Some(token) = other.get_mut(at) {
+                let next = (*token as usize + 1) % (last + 1);
+                *token = u32::try_from(next).unwrap_or(0);
+            }
+            whole.run(&other)?;
+            let rows = at * vocabulary;
+            let (a, b) = (first.get(..rows), whole.logits.get(..rows));
+            let (a, b) = (a.unwrap_or_default(), b.unwrap_or_default());
+            let size = a.iter().fold(0f32, |most, x| most.max(x.abs()));
+            let apart = a.iter().zip(b).map(|(a, b)| (a - b).abs());
+            if apart.fold(0f32, f32::max) > UNCHANGED * size {
+                let what = format!("logits of the tokens before depend on token {}", at + 1);
+                return Ok(Err(what));
+            }
         }
         Ok(Ok(vocabulary))
     }

@@ -182,6 +182,15 @@ pub(super) fn key_mask(
         let problem = format!("a mask {:?} for {keys} keys", mask.shape);
         return Err(misfit(step, problem));
     }
+    let odd = match &mask.data {
+        Data::I64(m) => m.iter().find(|m| !(0..=1).contains(*m)).map(|&m| m as f32),
+        Data::F32(m) => m.iter().copied().find(|&m| m != 0.0 && m != 1.0),
+        Data::Bool(_) => None,
+    };
+    if let Some(odd) = odd {
+        let problem = format!("a mask of keys has {odd}: 1 keeps a key and 0 hides it");
+        return Err(misfit(step, problem));
+    }
     Ok(Some(match &mask.data {
         Data::I64(m) => m.iter().map(|&m| f32::from(u8::from(m != 0))).collect(),
         Data::F32(m) => m.clone(),

@@ -406,12 +406,15 @@ impl Engine {
         }
     }
 
-    /// Entries of the table of token embeddings.
+    /// Entries of the table of token embeddings; other tables may be of positions.
     fn vocabulary(&self) -> usize {
-        let table = self.program.steps.iter().find_map(|s| match &s.kind {
-            Kind::Embedding(table) => Some(table.rows),
+        let mut tables = self.program.steps.iter().filter_map(|s| match &s.kind {
+            Kind::Embedding(table) => Some((s.inputs.first().copied(), table.rows)),
             _ => None,
         });
-        table.unwrap_or(0)
+        let tokens = self.program.inputs.iter().find(|p| p.name == TOKENS);
+        let reads = |(arg, _): &(Option<program::Arg>, usize)| *arg == tokens.map(|p| p.arg);
+        let first = tables.clone().next();
+        tables.find(reads).or(first).map_or(0, |(_, rows)| rows)
     }
 }

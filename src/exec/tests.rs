@@ -145,6 +145,37 @@ module "m" {{
     }
 }
 
+/// The gate of two tokens and one row for both, in either order, are one fused step.
+#[test]
+fn a_gate_is_repeated_over_the_rows_of_the_other() {
+    let long = super::Tensor::f32(&[1, 2, 2], vec![-1.0, 2.0, 3.0, -4.0]);
+    let short = super::Tensor::f32(&[2], vec![5.0, 0.5]);
+    for (gate, other) in [("%x, %y", "%y"), ("%y, %x", "%x")] {
+        let gate = gate.split(',').next().expect("a name");
+        for operands in [format!("%t, {other}"), format!("{other}, %t")] {
+            let text = format!(
+                r#"hlir 1
+module "m" {{
+  graph @main(%x : f32[1,S,2], %y : f32[2]) -> (%z) {{
+    %t = activate {gate} {{function="relu"}}
+    %z = mul {operands}
+  }}
+}}
+"#
+            );
+            let engine = of_text(&text);
+            let made = engine.run(&[("x", long.clone()), ("y", short.clone())]);
+            let made = made.expect("runs");
+            let wanted: Vec<f32> = match gate {
+                "%x" => vec![0.0, 1.0, 15.0, 0.0],
+                _ => vec![-5.0, 1.0, 15.0, -2.0],
+            };
+            assert_eq!(made[0].1.shape, [1, 2, 2]);
+            assert_eq!(made[0].1.floats(), Some(&wanted[..]), "{operands}");
+        }
+    }
+}
+
 #[test]
 fn a_mask_that_hides_keys_does_not_go_with_a_cache() {
     let text = |factor: f32| {

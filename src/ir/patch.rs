@@ -73,6 +73,11 @@ impl Patch {
         }
     }
 
+    /// Weights that it adds.
+    pub fn added(&self) -> &[Weight] {
+        &self.weights
+    }
+
     /// Adds a weight; the id is valid once the patch is applied.
     pub fn add_weight(&mut self, weight: Weight) -> WeightId {
         self.weights.push(weight);

@@ -9,6 +9,9 @@
 /// Largest block.
 pub const MAX_BLOCK: usize = 512;
 
+/// What splitmix64 counts in.
+const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// A rotation of vectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rotation {
@@ -47,7 +50,7 @@ impl Rotation {
         let mut word = 0u64;
         let sign = |i: usize| {
             if i.is_multiple_of(64) {
-                state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+                state = state.wrapping_add(STEP);
                 word = mix(state);
             }
             let bit = (word >> (i % 64)) & 1;
@@ -59,14 +62,25 @@ impl Rotation {
     /// Sign number `i` of [`Self::signs`].
     pub fn sign(&self, i: usize) -> f32 {
         let words = (i as u64 / 64).wrapping_add(1);
-        let word = mix(self
-            .seed
-            .wrapping_add(words.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+        let word = mix(self.seed.wrapping_add(words.wrapping_mul(STEP)));
         if (word >> (i % 64)) & 1 == 1 {
             -1.0
         } else {
             1.0
         }
+    }
+
+    /// The rotation whose signs are negative where `negative` says so, if one seed makes them all.
+    ///
+    /// The first 64 signs are the seed, since its mixing can be undone; the others must follow.
+    pub fn from_signs(block: usize, negative: &[bool]) -> Option<Self> {
+        let first = negative.iter().take(64).enumerate();
+        let word = first.fold(0u64, |word, (i, &bit)| word | (u64::from(bit) << i));
+        let seed = unmix(word).wrapping_sub(STEP);
+        let found = Self { block, seed };
+        let signs = found.signs(negative.len());
+        let same = signs.iter().zip(negative).all(|(&s, &n)| (s < 0.0) == n);
+        same.then_some(found)
     }
 
     /// Every row x of `[_, cols]` becomes R x. Time: `cols · log block` a row.
@@ -185,6 +199,15 @@ fn mix(state: u64) -> u64 {
     z ^ (z >> 31)
 }
 
+/// Takes [`mix`] back: its multipliers' inverses modulo 2^64, its shifts undone.
+fn unmix(state: u64) -> u64 {
+    let z = state ^ (state >> 31) ^ (state >> 62);
+    let z = z.wrapping_mul(0x3196_42b2_d24d_8ec3);
+    let z = z ^ (z >> 27) ^ (z >> 54);
+    let z = z.wrapping_mul(0x96de_1b17_3f11_9089);
+    z ^ (z >> 30) ^ (z >> 60)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -232,6 +255,21 @@ mod tests {
         let rotation = Rotation::of(576, 5);
         let signs = rotation.signs(576);
         assert!((0..576).all(|i| rotation.sign(i) == signs[i]));
+    }
+
+    #[test]
+    fn a_rotation_is_found_by_its_signs() {
+        for (n, seed) in [(576, 5), (64, u64::MAX), (48, 77), (1536, 1 << 40)] {
+            let wanted = Rotation { block: 16, seed };
+            let mut negative: Vec<bool> = wanted.signs(n).iter().map(|s| *s < 0.0).collect();
+            let found = Rotation::from_signs(16, &negative).expect("one seed makes them");
+            assert_eq!(found.signs(n), wanted.signs(n));
+            assert!(n < 64 || found == wanted);
+            if n > 64 {
+                negative[n - 1] = !negative[n - 1];
+                assert_eq!(Rotation::from_signs(16, &negative), None);
+            }
+        }
     }
 
     #[test]

@@ -341,8 +341,14 @@ mod tests {
         let map = "{'b': 1, 'a': {'z': 1, 'y': 2}}";
         assert_eq!(
             ok(&format!("{{{{ {map} | tojson }}}}")),
+            r#"{"b": 1, "a": {"z": 1, "y": 2}}"#
+        );
+        assert_eq!(
+            ok(&format!("{{{{ {map} | tojson(sort_keys=True) }}}}")),
             r#"{"a": {"y": 2, "z": 1}, "b": 1}"#
         );
+        let loops = format!("{{% for key, value in ({map}).items() %}}{{{{ key }}}}{{% endfor %}}");
+        assert_eq!(ok(&loops), "ba");
         assert!(run("{{ 1 | tojson(indent=99) }}").is_err());
     }
 

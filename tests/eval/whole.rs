@@ -111,8 +111,8 @@ fn encoders_with_a_head_are_compared_by_their_outputs() {
     let conv = format!("{MASKS}/conv.onnx");
     let text = file("lines.txt", b"w1 w2 w3\nw4 w5\n");
     for (model, tokens, why) in [
-        (masked, 40, "depend on the second token"),
-        (near.as_str(), 40, "depend on the second token"),
+        (masked, 40, "tokens before depend on token"),
+        (near.as_str(), 40, "tokens before depend on token"),
         (conv.as_str(), 41, "40 columns, the tokenizer 41 tokens"),
     ] {
         let tokenizer = words(tokens);

@@ -6,6 +6,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod lengths;
 mod masks;
 
 use std::collections::{BTreeMap, HashMap};

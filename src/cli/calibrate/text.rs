@@ -4,7 +4,7 @@ use super::failure;
 use crate::calib::{self, DataFile, Protocol, Windows};
 use crate::cli::args::TalkArgs;
 use crate::cli::eval::args::Bos;
-use crate::cli::eval::models::folder;
+use crate::cli::eval::models::{as_failure, folder};
 use crate::cli::eval::text;
 use crate::cli::eval::watch::Watch;
 use crate::cli::{Exit, Failure};
@@ -104,7 +104,10 @@ fn protocol(
     // ONNX models do not say it themselves.
     let positions = engine.max_positions().or(tokenizer.special().context);
     let context = context(settings.context, positions, progress)?;
-    let lines = causal.is_err() && !Whole::fits(engine);
+    let lines = match causal {
+        Ok(_) => false,
+        Err(_) => lines_because(engine, tokenizer, progress)?,
+    };
     let bos = match lines {
         true => None,
         false => text::bos(settings.bos, tokenizer)?,
@@ -119,6 +122,24 @@ fn protocol(
         // Nothing else is random.
         seed: if own { settings.seed } else { 0 },
     })
+}
+
+/// Whether a model without a cache takes lines, since it does not predict the next token either.
+fn lines_because(
+    engine: &Engine,
+    tokenizer: &Tokenizer,
+    progress: &Progress,
+) -> Result<bool, Failure> {
+    let judged = Whole::judge(engine, "the model", tokenizer.size());
+    let why = match judged.map_err(as_failure)? {
+        Ok(_) => return Ok(false),
+        Err(why) => why,
+    };
+    // One whose output looks like a language model's is told apart aloud.
+    if Whole::fits(engine) {
+        progress.stage("Lines", &format!("as of an encoder: {why}"));
+    }
+    Ok(true)
 }
 
 /// How a text would be cut by these settings.

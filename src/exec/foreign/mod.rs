@@ -8,6 +8,8 @@ mod tract;
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::AtomicBool;
+#[cfg(feature = "tract")]
+use std::time::{Duration, Instant};
 
 use super::{ExecError, Tensor};
 use crate::ir::shapes::Shapes;
@@ -53,7 +55,8 @@ impl Foreign {
     /// Takes a run of ONNX ops of a region.
     ///
     /// # Errors
-    /// Without tract: the ops are named. With it: what cannot be written as a model of its own.
+    /// Without tract: the ops are named. With it: the op that can't be written or read as a model of its
+    /// own; the run, where no op alone is refused.
     pub(super) fn new(
         (module, graph, region): (&Module, &Graph, &Region),
         ops: &[OpId],
@@ -64,8 +67,14 @@ impl Foreign {
         let (inputs, outputs) = border(graph, region, ops);
         #[cfg(feature = "tract")]
         {
+            if let Some(refused) = unspoken(graph, ops) {
+                return Err(refused);
+            }
             let part = part((module, graph, region), ops, shapes, (&inputs, &outputs));
-            let runner = tract::Runner::new(&part, reader, label)?;
+            let runner = tract::Runner::new(&part, reader, label).map_err(|refused| {
+                let at = (module, graph, region);
+                culprit(at, ops, shapes, reader).unwrap_or(refused)
+            })?;
             Ok(Self {
                 inputs,
                 outputs,
@@ -272,6 +281,74 @@ fn border(graph: &Graph, region: &Region, ops: &[OpId]) -> (Vec<ValueId>, Vec<Va
     let results = ops.iter().filter_map(|id| graph.op(*id));
     let results = results.flat_map(|op| op.results.iter().flatten().copied());
     (inputs, results.filter(|v| needed.contains(v)).collect())
+}
+
+/// The refusal of the first op that tract reads as something else than it is.
+#[cfg(feature = "tract")]
+fn unspoken(graph: &Graph, ops: &[OpId]) -> Option<ExecError> {
+    within(graph, ops).iter().find_map(|id| {
+        let OpKind::Onnx(onnx) = &graph.op(*id)?.kind else {
+            return None;
+        };
+        let alpha = onnx.attrs.get("alpha").and_then(crate::ir::Attr::as_float);
+        let kind = onnx.op_type.as_str();
+        let problem = match (onnx.domain.as_str(), kind) {
+            ("" | "ai.onnx", "Celu" | "Swish") if alpha.is_some_and(|alpha| alpha != 1.0) => {
+                format!("tract has {kind} with an alpha of 1 alone")
+            }
+            ("" | "ai.onnx", "Cast") if onnx.attrs.get("to").is_some_and(is_float8) => {
+                "tract does not round to 8-bit floats".to_string()
+            }
+            ("" | "ai.onnx", _) => return None,
+            (domain, _) => format!(
+                "nothing runs ops of the domain {domain:?} here; if it is a function of the model, \
+                 onnx.inliner.inline_local_functions puts its body in its place"
+            ),
+        };
+        Some(label_of(graph, *id).unsupported(problem))
+    })
+}
+
+/// Whether a Cast's `to` is one of the 8-bit float types (ONNX's numbers 17 to 20).
+#[cfg(feature = "tract")]
+fn is_float8(to: &crate::ir::Attr) -> bool {
+    to.as_int().is_some_and(|to| (17..=20).contains(&to))
+}
+
+/// An op as messages call it: by its own name, or its result's.
+#[cfg(feature = "tract")]
+fn label_of(graph: &Graph, id: OpId) -> Label {
+    let mut label = label(graph, &[id]);
+    if label.name.is_empty() {
+        let results = graph.op(id).into_iter().flat_map(|op| &op.results);
+        let value = results.flatten().next().and_then(|v| graph.value(*v));
+        label.name = value.map_or_else(String::new, |v| v.name.clone());
+    }
+    label
+}
+
+/// Longest that is looked for the op that is refused.
+#[cfg(feature = "tract")]
+const SEARCH: Duration = Duration::from_secs(10);
+
+/// The refusal of the first op that is refused alone.
+#[cfg(feature = "tract")]
+fn culprit(
+    (module, graph, region): (&Module, &Graph, &Region),
+    ops: &[OpId],
+    shapes: &Shapes,
+    reader: &Reader,
+) -> Option<ExecError> {
+    let start = Instant::now();
+    ops.iter()
+        .take_while(|_| start.elapsed() < SEARCH)
+        .find_map(|id| {
+            let one = std::slice::from_ref(id);
+            let label = label_of(graph, *id);
+            let (inputs, outputs) = border(graph, region, one);
+            let part = part((module, graph, region), one, shapes, (&inputs, &outputs));
+            tract::Runner::new(&part, reader, label).err()
+        })
 }
 
 /// A module of nothing but these ops.
