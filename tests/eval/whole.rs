@@ -84,6 +84,25 @@ fn a_model_raised_in_part_is_judged_on_whole_windows() {
     }
 }
 
+/// GPT-2 has a table of positions besides that of tokens, with another number of rows.
+#[test]
+fn an_exported_model_knows_its_tokens() {
+    let source = "tests/fixtures/families/gpt2";
+    let out = file("gpt2.onnx", b"");
+    let text = file("tokens.txt", b"w95 w1 w2 w60 w61 w62 w94 w3 w95 w90 w89 w7 w8");
+    let tokenizer = words(96);
+    ok(&[source, "-q", "-f", "-o", &out, "--onnx-cache"]);
+    let own = |model: &str| {
+        let shape = ["eval", "--json", "-q", "--ctx", "13", model];
+        let given = ["--tokenizer", &tokenizer, "--data", &text];
+        let found = ok(&[&shape[..], &given].concat());
+        let found: Value = serde_json::from_str(&found).expect("JSON");
+        number(&found, "/models/0/perplexity")
+    };
+    let (a, b) = (own(source), own(&out));
+    assert!((a / b - 1.0).abs() < 1e-5, "{a} {b}");
+}
+
 #[test]
 fn a_model_raised_in_part_does_not_generate() {
     let model = format!("{MASKS}/conv.onnx");
@@ -109,10 +128,12 @@ fn encoders_with_a_head_are_compared_by_their_outputs() {
     let masked = "tests/fixtures/families/bert_masked_lm";
     let near = format!("{MASKS}/near.onnx");
     let conv = format!("{MASKS}/conv.onnx");
+    let leak = "tests/fixtures/lengths/leak.onnx";
     let text = file("lines.txt", b"w1 w2 w3\nw4 w5\n");
     for (model, tokens, why) in [
         (masked, 40, "tokens before depend on token"),
         (near.as_str(), 40, "tokens before depend on token"),
+        (leak, 32, "tokens before depend on token 3"),
         (conv.as_str(), 41, "40 columns, the tokenizer 41 tokens"),
     ] {
         let tokenizer = words(tokens);
