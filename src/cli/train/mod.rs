@@ -89,12 +89,13 @@ pub fn train(
     };
     told(progress, &history, &data);
     let print_ = fingerprint(args, &settings, &module, &data)?;
-    let partial = output::open(args, &print_)?;
-    let store = Store::new(&partial.path, print_.clone());
+    // Nothing is written before all that is read has been opened.
     let original = match &args.teacher {
         Some(path) => Some(Original::new(path, args, known.vocabulary)?),
         None => None,
     };
+    let partial = output::open(args, &print_)?;
+    let store = Store::new(&partial.path, print_.clone());
     let run = Run {
         args,
         progress,
