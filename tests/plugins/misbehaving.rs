@@ -342,6 +342,12 @@ fn valgrind_finds_nothing() {
         };
         runs.push((plugin, "evil", code));
     }
+    let Some(rewrite) = c_library("rewrite.c", HEADER, &[], here) else {
+        return;
+    };
+    runs.push((rewrite, "chain", 0));
+    runs.push((library("kmeans4"), "kmeans4", 0));
+    runs.push((library("misbehave"), "listen-in-rust", 0));
     for (plugin, pipeline, code) in runs {
         let output = Command::new("valgrind")
             .args([
