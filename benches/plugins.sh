@@ -13,7 +13,8 @@ shift
 cd "$(dirname "$0")/.."
 [ -n "${NO_BUILD:-}" ] || cargo build --release -q
 tool=$PWD/target/release/hlrc-opt
-plugin=$(ls target/release/libmoved.{so,dylib} 2> /dev/null | head -1)
+plugin=$PWD/target/release/libmoved.so
+[ -f "$plugin" ] || plugin=$PWD/target/release/libmoved.dylib
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
