@@ -75,8 +75,8 @@ impl stated::Work for RemoteMatrix {
         else {
             return Err(strange(&self.what));
         };
-        // The shared file holds the residual once more.
-        let shared = rows.saturating_mul(cols).saturating_mul(4);
+        // The shared file holds the residual once more, and the child works on a copy.
+        let shared = rows.saturating_mul(cols).saturating_mul(8);
         Ok(Cost {
             workspace_bytes: workspace_bytes.saturating_add(shared),
             term_bytes,
