@@ -4,7 +4,9 @@ use hlrc::numeric::matrix::norm2;
 use hlrc::numeric::{Group, ScaleMethod, Scheme};
 use hlrc::pass::pipeline::Pipeline;
 use hlrc::pass::terms::TermData;
-use hlrc::pass::{Access, MatrixPass, Pass, Peel, Peeled, Quantizer, Remark, Stored, find, passes};
+use hlrc::pass::{
+    Access, MatrixPass, Pass, Peel, Peeled, Place, Quantizer, Remark, Stored, find, passes,
+};
 use serde_json::Map;
 
 fn matrix_passes() -> Vec<(&'static str, Box<dyn MatrixPass>)> {
@@ -166,7 +168,8 @@ fn stored_rows_give_the_same_term() {
             },
         ];
         for source in sources {
-            let Some(stored) = pass.peel_stored(source) else {
+            let place = Place { site: "w", seed: 0 };
+            let Some(stored) = pass.peel_stored(source, place) else {
                 continue;
             };
             let stored = stored.expect("a pass that works");

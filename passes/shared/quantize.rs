@@ -11,7 +11,8 @@ use crate::numeric::quant::{Quantized, Source, quantize, quantize_source, quanti
 use crate::numeric::{Group, ScaleMethod, Scheme};
 use crate::pass::terms::TermData;
 use crate::pass::{
-    Access, MatrixPass, Pass, PassError, Peel, Peeled, PeeledStored, Quantizer, Residual, Stored,
+    Access, MatrixPass, Pass, PassError, Peel, Peeled, PeeledStored, Place, Quantizer, Residual,
+    Stored,
 };
 
 /// How scales are chosen.
@@ -213,7 +214,11 @@ impl MatrixPass for Quantize {
         })
     }
 
-    fn peel_stored(&self, stored: Stored<'_>) -> Option<Result<PeeledStored, PassError>> {
+    fn peel_stored(
+        &self,
+        stored: Stored<'_>,
+        _: Place<'_>,
+    ) -> Option<Result<PeeledStored, PassError>> {
         let Quantizer {
             scheme,
             group,

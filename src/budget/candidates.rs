@@ -148,28 +148,34 @@ impl Candidate {
     /// Bytes of it on all matrices of a group: upper bounds where what a pass takes depends on weights.
     ///
     /// # Errors
-    /// The pipeline is none.
+    /// The pipeline is none, or a pass of it can't say what it takes.
     pub fn bytes(&self, group: &Group) -> Result<u64, RunError> {
         let schedule = schedule(&self.pipeline)?;
-        let one = |&(rows, cols): &(u64, u64)| -> u64 {
-            let passes = schedule.steps.iter().map(|step| match &step.pass {
-                Pass::Matrix(pass) => pass.term_bytes(rows, cols),
-                Pass::Module(_) => 0,
-            });
-            passes.fold(0, u64::saturating_add)
-        };
-        Ok(group.shapes.iter().map(one).fold(0, u64::saturating_add))
+        let mut sum = 0u64;
+        for &(rows, cols) in &group.shapes {
+            for step in &schedule.steps {
+                if let Pass::Matrix(pass) = &step.pass {
+                    let cost = pass.cost(rows, cols).map_err(|e| own(&self.pipeline, &e))?;
+                    sum = sum.saturating_add(cost.term_bytes);
+                }
+            }
+        }
+        Ok(sum)
     }
 }
 
 /// A schedule of a pipeline that stands for itself.
 fn schedule(text: &str) -> Result<Schedule, RunError> {
-    let own = |message: String| RunError::Weight {
+    let pipeline = Pipeline::parse(text).map_err(|e| own(text, &e))?;
+    Schedule::new(&pipeline, &[], None).map_err(|e| own(text, &e))
+}
+
+/// An error of a candidate's pipeline.
+fn own(text: &str, error: &dyn std::fmt::Display) -> RunError {
+    RunError::Weight {
         site: format!("candidate {text}"),
-        message,
-    };
-    let pipeline = Pipeline::parse(text).map_err(|e| own(e.to_string()))?;
-    Schedule::new(&pipeline, &[], None).map_err(|e| own(e.to_string()))
+        message: error.to_string(),
+    }
 }
 
 /// What pipelines did to one matrix of each group.

@@ -239,7 +239,7 @@ pub struct OptArgs {
 /// Instrumentation of the pass manager.
 #[derive(Debug, Clone, Default, Args)]
 pub struct DebugArgs {
-    /// Don't verify the IR after each pass
+    /// Don't verify the IR after each built-in pass
     #[arg(long, overrides_with = "verify_each", help_heading = DEBUG)]
     pub no_verify_each: bool,
     /// Verify the IR after each pass (on by default)

@@ -7,6 +7,7 @@ use crate::pass::pipeline::error::did_you_mean;
 use crate::pass::pipeline::{
     Item, Override, PassCall, Pipeline, SyntaxError, check_options, options, preset,
 };
+use crate::pass::plugin;
 use crate::pass::registry::{find, passes};
 
 /// A pipeline and its overrides, presets expanded, every pass and option known.
@@ -73,6 +74,8 @@ impl Prepared {
 /// # Errors
 /// A [`Failure`], exit code 2, that shows the place.
 pub fn prepare(args: &OptArgs) -> Result<Prepared, Failure> {
+    // Passes of plugins are built with it.
+    plugin::set_seed(args.seed);
     let pipeline = preset::expand(&Pipeline::parse(&args.pipeline)?)?;
     let pipeline = manager::schedule::with_lists(&pipeline);
     let parse = |text: &String| Override::parse(text).and_then(|one| preset::expand_override(&one));

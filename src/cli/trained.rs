@@ -11,7 +11,10 @@ use super::target::Target;
 use super::train::args::TrainArgs;
 use super::{Exit, Failure, opt, train};
 use crate::export::hlrc::{MANIFEST_FILE, MODULE_FILE, REPORT_FILE, partial_path};
+use crate::ir::Term;
+use crate::ir::site::sites;
 use crate::opt::Summary;
+use crate::pass::kind;
 use crate::pass::manager::{Outcome, StepTotals};
 use crate::pass::pipeline::{PassCall, Pipeline};
 use crate::pass::{Remark, RemarkKind};
@@ -42,12 +45,33 @@ struct Last<'a> {
 /// Checks what can be checked before hours are spent on the passes in front.
 ///
 /// # Errors
-/// Options that don't fit, text that isn't there, an output that can't be trained into.
+/// Options that don't fit, text that isn't there, an output that can't be trained into, a teacher whose
+/// plugin is missing.
 pub fn check(args: &OptArgs, call: &PassCall, target: &Target) -> Result<(), Failure> {
     let last = Last::new(args, call, target)?;
     let parsed = last.arguments(last.input, false)?;
     for path in parsed.data.iter().filter(|p| p.as_os_str() != "random") {
         std::fs::File::open(path).map_err(|error| Failure::read(path, &error))?;
+    }
+    match &parsed.teacher {
+        Some(teacher) => kinds_are_known(teacher),
+        None => Ok(()),
+    }
+}
+
+/// Whether loaded plugins define the kinds of terms of a model that others learn from.
+fn kinds_are_known(path: &Path) -> Result<(), Failure> {
+    let module = load::source(&Source::of(path)?)?.module;
+    for site in sites(&module) {
+        let matrix = site.matrix(&module);
+        for term in matrix.iter().flat_map(|m| &m.terms) {
+            if let Term::Custom(custom) = term {
+                kind::needed(&custom.kind).map_err(|error| {
+                    let what = format!("{}: {}: {error}", path.display(), site.name);
+                    Failure::new(Exit::Plugin, what)
+                })?;
+            }
+        }
     }
     Ok(())
 }

@@ -146,6 +146,18 @@ pub trait MatrixPass: Send + Sync {
     /// Upper bound of the bytes of the term that it makes.
     fn term_bytes(&self, rows: u64, cols: u64) -> u64;
 
+    /// The three above at once, as the manager asks for them.
+    ///
+    /// # Errors
+    /// A pass of a plugin could not say.
+    fn cost(&self, rows: u64, cols: u64) -> Result<Cost, PassError> {
+        Ok(Cost {
+            workspace_bytes: self.workspace_bytes(rows, cols),
+            term_bytes: self.term_bytes(rows, cols),
+            nanos: self.nanos(rows, cols),
+        })
+    }
+
     /// Takes the term out: on return `peel.residual` is what it was minus the term as stored.
     ///
     /// # Errors
@@ -154,7 +166,11 @@ pub trait MatrixPass: Send + Sync {
 
     /// The same from the bytes of a stored row-major matrix, where the residual is not needed:
     /// one pass over 16-bit weights instead of three over 32-bit ones. `None`: use [`Self::peel`].
-    fn peel_stored(&self, _stored: Stored<'_>) -> Option<Result<PeeledStored, PassError>> {
+    fn peel_stored(
+        &self,
+        _stored: Stored<'_>,
+        _place: Place<'_>,
+    ) -> Option<Result<PeeledStored, PassError>> {
         None
     }
 }
@@ -267,6 +283,26 @@ pub struct Peeled {
     pub term: Option<TermData>,
     /// Short text for progress lines: `r64`, `0.5%`.
     pub note: String,
+}
+
+/// What a pass takes for a matrix.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Cost {
+    /// Working memory, bytes, without the residual.
+    pub workspace_bytes: u64,
+    /// Upper bound of the bytes of its term.
+    pub term_bytes: u64,
+    /// Time on one core, nanoseconds.
+    pub nanos: f64,
+}
+
+/// Where stored rows are of; as in [`Peel`].
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// The site's name.
+    pub site: &'a str,
+    /// Seed of this site and pass.
+    pub seed: u64,
 }
 
 /// A stored matrix's rows, as they are in the file.

@@ -42,7 +42,11 @@ fn panics_and_lies_of_rust_plugins() {
     let plugin = library("misbehave");
     let plugin = plugin.to_str().expect("utf-8");
     for isolated in [false, true] {
-        let says: [(&str, &[&str]); 5] = [
+        let says: [(&str, &[&str]); 6] = [
+            (
+                "panic-cost",
+                &["panicked: no bill today", "misbehave.rs:", "8x8"],
+            ),
             (
                 "panic-peel",
                 &["panicked", "index out of bounds", "misbehave.rs:"],
@@ -122,7 +126,7 @@ fn mistakes_of_c_plugins() {
     let folder = tempfile::tempdir().expect("a folder");
     let here = folder.path();
     small(here);
-    let cases: [(u32, &str); 21] = [
+    let cases: [(u32, &str); 24] = [
         (2, "no term has the handle 12345"),
         (3, "status 3"),
         (4, "whose callback had returned"),
@@ -140,6 +144,9 @@ fn mistakes_of_c_plugins() {
         (13, "no UTF-8"),
         (14, "rotated 8x8 in blocks of 3 and 8"),
         (15, "does not fit 8x8"),
+        (17, "the cost of a matrix of 8x8: no idea"),
+        (18, "the cost of a matrix of 8x8: -1 nanoseconds"),
+        (19, "the cost of a matrix of 8x8: inf nanoseconds"),
         (20, "graph 7 has no op 7"),
         (21, "no weight 12345"),
         (22, "has no value 4321"),
@@ -153,13 +160,28 @@ fn mistakes_of_c_plugins() {
             return;
         };
         let plugin = plugin.to_str().expect("utf-8");
-        fails_cleanly(
-            here,
-            plugin,
-            "evil",
-            false,
-            &["evil", "plugin evil 1", says],
-        );
+        let says = ["evil", "plugin evil 1", says];
+        fails_cleanly(here, plugin, "evil", false, &says);
+        if how == 17 {
+            fails_cleanly(here, plugin, "evil", true, &says);
+            let plan = ["m.hlir", "-p", "evil", "--dry-run"];
+            let load = ["--load-pass-plugin", plugin];
+            fails(here, &[&plan[..], &load].concat(), 1, &says);
+        }
+    }
+    // What is wrong with stored rows is no reason to try another way in silence.
+    works(here, &["m.hlir", "-o", "dense.hlrc", "-q"]);
+    let stored = c_library("evil.c", HEADER, &[("HOW", 40)], here).expect("built");
+    let stored = stored.to_str().expect("utf-8");
+    for isolated in [&[][..], &["--isolate-plugins"]] {
+        let run = ["dense.hlrc", "-p", "evil", "-S", "-q"];
+        let load = ["--load-pass-plugin", stored];
+        let says = [
+            "plugin evil 1: pass evil",
+            "pass evil on q",
+            "not to my taste",
+        ];
+        fails(here, &[&run[..], &load, isolated].concat(), 1, &says);
     }
     let traits = c_library("evil.c", HEADER, &[("HOW", 1)], here).expect("built");
     let arguments = [
@@ -320,6 +342,12 @@ fn valgrind_finds_nothing() {
         };
         runs.push((plugin, "evil", code));
     }
+    let Some(rewrite) = c_library("rewrite.c", HEADER, &[], here) else {
+        return;
+    };
+    runs.push((rewrite, "chain", 0));
+    runs.push((library("kmeans4"), "kmeans4", 0));
+    runs.push((library("misbehave"), "listen-in-rust", 0));
     for (plugin, pipeline, code) in runs {
         let output = Command::new("valgrind")
             .args([

@@ -132,9 +132,24 @@ fn values_take_the_plugin() {
             "-o",
             "x.hlrc",
         ],
+        // Before the passes in front of it have run.
+        &[
+            model.as_str(),
+            "-p",
+            &format!("int8,train{{steps=1 data={data:?} teacher=coded.hlrc}}"),
+            "-o",
+            "x.hlrc",
+        ],
     ] {
         fails(here, arguments, 6, &SAYS);
-        for made in ["x.onnx", "x.onnx.data", "x.hlrc", "x.calibration"] {
+        for made in [
+            "x.onnx",
+            "x.onnx.data",
+            "x.hlrc",
+            "x.hlrc.partial",
+            "x.hlrc.untrained",
+            "x.calibration",
+        ] {
             assert!(!here.join(made).exists(), "{arguments:?} leaves {made}");
         }
         let _ = std::fs::remove_dir_all(here.join("y.hlrc"));

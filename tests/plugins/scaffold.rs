@@ -1,5 +1,6 @@
 //! `plugin new`: what it writes builds, and its golden test passes as it is.
 
+use std::path::Path;
 use std::process::Command;
 
 use super::common::{fails, program, text, works};
@@ -21,11 +22,7 @@ fn a_new_plugin_in_c_passes_its_test() {
         2,
         &["there is a pass of that name"],
     );
-    let tools = ["make", "cc", "diff"]
-        .iter()
-        .all(|t| Command::new(t).arg("--version").output().is_ok());
-    if !tools {
-        println!("skipped: make, cc and diff are needed");
+    if !has(&["make", "cc", "diff"]) {
         return;
     }
     let made = Command::new("make")
@@ -42,68 +39,72 @@ fn a_new_plugin_in_c_passes_its_test() {
     );
 }
 
-/// The commands of the tutorial: fenced blocks without a language in its section.
-fn tutorial() -> Vec<String> {
+/// Commands of the book: fenced blocks without a language in one of its sections.
+fn commands(section: &str) -> Vec<String> {
     let book = std::fs::read_to_string("docs/plugins.md").expect("the book");
     let section = book
         .split("\n## ")
-        .find(|s| s.starts_with("Tutorial"))
-        .expect("a tutorial");
+        .find(|s| s.starts_with(section))
+        .expect("a section");
     let fences = section.split("```").skip(1).step_by(2);
     fences
         .filter_map(|f| f.strip_prefix('\n').map(str::to_string))
         .collect()
 }
 
+/// Runs commands as somebody would who has the program in the path and its sources in `HLRC`.
+fn shell(folder: &Path, script: &str) -> String {
+    let root = std::env::current_dir().expect("a folder");
+    let release = program().parent().expect("a folder").to_path_buf();
+    let path = std::env::var("PATH").unwrap_or_default();
+    let output = Command::new("sh")
+        .args(["-e", "-c", script])
+        .current_dir(folder)
+        .env("PATH", format!("{}:{path}", release.display()))
+        .env("HLRC", root)
+        .env(
+            "CARGO_TARGET_DIR",
+            release.parent().expect("a target folder").join("scaffold"),
+        )
+        .env_remove("PYTHONPATH")
+        .output()
+        .expect("sh runs");
+    let (said, told) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{script}: {said}{told}");
+    said
+}
+
+/// The commands with the model that they are tried on.
+fn on(model: &Path, commands: &str) -> String {
+    commands.replace("MODEL", &format!("'{}'", model.display()))
+}
+
 #[test]
 fn the_tutorial_works_as_written() {
     let folder = tempfile::tempdir().expect("a folder");
     let here = folder.path();
-    let blocks = tutorial();
-    assert_eq!(
-        blocks.len(),
-        2,
-        "the tutorial has two blocks of commands: {blocks:?}"
-    );
+    let blocks = commands("Tutorial");
+    let [first, second] = blocks.as_slice() else {
+        panic!("the tutorial has two blocks of commands: {blocks:?}");
+    };
     let root = std::env::current_dir().expect("a folder");
-    let release = program().parent().expect("a folder").to_path_buf();
     // Nothing of it is measured: it is compiled as fast as can be.
     std::fs::create_dir(here.join(".cargo")).expect("a folder");
     let config = "[profile.release]\nopt-level = 0\ndebug = false\n\n[net]\noffline = true\n";
     std::fs::write(here.join(".cargo/config.toml"), config).expect("written");
-    let path = std::env::var("PATH").unwrap_or_default();
-    let shell = |script: &str| {
-        let output = Command::new("sh")
-            .args(["-e", "-c", script])
-            .current_dir(here)
-            .env("PATH", format!("{}:{path}", release.display()))
-            .env(
-                "CARGO_TARGET_DIR",
-                release.parent().expect("a target folder").join("scaffold"),
-            )
-            .output()
-            .expect("sh runs");
-        let (said, told) = (text(&output.stdout), text(&output.stderr));
-        assert!(output.status.success(), "{script}: {said}{told}");
-        said
-    };
     let model = super::common::small(here);
-    let sdk = root.join("passes/sdk");
-    // Outside of the sources the SDK has to be named; the lock file keeps versions that are there.
-    let first = blocks[0].replace(
-        "new zero-small",
-        &format!("new zero-small --sdk '{}'", sdk.display()),
-    );
+    // The lock file keeps versions that are there.
     let lock = format!("cp '{}' Cargo.lock", root.join("Cargo.lock").display());
-    let first = first.replace(
-        "cd zero-small\n",
-        &format!("cd zero-small\n{lock}\nln -s \"$CARGO_TARGET_DIR\" target\n"),
+    let entered = "cd zero-small\n";
+    assert!(first.contains(entered), "{first}");
+    shell(
+        here,
+        &first.replace(
+            entered,
+            &format!("{entered}{lock}\nln -s \"$CARGO_TARGET_DIR\" target\n"),
+        ),
     );
-    shell(&first);
-    let example = root.join("passes/examples/zero-small/src/zero_small.rs");
-    std::fs::copy(example, here.join("zero-small/src/zero_small.rs")).expect("copied");
-    let second = blocks[1].replace("MODEL", &format!("'{}'", model.display()));
-    let said = shell(&format!("cd zero-small\n{second}"));
+    let said = shell(here, &format!("{entered}{}", on(&model, second)));
     for part in [
         "sparse(@q.values",
         "the same bytes for 1 and 3 threads",
@@ -112,4 +113,68 @@ fn the_tutorial_works_as_written() {
         assert!(said.contains(part), "{said}");
     }
     assert!(here.join("zero-small/m.hlrc").exists());
+}
+
+#[test]
+fn the_tutorial_in_c_works_as_written() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let here = folder.path();
+    if !has(&["make", "cc", "diff"]) {
+        return;
+    }
+    let model = super::common::small(here);
+    let blocks = commands("In C");
+    let said = shell(here, &on(&model, &blocks[0]));
+    assert!(
+        said.contains("the same bytes for 1 and 3 threads"),
+        "{said}"
+    );
+    assert!(here.join("mean-of-rows/m.hlrc").exists());
+}
+
+#[test]
+fn the_tutorial_in_python_works_as_written() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let here = folder.path();
+    if !has(&["cc", "diff", "sed"]) {
+        return;
+    }
+    // In the place of the environment that it makes, the tests' own, which needs no network.
+    let venv = std::path::absolute("target/venv").expect("a path");
+    let ready = Command::new(venv.join("bin/python"))
+        .args(["-c", EMBEDS])
+        .output();
+    if !ready.is_ok_and(|o| o.status.success()) {
+        println!("skipped: no cffi in target/venv, or a Python that can't be embedded");
+        return;
+    }
+    let blocks = commands("In C");
+    let (made, rest) = blocks[1].split_once("\ncp ").expect("an environment");
+    assert!(
+        made.contains("pip install cffi setuptools"),
+        "{}",
+        blocks[1]
+    );
+    let link = format!("ln -s '{}' venv\ncp {rest}", venv.display());
+    let said = shell(here, &link);
+    assert!(
+        said.contains("the same bytes for 1 and 3 threads"),
+        "{said}"
+    );
+}
+
+/// Fails where a Python lacks cffi, its header, or its shared library.
+const EMBEDS: &str = "import cffi, setuptools, sysconfig, os
+assert os.path.exists(sysconfig.get_path('include') + '/Python.h')
+assert sysconfig.get_config_var('Py_ENABLE_SHARED')";
+
+/// Whether these tools are there.
+fn has(tools: &[&str]) -> bool {
+    let all = tools
+        .iter()
+        .all(|t| Command::new(t).arg("--version").output().is_ok());
+    if !all {
+        println!("skipped: {} are needed", tools.join(", "));
+    }
+    all
 }

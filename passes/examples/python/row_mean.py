@@ -2,8 +2,8 @@
 
     python row_mean.py DIR
 
-compiles it, with cffi and the C header alone, to DIR/librow_mean.so; the interpreter runs inside hlrc-opt then.
-PYTHONPATH must name the folder that has cffi where that is a virtual environment's.
+compiles it, with cffi and the C header alone, to DIR/librow_mean.so; the interpreter runs inside hlrc-opt then,
+with the packages of the one that compiled it. The header lies beside this file, or in hlrc-opt's sources.
 
 Before: `linear %x { dense(@w) }`
 After:  `linear %x { low_rank(@w.u, @w.v, r=1) }`
@@ -18,7 +18,7 @@ import sysconfig
 import cffi
 
 HERE = pathlib.Path(__file__).resolve().parent
-HEADER = HERE / "../../sdk/include/hlrc_pass.h"
+HEADERS = [HERE / "hlrc_pass.h", HERE / "../../sdk/include/hlrc_pass.h"]
 
 # What runs inside: numpy is not needed, the matrix is read and written where it lies.
 CODE = '''
@@ -96,13 +96,19 @@ def hlrc_plugin(host):
     return plugin
 '''
 
-# Modules in C that Python loads look for the interpreter among global symbols; hlrc-opt loads plugins as
-# local ones.
+# The interpreter finds cffi where this one does. Modules in C that it loads look for it among global symbols;
+# hlrc-opt loads plugins as local ones.
 SOURCE = """
 #include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include "hlrc_pass.h"
 
-__attribute__((constructor)) static void promote(void) {
+__attribute__((constructor)) static void prepare(void) {
+  const char *others = getenv("PYTHONPATH");
+  char path[8192];
+  snprintf(path, sizeof path, "%%s%%s%%s", "%s", others ? ":" : "", others ? others : "");
+  setenv("PYTHONPATH", path, 1);
   dlopen("%s", RTLD_NOW | RTLD_GLOBAL | RTLD_NOLOAD);
 }
 """
@@ -125,15 +131,18 @@ def declarations(header):
 
 
 def build(folder):
-    header = HEADER.read_text()
+    place = next((place for place in HEADERS if place.is_file()), None)
+    if place is None:
+        sys.exit("hlrc_pass.h: copy it from passes/sdk/include of hlrc-opt's sources to this file")
+    header = place.read_text()
     builder = cffi.FFI()
     builder.cdef(declarations(header))
     builder.embedding_api(CALLBACKS)
     builder.set_source(
         "row_mean",
-        SOURCE % sysconfig.get_config_var("INSTSONAME"),
+        SOURCE % (sysconfig.get_path("platlib"), sysconfig.get_config_var("INSTSONAME")),
         libraries=["dl"] if sys.platform == "linux" else [],
-        include_dirs=[str(HEADER.parent.resolve())],
+        include_dirs=[str(place.parent.resolve())],
         library_dirs=[sysconfig.get_config_var("LIBDIR") or ""],
     )
     builder.embedding_init_code(CODE)

@@ -440,7 +440,8 @@ typedef struct HlrcPassDef {
    */
   HlrcStatus (*traits)(HlrcUser pass, HlrcContext context, struct HlrcMatrixTraits *traits);
   /*
-   Memory, time and bytes for a matrix `[rows, cols]`; may be null: as much as the matrix in f32.
+   Memory, time and bytes for a matrix `[rows, cols]`, asked for before any is read; may be null, or return
+   `HLRC_NONE`: as much as the matrix in f32. An error ends the run.
    */
   HlrcStatus (*cost)(HlrcUser pass, HlrcContext context, uint64_t rows, uint64_t cols, struct HlrcCost *cost);
   /*
@@ -449,6 +450,7 @@ typedef struct HlrcPassDef {
   HlrcStatus (*peel)(HlrcUser pass, HlrcContext context, struct HlrcPeel *peel);
   /*
    The same from stored rows where nobody needs the residual; may be null. `HLRC_NONE`: use `peel`.
+   Notes and remarks are not kept.
    */
   HlrcStatus (*peel_stored)(HlrcUser pass,
                             HlrcContext context,
@@ -887,7 +889,7 @@ typedef struct HlrcHost {
    */
   HlrcStatus (*cancelled)(HlrcContext context);
   /*
-   Uniform random numbers, the same in every run with the same seed.
+   Uniform random numbers, the same in every run with the same seed; `seed` says which that is.
    */
   HlrcStatus (*random)(HlrcContext context, uint64_t *out, size_t count);
   /*
@@ -1064,8 +1066,9 @@ typedef struct HlrcHost {
    */
   HlrcStatus (*term_drop)(HlrcContext context, HlrcTerm term);
   /*
-   Since 1.2. The seed that the callback's random numbers come from: of the run in a module pass, of site
-   and pass in a peel.
+   Since 1.2. The seed that the callback's random numbers come from: of the run (`--seed`) in `create`,
+   `traits`, `cost` and `run`; of run, site and pass in `peel` and `peel_stored`; of a term's kind and
+   attributes in callbacks of kinds, since a term is the same matrix in every run.
    */
   HlrcStatus (*seed)(HlrcContext context, uint64_t *seed);
   /*

@@ -39,7 +39,9 @@ pub unsafe fn describe(
     kinds: &'static [&'static dyn TermKind],
 ) -> *const HlrcPlugin {
     // SAFETY: the caller's promise.
-    unsafe { host::set(host) };
+    if !unsafe { host::set(host) } {
+        return std::ptr::null();
+    }
     let made = catch_unwind(AssertUnwindSafe(|| {
         &PLUGIN
             .get_or_init(|| Exported(plugin(name, version, passes, kinds)))
@@ -74,7 +76,7 @@ fn plugin(
     }
 }
 
-/// The least minor version of the host that this crate needs: it calls nothing that later ones added.
+/// The least minor version of the host that this crate needs: what later ones added is called where it is there.
 const NEEDED_MINOR: u32 = 0;
 
 fn leak<T>(value: T) -> *const T {
@@ -84,7 +86,8 @@ fn leak<T>(value: T) -> *const T {
 fn pass(entry: &'static PassEntry) -> HlrcPassDef {
     let schema: &'static str = (entry.schema)().to_string().leak();
     // What kind of pass it is shows in the pass that its defaults make.
-    let is_module = matches!((entry.build)(Map::new()), Ok(Pass::Module(_)));
+    let built = host::probing(|| (entry.build)(Map::new()));
+    let is_module = matches!(built, Ok(Pass::Module(_)));
     let matrices = !is_module;
     HlrcPassDef {
         size: size_of::<HlrcPassDef>(),

@@ -17,34 +17,56 @@ use crate::weights::DType;
 
 static HOST: OnceLock<Table> = OnceLock::new();
 
-/// The host's table.
-struct Table(&'static HlrcHost);
+/// The host's table, copied as far as the host has it: it may be shorter than the struct that is known here.
+struct Table(HlrcHost);
 
-// SAFETY: the host never changes its table, and its functions may be called from any thread.
+// SAFETY: the host's functions may be called from any thread, and its texts never change.
 unsafe impl Send for Table {}
 // SAFETY: as above.
 unsafe impl Sync for Table {}
 
 thread_local! {
     static CONTEXT: Cell<HlrcContext> = const { Cell::new(0) };
+    /// Whether passes are built to see what they are, before the host has asked for any.
+    static PROBING: Cell<bool> = const { Cell::new(false) };
     /// The weights of the module of a context.
     static NAMES: RefCell<(HlrcContext, HashMap<String, u32>)> = RefCell::default();
 }
 
 /// The table of the host, once it is known.
 pub(crate) fn table() -> Result<&'static HlrcHost, PassError> {
-    let table = HOST.get().map(|table| table.0);
+    let table = HOST.get().map(|table| &table.0);
     table.ok_or_else(|| PassError::new("there is no host"))
 }
 
+/// Takes the host's table; false where it can't be used.
+///
+/// A host of another major version is taken to be one that reads the plugin's version, and refuses it.
+///
 /// # Safety
-/// The table lives as long as the process.
-pub(crate) unsafe fn set(host: *const HlrcHost) {
-    // SAFETY: the caller's promise.
-    if let Some(host) = unsafe { host.as_ref() } {
-        let _ = HOST.set(Table(host));
+/// `host` is null, or a table that lives as long as the process.
+pub(crate) unsafe fn set(host: *const HlrcHost) -> bool {
+    if host.is_null() || !host.is_aligned() {
+        return false;
+    }
+    // SAFETY: the first fields are the same in all versions; no reference to the rest is made.
+    let major = unsafe { (&raw const (*host).abi_major).read() };
+    if major != HLRC_ABI_MAJOR {
+        return true;
+    }
+    // SAFETY: the caller's promise. Functions up to `onnx_output` are there in all minor versions, later ones
+    // may be zero.
+    match unsafe { borrow::sized(host, HOST_1_0) } {
+        Ok(table) => {
+            let _ = HOST.set(Table(table));
+            true
+        }
+        Err(_) => false,
     }
 }
+
+/// Bytes of the table in version 1.0.
+const HOST_1_0: usize = std::mem::offset_of!(HlrcHost, onnx_output) + size_of::<usize>();
 
 pub(crate) fn context() -> HlrcContext {
     CONTEXT.get()
@@ -60,6 +82,14 @@ pub(crate) fn within<T>(context: HlrcContext, work: impl FnOnce() -> T) -> T {
     }
     let _restore = Restore(CONTEXT.replace(context));
     work()
+}
+
+/// Builds a pass to see what it is: its seed is 0, and so are its random numbers.
+pub(crate) fn probing<T>(build: impl FnOnce() -> T) -> T {
+    PROBING.set(true);
+    let built = build();
+    PROBING.set(false);
+    built
 }
 
 /// What a status of the host says.
@@ -110,31 +140,37 @@ pub fn cancelled() -> bool {
 /// # Errors
 /// There is no host.
 pub fn random(out: &mut [u64]) -> Result<(), PassError> {
+    if PROBING.get() {
+        out.fill(0);
+        return Ok(());
+    }
     // SAFETY: a function of the host, by the interface; `out` lives during the call.
     check(unsafe { (table()?.random)(context(), out.as_mut_ptr(), out.len()) })
 }
 
-/// Whether the host's table has what begins at this offset: later minor versions have more.
-fn has(host: &HlrcHost, offset: usize) -> bool {
-    host.size >= offset + size_of::<usize>()
-}
-
 pub(crate) fn has_statistics(host: &HlrcHost) -> bool {
-    has(host, std::mem::offset_of!(HlrcHost, moments))
+    host.moments.is_some()
 }
 
-/// The seed of the run or of the matrix at hand; 0 of hosts before 1.2.
-pub(crate) fn seed() -> Result<u64, PassError> {
-    let (host, mut seed) = (table()?, 0);
-    if has(host, std::mem::offset_of!(HlrcHost, seed)) {
-        // SAFETY: a function of the host, by the interface, which has it.
-        check(unsafe { (host.seed)(context(), &mut seed) })?;
+/// The seed that [`random`] begins with: of the run while a pass is built and in a module pass, of site and
+/// pass in a peel, of its constants in a kind of term. 0 of hosts before 1.2.
+///
+/// # Errors
+/// There is no host.
+pub fn seed() -> Result<u64, PassError> {
+    let mut seed = 0;
+    if let (Some(ask), false) = (table()?.seed, PROBING.get()) {
+        // SAFETY: a function of the host, by the interface.
+        check(unsafe { ask(context(), &mut seed) })?;
     }
     Ok(seed)
 }
 
-/// Moments of what goes into a site's matrix, copied; the caller knows that the host has them.
+/// Moments of what goes into a site's matrix, copied; none of hosts before 1.2.
 pub(crate) fn moments(site: &str) -> Result<Option<Moments>, PassError> {
+    let Some(ask) = table()?.moments else {
+        return Ok(None);
+    };
     let mut found = HlrcMoments {
         size: size_of::<HlrcMoments>(),
         tokens: 0,
@@ -143,7 +179,7 @@ pub(crate) fn moments(site: &str) -> Result<Option<Moments>, PassError> {
         hessian: std::ptr::null(),
     };
     // SAFETY: a function of the host, by the interface; what it lends lives until the next call.
-    match unsafe { (table()?.moments)(context(), borrow::lend(site), &mut found) } {
+    match unsafe { ask(context(), borrow::lend(site), &mut found) } {
         HLRC_NONE => Ok(None),
         status => {
             check(status)?;
@@ -156,8 +192,11 @@ pub(crate) fn moments(site: &str) -> Result<Option<Moments>, PassError> {
 /// Moments of the host, copied.
 ///
 /// # Safety
-/// What it points to lives during the call.
-pub(crate) unsafe fn moments_in(m: &HlrcMoments) -> Result<Moments, PassError> {
+/// A struct of the host, as long as its `size` says; what it points to lives during the call.
+pub(crate) unsafe fn moments_in(m: *const HlrcMoments) -> Result<Moments, PassError> {
+    let least = std::mem::offset_of!(HlrcMoments, hessian) + size_of::<usize>();
+    // SAFETY: the caller's promise; all fields may be zero.
+    let m = unsafe { borrow::sized(m, least) }?;
     let too_large = || PassError::new("moments larger than memory");
     let width = usize::try_from(m.width).map_err(|_| too_large())?;
     let square = width.checked_mul(width).ok_or_else(too_large)?;

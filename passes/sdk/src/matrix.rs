@@ -10,7 +10,7 @@ use crate::pass::borrow::{
     self, Traits, lend, no_traits, quantizer_in, rotation_in, rotation_out, slice, traits_in,
     traits_out,
 };
-use crate::pass::interface::{Earlier, MatrixPass, Pass, PassError, Peel, Peeled, Stored};
+use crate::pass::interface::{Earlier, MatrixPass, Pass, PassError, Peel, Peeled, Place, Stored};
 use crate::pass::stated::Stated;
 use crate::pass::terms::{TermData, TermSpec};
 use crate::terms;
@@ -52,11 +52,12 @@ pub(crate) unsafe extern "C" fn cost(
     guard(context, || {
         // SAFETY: as in `traits`.
         let pass = unsafe { matrix(pass) }?;
+        let cost = pass.cost(rows, cols)?;
         let cost = HlrcCost {
             size: size_of::<HlrcCost>(),
-            workspace_bytes: pass.workspace_bytes(rows, cols),
-            term_bytes: pass.term_bytes(rows, cols),
-            nanos: pass.nanos(rows, cols),
+            workspace_bytes: cost.workspace_bytes,
+            term_bytes: cost.term_bytes,
+            nanos: cost.nanos,
         };
         // SAFETY: as in `traits`.
         unsafe { borrow::fill(out, &cost) }?;
@@ -87,8 +88,8 @@ unsafe fn run(pass: &dyn MatrixPass, given: *mut HlrcPeel) -> Result<HlrcStatus>
     let next = unsafe { about.next.as_ref() }
         .map(quantizer_in)
         .transpose()?;
-    let moments = unsafe { about.moments.as_ref() }
-        .map(|m| unsafe { host::moments_in(m) })
+    let moments = (!about.moments.is_null())
+        .then(|| unsafe { host::moments_in(about.moments) })
         .transpose()?;
     let (mut passes, mut terms, mut before) = (Vec::new(), Vec::new(), Vec::new());
     for index in 0..about.earlier_count {
@@ -219,7 +220,12 @@ pub(crate) unsafe extern "C" fn peel_stored(
             16 => Stored::Bf16 { bytes, rows, cols },
             _ => return Ok(HLRC_NONE),
         };
-        let Some(peeled) = pass.peel_stored(stored) else {
+        // The struct has neither; remarks about stored rows are the context's, which knows the site.
+        let place = Place {
+            site: "",
+            seed: host::seed()?,
+        };
+        let Some(peeled) = pass.peel_stored(stored, place) else {
             return Ok(HLRC_NONE);
         };
         let peeled = peeled?;

@@ -22,7 +22,7 @@ pub(crate) mod stated;
 
 pub use entry::PassEntry;
 pub use interface::{
-    Access, Calibration, Earlier, MatrixPass, ModulePass, MomentSource, Moments, Pass, PassError,
-    Peel, Peeled, PeeledStored, Quantizer, Residual, Rewrite, Stored,
+    Access, Calibration, Cost, Earlier, MatrixPass, ModulePass, MomentSource, Moments, Pass,
+    PassError, Peel, Peeled, PeeledStored, Place, Quantizer, Residual, Rewrite, Stored,
 };
 pub use remark::{Remark, RemarkKind};

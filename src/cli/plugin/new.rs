@@ -38,9 +38,17 @@ pub(super) fn run(
             .replace("{name}", &name.pass)
             .replace("{module}", &name.module)
     };
+    let mut text = String::new();
     let files = match lang {
         Language::Rust => {
-            let manifest = fill(MANIFEST).replace("{sdk}", &dependency(sdk)?);
+            let found = dependency(sdk)?;
+            if found.starts_with("git") {
+                text.push_str(&format!(
+                    "note: no sources of hlrc-opt are here or around the program, so the SDK is {found}; --sdk DIR \
+                     names their passes/sdk\n"
+                ));
+            }
+            let manifest = fill(MANIFEST).replace("{sdk}", &found);
             vec![
                 ("Cargo.toml".to_string(), manifest),
                 ("src/lib.rs".to_string(), fill(ROOT)),
@@ -58,7 +66,6 @@ pub(super) fn run(
             ("tests/default.out".to_string(), EXPECTED_C.to_string()),
         ],
     };
-    let mut text = String::new();
     for (file, content) in files {
         let path = dir.join(file);
         if let Some(parent) = path.parent() {

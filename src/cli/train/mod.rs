@@ -89,12 +89,12 @@ pub fn train(
     };
     told(progress, &history, &data);
     let print_ = fingerprint(args, &settings, &module, &data)?;
-    let partial = output::open(args, &print_)?;
-    let store = Store::new(&partial.path, print_.clone());
     let original = match &args.teacher {
         Some(path) => Some(Original::new(path, args, known.vocabulary)?),
         None => None,
     };
+    let partial = output::open(args, &print_)?; // only now: nothing is left where the teacher can't be run
+    let store = Store::new(&partial.path, print_.clone());
     let run = Run {
         args,
         progress,

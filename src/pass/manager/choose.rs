@@ -46,12 +46,15 @@ impl Chosen {
 }
 
 /// The sites that these steps run on, with how.
+///
+/// # Errors
+/// A pass can't say what it takes.
 pub(super) fn choose(
     module: &Module,
     schedule: &Schedule,
     stage: &[usize],
     sites: &[Site],
-) -> Vec<Chosen> {
+) -> Result<Vec<Chosen>, RunError> {
     let mut chosen = Vec::new();
     for (site, other) in sites.iter().zip(otherwise_used(module, sites)) {
         let all = schedule.steps_for(site);
@@ -68,7 +71,7 @@ pub(super) fn choose(
         let ends = all.last() == Some(&last);
         let kept = schedule.keeps_residual(last).then(|| residual_dtype(dtype));
         let keep = if ends { kept } else { Some(DType::F32) };
-        let mut shape = memory::shape_of(schedule, &steps, site, dtype, view.transposed);
+        let mut shape = memory::shape_of(schedule, &steps, site, dtype, view.transposed)?;
         if !ends {
             shape = shape.passing_on();
         }
@@ -86,7 +89,7 @@ pub(super) fn choose(
             passes_on: !ends,
         });
     }
-    chosen
+    Ok(chosen)
 }
 
 /// Memory for a weight that is put together before it is read, its parts' pages included.

@@ -2,9 +2,10 @@
 
 use crate::ir::site::Site;
 use crate::ir::{Module, Term};
-use crate::pass::{Access, Pass};
+use crate::pass::{Access, MatrixPass, Pass};
 use crate::weights::DType;
 
+use super::RunError;
 use super::schedule::Schedule;
 use super::units::earlier_terms;
 
@@ -65,18 +66,25 @@ pub struct Estimate {
 }
 
 /// How a site is worked on by these steps.
+///
+/// # Errors
+/// A pass can't say what it takes.
 pub(super) fn shape_of(
     schedule: &Schedule,
     steps: &[usize],
     site: &Site,
     dtype: DType,
     transposed: bool,
-) -> Shape {
+) -> Result<Shape, RunError> {
     let (rows, cols) = (site.rows, site.cols);
     let passes = steps.iter().filter_map(|&s| match &schedule.steps[s].pass {
-        Pass::Matrix(pass) => Some(pass),
+        Pass::Matrix(pass) => Some((s, pass.as_ref())),
         Pass::Module(_) => None,
     });
+    let cost = |step: usize, pass: &dyn MatrixPass, rows: u64| {
+        pass.cost(rows, cols)
+            .map_err(|e| schedule.failed(step, site, &e))
+    };
     let mut whole = false;
     let (mut workspace, mut terms) = (0u64, 0u64);
     let entries = rows.saturating_mul(cols);
@@ -86,13 +94,13 @@ pub(super) fn shape_of(
         TILE_ENTRIES
     };
     let tile_rows = (tile / cols.max(1)).max(16).div_ceil(16) * 16;
-    for pass in passes.clone() {
+    for (step, pass) in passes.clone() {
         whole |= pass.access() == Access::Whole;
-        terms = terms.saturating_add(pass.term_bytes(rows, cols));
+        terms = terms.saturating_add(cost(step, pass, rows)?.term_bytes);
     }
     let unit_rows = if whole { rows } else { tile_rows.min(rows) };
-    for pass in passes {
-        workspace = workspace.max(pass.workspace_bytes(unit_rows, cols));
+    for (step, pass) in passes {
+        workspace = workspace.max(cost(step, pass, unit_rows)?.workspace_bytes);
     }
     if steps.last().is_some_and(|&s| schedule.keeps_residual(s)) {
         terms = terms.saturating_add(dtype.bytes_for(entries).unwrap_or(0));
@@ -106,13 +114,13 @@ pub(super) fn shape_of(
         .saturating_add(workspace)
         .saturating_add(mapped)
         .saturating_add(term_share);
-    Shape {
+    Ok(Shape {
         rows,
         cols,
         unit_rows,
         unit_bytes,
         term_bytes: terms,
-    }
+    })
 }
 
 /// Memory for terms that earlier generations made, while a job that builds on them is open: the terms,
@@ -141,28 +149,40 @@ pub(super) fn kept_bytes(module: &Module, site: &Site) -> u64 {
 
 /// Memory for the tensors that an ONNX file needs of a site, the largest at a time: the term, a copy,
 /// and the form that it takes in the file.
-pub(super) fn export_bytes(schedule: &Schedule, steps: &[usize], site: &Site) -> u64 {
+///
+/// # Errors
+/// As [`shape_of`].
+pub(super) fn export_bytes(
+    schedule: &Schedule,
+    steps: &[usize],
+    site: &Site,
+) -> Result<u64, RunError> {
     let (rows, cols) = (site.rows, site.cols);
-    let of = |step: &usize| match &schedule.steps.get(*step)?.pass {
-        Pass::Matrix(pass) => {
-            let term = pass.term_bytes(rows, cols);
-            Some(match pass.quantizer() {
-                // Codes as bytes before they are packed, and every group's place.
-                Some(_) => {
-                    let codes = rows.saturating_mul(cols).saturating_mul(3);
-                    term.saturating_mul(3).saturating_add(codes)
-                }
-                // 4-bit factors as f32, once whole and thrice as the tensor; columns also as ones
-                // among zeros, `[count, in]` in f32.
-                None => {
-                    let wide = (2 * cols.min(1 << 40)).div_ceil(rows.max(1));
-                    term.saturating_mul(34u64.saturating_add(wide))
-                }
-            })
-        }
-        Pass::Module(_) => None,
-    };
-    steps.iter().filter_map(of).max().unwrap_or(0)
+    let mut most = 0;
+    for &step in steps {
+        let Pass::Matrix(pass) = &schedule.steps[step].pass else {
+            continue;
+        };
+        let cost = pass.cost(rows, cols);
+        let term = cost
+            .map_err(|e| schedule.failed(step, site, &e))?
+            .term_bytes;
+        let bytes = match pass.quantizer() {
+            // Codes as bytes before they are packed, and every group's place.
+            Some(_) => {
+                let codes = rows.saturating_mul(cols).saturating_mul(3);
+                term.saturating_mul(3).saturating_add(codes)
+            }
+            // 4-bit factors as f32, once whole and thrice as the tensor; columns also as ones
+            // among zeros, `[count, in]` in f32.
+            None => {
+                let wide = (2 * cols.min(1 << 40)).div_ceil(rows.max(1));
+                term.saturating_mul(34u64.saturating_add(wide))
+            }
+        };
+        most = most.max(bytes);
+    }
+    Ok(most)
 }
 
 /// Memory that a run needs apart from what is worked on: code, names, ops and values.

@@ -20,7 +20,7 @@ mod units;
 mod workers;
 
 use std::collections::HashMap;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::ir::Module;
 use crate::ir::patch::PatchError;
@@ -336,6 +336,14 @@ impl Run<'_> {
         runs
     }
 
+    /// An error of a pass, unless the user asked it to stop.
+    fn unless_interrupted(&self, error: RunError) -> RunError {
+        match self.options.interrupt.load(Ordering::Relaxed) {
+            true => RunError::Interrupted { done: 0, total: 0 },
+            false => error,
+        }
+    }
+
     fn module_pass(&mut self, module: &mut Module, step: usize) -> Result<(), RunError> {
         let name = self.schedule.steps[step].name;
         let Pass::Module(pass) = &self.schedule.steps[step].pass else {
@@ -354,18 +362,11 @@ impl Run<'_> {
             remarks: &mut remarks,
         };
         let patch = pass.run(&mut rewrite).map_err(|e| {
-            if self
-                .options
-                .interrupt
-                .load(std::sync::atomic::Ordering::Relaxed)
-            {
-                return RunError::Interrupted { done: 0, total: 0 };
-            }
-            RunError::Pass {
+            self.unless_interrupted(RunError::Pass {
                 pass: name.to_string(),
                 site: module.name.clone(),
                 message: e.to_string(),
-            }
+            })
         })?;
         for mut remark in remarks {
             remark.pass = name.to_string();
@@ -383,8 +384,13 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Whether the module is verified behind a pass: where that is asked for, and always behind a plugin's.
+    fn verifies(&self, pass: &str) -> bool {
+        self.options.verify_each || crate::pass::plugin::of(pass).is_some()
+    }
+
     fn verify(&self, module: &Module, pass: &str) -> Result<(), RunError> {
-        if !self.options.verify_each {
+        if !self.verifies(pass) {
             return Ok(());
         }
         verify(module).map_err(|violations| RunError::Invalid {

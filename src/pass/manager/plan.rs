@@ -63,7 +63,7 @@ pub fn plan(
             Stage::Matrices(steps) => steps,
         };
         if first {
-            plan.begin(&changed, schedule);
+            plan.begin(&changed, schedule)?;
         }
         let mut worlds: Vec<&Module> = vec![&changed];
         if !first {
@@ -71,7 +71,7 @@ pub fn plan(
         }
         let mut left = 0u64;
         for world in worlds {
-            let mut chosen = choose(world, schedule, steps, &sites(world));
+            let mut chosen = choose(world, schedule, steps, &sites(world))?;
             if !first {
                 let in_files = destination != Destination::Shown;
                 chosen.iter_mut().for_each(|c| c.as_residual(in_files));
@@ -90,7 +90,7 @@ pub fn plan(
         plan.export(module, schedule, options)?;
     }
     if first {
-        plan.begin(&changed, schedule);
+        plan.begin(&changed, schedule)?;
     }
     Ok(plan)
 }
@@ -122,16 +122,17 @@ fn matrix_steps(schedule: &Schedule) -> Vec<usize> {
 
 impl Plan {
     /// Lists the matrices as the first matrix pass finds them.
-    fn begin(&mut self, module: &Module, schedule: &Schedule) {
+    fn begin(&mut self, module: &Module, schedule: &Schedule) -> Result<(), RunError> {
         let all = sites(module);
-        let chosen = choose(module, schedule, &matrix_steps(schedule), &all);
+        let chosen = choose(module, schedule, &matrix_steps(schedule), &all)?;
         let terms = chosen.iter().map(|c| c.shape.term_bytes);
         self.estimate.term_bytes = terms.fold(0, u64::saturating_add);
         let mut chosen = chosen.into_iter().peekable();
         for site in &all {
             let own = chosen.next_if(|c| c.site.name == site.name);
-            self.sites.push(planned(module, schedule, site, own));
+            self.sites.push(planned(module, schedule, site, own)?);
         }
+        Ok(())
     }
 
     fn add(&mut self, stage: Estimate) {
@@ -148,9 +149,14 @@ impl Plan {
         options: &RunOptions<'_>,
     ) -> Result<(), RunError> {
         let all = sites(module);
-        let chosen = choose(module, schedule, &matrix_steps(schedule), &all);
-        let of = |c: &Chosen| memory::export_bytes(schedule, &c.steps, &c.site);
-        let largest = chosen.iter().map(|c| (of(c), c)).max_by_key(|(n, _)| *n);
+        let chosen = choose(module, schedule, &matrix_steps(schedule), &all)?;
+        let mut largest: Option<(u64, &Chosen)> = None;
+        for c in &chosen {
+            let bytes = memory::export_bytes(schedule, &c.steps, &c.site)?;
+            if largest.is_none_or(|(most, _)| bytes >= most) {
+                largest = Some((bytes, c));
+            }
+        }
         // The module, what it becomes, its messages.
         let base = memory::base_bytes(module).saturating_mul(2);
         let peak = base.saturating_add(largest.as_ref().map_or(0, |(bytes, _)| *bytes));
@@ -166,19 +172,27 @@ impl Plan {
     }
 }
 
-fn planned(module: &Module, schedule: &Schedule, site: &Site, own: Option<Chosen>) -> Planned {
+fn planned(
+    module: &Module,
+    schedule: &Schedule,
+    site: &Site,
+    own: Option<Chosen>,
+) -> Result<Planned, RunError> {
     let bytes = site.matrix(module).map_or(0, |m| m.bytes(&module.weights));
     let after = own.as_ref().map_or(bytes, |c| c.shape.term_bytes);
     let steps = own.map_or_else(Vec::new, |c| c.steps);
-    let nanos = steps.iter().map(|&step| match &schedule.steps[step].pass {
-        Pass::Matrix(pass) => pass.nanos(site.rows, site.cols),
-        Pass::Module(_) => 0.0,
-    });
-    Planned {
-        nanos: nanos.sum(),
+    let mut nanos = 0.0;
+    for &step in &steps {
+        if let Pass::Matrix(pass) = &schedule.steps[step].pass {
+            let cost = pass.cost(site.rows, site.cols);
+            nanos += cost.map_err(|e| schedule.failed(step, site, &e))?.nanos;
+        }
+    }
+    Ok(Planned {
+        nanos,
         parameters: site.rows.saturating_mul(site.cols),
         bytes,
         after,
         steps,
-    }
+    })
 }

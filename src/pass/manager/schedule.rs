@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::RunError;
 use crate::ir::site::Site;
 use crate::pass::pipeline::{
     Item, Override, PassCall, Pipeline, Program, Site as Selected, SyntaxError, check_options,
@@ -128,6 +129,15 @@ impl Schedule {
         let name = self.steps.get(step)?.name;
         let step = self.program.steps().get(step)?;
         Some((name, step.call.options_json()))
+    }
+
+    /// What a step's pass says is wrong with a site.
+    pub(super) fn failed(&self, step: usize, site: &Site, error: &PassError) -> RunError {
+        RunError::Pass {
+            pass: self.steps[step].name.to_string(),
+            site: site.name.clone(),
+            message: error.to_string(),
+        }
     }
 
     /// Whether a step stands in no scope and comes from no override.

@@ -41,7 +41,8 @@ impl Run<'_> {
         stage: &[usize],
     ) -> Result<(), RunError> {
         let all = sites(module);
-        let mut chosen = choose(module, self.schedule, stage, &all);
+        let mut chosen =
+            choose(module, self.schedule, stage, &all).map_err(|e| self.unless_interrupted(e))?;
         self.remark_unchosen(module, &all, stage);
         self.stages += 1;
         self.reached |= !chosen.is_empty();
@@ -271,7 +272,7 @@ impl Run<'_> {
                 self.verify(after, name)?;
                 break;
             }
-            if !self.prints() && !self.options.verify_each {
+            if !self.prints() && !self.verifies(name) {
                 continue;
             }
             self.print_before(previous.as_ref().unwrap_or(before), name);

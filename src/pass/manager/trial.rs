@@ -38,7 +38,7 @@ pub fn trial(
     options: &RunOptions<'_>,
 ) -> Result<Option<Trial>, RunError> {
     let steps = matrix_steps(schedule);
-    let mut chosen = choose(module, schedule, &steps, std::slice::from_ref(site));
+    let mut chosen = choose(module, schedule, &steps, std::slice::from_ref(site))?;
     let Some(mut chosen) = chosen.pop() else {
         return Ok(None);
     };
@@ -108,7 +108,7 @@ pub fn trial_workers(
     schedule: &Schedule,
     options: &RunOptions<'_>,
 ) -> Result<usize, RunError> {
-    let mut chosen = choose(module, schedule, &matrix_steps(schedule), sites);
+    let mut chosen = choose(module, schedule, &matrix_steps(schedule), sites)?;
     for one in &mut chosen {
         // What is left and the weights beside it, whole; the moments in f32, and a part of them in f64.
         let (rows, cols) = (one.site.rows, one.site.cols);

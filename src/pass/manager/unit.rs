@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::ir::Rotation;
 use crate::numeric::matrix;
 use crate::pass::terms::TermData;
-use crate::pass::{Earlier, MatrixPass, Moments, Peel, Quantizer, Remark, Residual, Stored};
+use crate::pass::{Earlier, MatrixPass, Moments, Peel, Place, Quantizer, Remark, Residual, Stored};
 use crate::weights::{DType, MatrixView};
 
 /// A site as the workers see it.
@@ -233,10 +233,20 @@ fn stored(job: &Job<'_>, rows: &Range<usize>) -> Option<Result<UnitResult, UnitE
         _ => return None,
     };
     let began = Instant::now();
-    let peeled = match pass.peel_stored(stored)? {
+    let place = Place {
+        site: job.name,
+        seed: job.seed.wrapping_add(*step as u64),
+    };
+    let peeled = match pass.peel_stored(stored, place)? {
         Ok(peeled) => peeled,
-        // The slow path says which weight is at fault.
-        Err(_) => return None,
+        Err(_) if !finite(job, rows) => return None,
+        Err(error) => {
+            return Some(Err(UnitError {
+                step: Some(*step),
+                statistics: false,
+                message: error.to_string(),
+            }));
+        }
     };
     job.view.release_rows(rows.clone());
     if !peeled.weight_squares.is_finite() {
@@ -255,6 +265,13 @@ fn stored(job: &Job<'_>, rows: &Range<usize>) -> Option<Result<UnitResult, UnitE
         error_squares: peeled.residual_squares,
         remarks: Vec::new(),
     }))
+}
+
+/// Whether rows have a finite norm. Where they have none the slow path says which weight is at fault.
+fn finite(job: &Job<'_>, rows: &Range<usize>) -> bool {
+    let mut values = vec![0f32; rows.len() * job.view.cols()];
+    let read = job.view.read_rows_f32(rows.clone(), &mut values);
+    read.is_ok() && matrix::norm2(&values).is_finite()
 }
 
 fn not_finite(values: &[f32], first_row: usize, cols: usize) -> UnitError {

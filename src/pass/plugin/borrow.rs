@@ -90,11 +90,12 @@ fn check<T>(data: *const T, len: usize, what: &str) -> Result<(), PassError> {
     Ok(())
 }
 
-/// A struct that begins with its size, as far as its filler knows it; what it does not know is zero.
+/// A struct that begins with its size, as far as its filler knows it; what it does not know is zero. No
+/// reference to the filler's is made: it may be shorter than a `T`.
 ///
 /// # Safety
-/// `data` is null, or points to a `usize` and as many bytes as that says. All-zero bytes are a valid `T`,
-/// and so are a prefix of one and zeros.
+/// `data` is null, or points to a `usize` and as many bytes as that says. A prefix of a valid `T` of `least`
+/// bytes or more, whole fields, with zeros behind it is one too.
 pub(crate) unsafe fn sized<T: Copy>(data: *const T, least: usize) -> Result<T, PassError> {
     if data.is_null() || !data.is_aligned() {
         return Err(PassError::new(
@@ -109,7 +110,8 @@ pub(crate) unsafe fn sized<T: Copy>(data: *const T, least: usize) -> Result<T, P
         )));
     }
     let mut copy = std::mem::MaybeUninit::<T>::zeroed();
-    let len = size.min(size_of::<T>());
+    // No field is cut in two: no compiler makes a struct whose size is between two multiples.
+    let len = size.min(size_of::<T>()) / align_of::<T>() * align_of::<T>();
     // SAFETY: `size` bytes may be read and `size_of::<T>` written; all bytes are initialised, and the
     // caller promises that they are a `T`.
     unsafe {

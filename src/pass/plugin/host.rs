@@ -71,10 +71,10 @@ static TABLE: Table = Table(HlrcHost {
     onnx_tensor,
     onnx_node,
     onnx_output,
-    term_drop,
-    seed,
-    op_site: walk::op_site,
-    moments: walk::moments,
+    term_drop: Some(term_drop),
+    seed: Some(seed),
+    op_site: Some(walk::op_site),
+    moments: Some(walk::moments),
 });
 
 unsafe extern "C" fn fail(context: HlrcContext, message: HlrcStr) -> HlrcStatus {

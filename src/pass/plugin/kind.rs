@@ -87,7 +87,7 @@ impl ForeignKind {
             tensors: tensors.as_ptr(),
             tensor_count: tensors.len(),
         };
-        let context = Context::open(&self.name, 0, scene);
+        let context = Context::open(&self.name, seed_of(&self.name, &attributes), scene);
         let status = call(self.own, context.number, &view);
         let done = context.close(status).map_err(|e| {
             PassError::new(format!(
@@ -101,6 +101,14 @@ impl ForeignKind {
     fn wrong_size(&self, what: &str) -> PassError {
         PassError::new(format!("terms of the kind {}: {what}", self.name))
     }
+}
+
+/// Seed of a term's callbacks: its kind and constants (FNV-1a, 64 bits), and nothing of the run's. A term is
+/// the same matrix in every run that reads it.
+fn seed_of(kind: &str, attributes: &str) -> u64 {
+    let mix = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    let bytes = kind.bytes().chain([0]).chain(attributes.bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325, mix)
 }
 
 fn in_range(term: &CustomView<'_>, rows: &Range<usize>, out: usize, each: usize) -> bool {

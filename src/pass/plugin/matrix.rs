@@ -11,8 +11,9 @@ use super::borrow::{
 use super::context::Context;
 use super::library::Def;
 use super::scene::{EarlierTerms, Scene};
-use super::stated::{Cost, Stated, Work};
-use crate::pass::interface::{self, PassError, Peel, Peeled, PeeledStored};
+use super::seed;
+use super::stated::{Stated, Work, usual_cost};
+use crate::pass::interface::{self, Cost, PassError, Peel, Peeled, PeeledStored, Place};
 use crate::pass::terms::TermData;
 
 /// A pass that a plugin made, and the plugin's own pointer to it.
@@ -32,7 +33,7 @@ impl Made {
             .raw
             .create
             .ok_or_else(|| def.error("it has no `create`"))?;
-        let context = Context::open("", 0, Scene::Plain);
+        let context = Context::open("", seed(), Scene::Plain);
         let mut pass: HlrcUser = std::ptr::null_mut();
         // SAFETY: the function is the plugin's, by the interface; all pointers live during the call.
         let status = unsafe { create(def.own, context.number, borrow::lend(options), &mut pass) };
@@ -50,7 +51,7 @@ impl Made {
             return Ok(None);
         };
         let mut traits = no_traits();
-        let context = Context::open("", 0, Scene::Plain);
+        let context = Context::open("", seed(), Scene::Plain);
         // SAFETY: as in `new`.
         let status = unsafe { ask(self.pass, context.number, &mut traits) };
         context.close(status).map_err(|e| self.def.refusal(&e))?;
@@ -89,10 +90,11 @@ impl ForeignMatrix {
 }
 
 impl Work for ForeignMatrix {
-    fn cost(&self, rows: u64, cols: u64) -> Cost {
-        let usual = Cost::usual(rows, cols);
-        let Some(ask) = self.made.def.raw.cost else {
-            return usual;
+    fn cost(&self, rows: u64, cols: u64) -> Result<Cost, PassError> {
+        let usual = usual_cost(rows, cols);
+        let def = self.made.def;
+        let Some(ask) = def.raw.cost else {
+            return Ok(usual);
         };
         let mut cost = HlrcCost {
             size: size_of::<HlrcCost>(),
@@ -100,17 +102,23 @@ impl Work for ForeignMatrix {
             term_bytes: usual.term_bytes,
             nanos: usual.nanos,
         };
-        let context = Context::open("", 0, Scene::Plain);
+        let context = Context::open("", seed(), Scene::Plain);
         // SAFETY: as in `Made::new`.
         let status = unsafe { ask(self.made.pass(), context.number, rows, cols, &mut cost) };
-        match context.close(status) {
-            Ok(true) if cost.nanos.is_finite() => Cost {
-                workspace_bytes: cost.workspace_bytes,
-                term_bytes: cost.term_bytes,
-                nanos: cost.nanos,
-            },
-            _ => usual,
+        let asked = |e: &dyn std::fmt::Display| {
+            def.error(&format!("the cost of a matrix of {rows}x{cols}: {e}"))
+        };
+        if !context.close(status).map_err(|e| asked(&e))? {
+            return Ok(usual);
         }
+        if !cost.nanos.is_finite() || cost.nanos < 0.0 {
+            return Err(asked(&format!("{} nanoseconds", cost.nanos)));
+        }
+        Ok(Cost {
+            workspace_bytes: cost.workspace_bytes,
+            term_bytes: cost.term_bytes,
+            nanos: cost.nanos,
+        })
     }
 
     fn peel(&self, peel: &mut Peel<'_>) -> Result<Peeled, PassError> {
@@ -190,6 +198,7 @@ impl Work for ForeignMatrix {
     fn peel_stored(
         &self,
         stored: interface::Stored<'_>,
+        place: Place<'_>,
     ) -> Option<Result<PeeledStored, PassError>> {
         use interface::Stored;
         let call = self.made.def.raw.peel_stored?;
@@ -213,7 +222,7 @@ impl Work for ForeignMatrix {
             weight_squares: 0.0,
             residual_squares: 0.0,
         };
-        let context = Context::open("", 0, Scene::Plain);
+        let context = Context::open(place.site, place.seed, Scene::Plain);
         // SAFETY: as in `peel`.
         let status = unsafe { call(self.made.pass(), context.number, &given, &mut out) };
         match context.close(status) {

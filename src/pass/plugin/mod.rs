@@ -25,7 +25,7 @@ mod stated;
 mod walk;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{OnceLock, RwLock};
 
 use super::PassEntry;
@@ -52,6 +52,8 @@ pub struct Plugin {
 static PLUGINS: RwLock<Vec<&'static Plugin>> = RwLock::new(Vec::new());
 static CANCEL: OnceLock<&'static AtomicBool> = OnceLock::new();
 static ON_PROGRESS: OnceLock<fn(&str)> = OnceLock::new();
+/// The run's seed, for callbacks that are of no site.
+static SEED: AtomicU64 = AtomicU64::new(0);
 
 /// Every loaded plugin, in the order of loading.
 pub fn loaded() -> Vec<&'static Plugin> {
@@ -79,6 +81,15 @@ pub fn set_cancel(flag: &'static AtomicBool) {
 /// Who hears of the progress that plugins report; the first one counts.
 pub fn set_progress(hear: fn(&str)) {
     let _ = ON_PROGRESS.set(hear);
+}
+
+/// Sets the run's seed before passes are built: `create`, `traits` and `cost` get it, which are of no site.
+pub fn set_seed(seed: u64) {
+    SEED.store(seed, Ordering::Relaxed);
+}
+
+fn seed() -> u64 {
+    SEED.load(Ordering::Relaxed)
 }
 
 /// Has a plugin that ends this process out of a callback end it with code 1.

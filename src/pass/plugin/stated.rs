@@ -2,8 +2,8 @@
 
 use super::borrow::Traits;
 use crate::pass::interface::{
-    Access, Calibration, MatrixPass, PassError, Peel, Peeled, PeeledStored, Quantizer, Residual,
-    Stored,
+    Access, Calibration, Cost, MatrixPass, PassError, Peel, Peeled, PeeledStored, Place, Quantizer,
+    Residual, Stored,
 };
 
 /// A pass by what it stated, and by who does its work.
@@ -16,38 +16,25 @@ pub(crate) struct Stated<W> {
 
 /// The rest of a [`MatrixPass`].
 pub(crate) trait Work: Send + Sync {
-    /// What it takes for a matrix `[rows, cols]`.
-    fn cost(&self, rows: u64, cols: u64) -> Cost;
+    /// As [`MatrixPass::cost`].
+    fn cost(&self, rows: u64, cols: u64) -> Result<Cost, PassError>;
 
     /// As [`MatrixPass::peel`].
     fn peel(&self, peel: &mut Peel<'_>) -> Result<Peeled, PassError>;
 
     /// As [`MatrixPass::peel_stored`].
-    fn peel_stored(&self, _: Stored<'_>) -> Option<Result<PeeledStored, PassError>> {
+    fn peel_stored(&self, _: Stored<'_>, _: Place<'_>) -> Option<Result<PeeledStored, PassError>> {
         None
     }
 }
 
-/// What a pass takes for a matrix.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Cost {
-    /// Working memory, bytes, without the residual.
-    pub(crate) workspace_bytes: u64,
-    /// Upper bound of the bytes of its term.
-    pub(crate) term_bytes: u64,
-    /// Time on one core, nanoseconds.
-    pub(crate) nanos: f64,
-}
-
-impl Cost {
-    /// Of a pass that does not say: as much as the matrix in f32.
-    pub(crate) fn usual(rows: u64, cols: u64) -> Self {
-        let entries = rows.saturating_mul(cols);
-        Self {
-            workspace_bytes: entries.saturating_mul(4),
-            term_bytes: entries.saturating_mul(4),
-            nanos: 2.0 * entries as f64,
-        }
+/// Cost of a pass that does not say: as much as the matrix in f32.
+pub(crate) fn usual_cost(rows: u64, cols: u64) -> Cost {
+    let entries = rows.saturating_mul(cols);
+    Cost {
+        workspace_bytes: entries.saturating_mul(4),
+        term_bytes: entries.saturating_mul(4),
+        nanos: 2.0 * entries as f64,
     }
 }
 
@@ -72,24 +59,34 @@ impl<W: Work> MatrixPass for Stated<W> {
         self.traits.calibration
     }
 
+    // The manager asks for `cost`, which can fail.
     fn workspace_bytes(&self, rows: u64, cols: u64) -> u64 {
-        self.work.cost(rows, cols).workspace_bytes
+        self.cost(rows, cols)
+            .map_or(u64::MAX, |c| c.workspace_bytes)
     }
 
     fn nanos(&self, rows: u64, cols: u64) -> f64 {
-        self.work.cost(rows, cols).nanos
+        self.cost(rows, cols).map_or(f64::MAX, |c| c.nanos)
     }
 
     fn term_bytes(&self, rows: u64, cols: u64) -> u64 {
-        self.work.cost(rows, cols).term_bytes
+        self.cost(rows, cols).map_or(u64::MAX, |c| c.term_bytes)
+    }
+
+    fn cost(&self, rows: u64, cols: u64) -> Result<Cost, PassError> {
+        self.work.cost(rows, cols)
     }
 
     fn peel(&self, peel: &mut Peel<'_>) -> Result<Peeled, PassError> {
         self.work.peel(peel)
     }
 
-    fn peel_stored(&self, stored: Stored<'_>) -> Option<Result<PeeledStored, PassError>> {
-        self.work.peel_stored(stored)
+    fn peel_stored(
+        &self,
+        stored: Stored<'_>,
+        place: Place<'_>,
+    ) -> Option<Result<PeeledStored, PassError>> {
+        self.work.peel_stored(stored, place)
     }
 }
 
@@ -97,8 +94,8 @@ impl<W: Work> MatrixPass for Stated<W> {
 pub(crate) struct Elsewhere;
 
 impl Work for Elsewhere {
-    fn cost(&self, _: u64, _: u64) -> Cost {
-        Cost::default()
+    fn cost(&self, _: u64, _: u64) -> Result<Cost, PassError> {
+        Ok(Cost::default())
     }
 
     fn peel(&self, _: &mut Peel<'_>) -> Result<Peeled, PassError> {

@@ -1,4 +1,6 @@
 /* A plugin that a test builds in several ways, each wrong in another. HOW says which. */
+#include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -29,8 +31,39 @@ static HlrcStatus create(const HlrcPassDef *def, HlrcContext context, HlrcStr op
 static HlrcStatus traits(HlrcUser pass, HlrcContext context, HlrcMatrixTraits *traits) {
   (void)pass, (void)context;
   traits->access = HOW == 1 ? 77 : HLRC_ACCESS_WHOLE;
-  traits->residual = HLRC_RESIDUAL_KEEP;
+  traits->residual = HOW >= 40 ? HLRC_RESIDUAL_DROP : HLRC_RESIDUAL_KEEP;
   return HLRC_OK;
+}
+
+/* Fails with a text. */
+static HlrcStatus says(HlrcContext context, const char *text) {
+  HlrcStr message = {(const uint8_t *)text, strlen(text)};
+  host->fail(context, message);
+  return HLRC_ERROR;
+}
+
+/* Fails with what the callback's seed is, and the first of its random numbers. */
+static HlrcStatus tells(HlrcContext context, const char *what) {
+  uint64_t seed = 0, first = 0;
+  char text[96];
+  host->seed(context, &seed);
+  host->random(context, &first, 1);
+  snprintf(text, sizeof text, "%s %016" PRIx64 " %016" PRIx64, what, seed, first);
+  return says(context, text);
+}
+
+static HlrcStatus cost(HlrcUser pass, HlrcContext context, uint64_t rows, uint64_t cols, HlrcCost *cost) {
+  (void)pass;
+  if (HOW == 17) return says(context, "no idea");
+  if (HOW == 18) cost->nanos = -1;
+  if (HOW == 19) cost->nanos /= (double)(rows - rows);
+  return cols == 0 ? HLRC_ERROR : HLRC_OK;
+}
+
+static HlrcStatus peel_stored(HlrcUser pass, HlrcContext context, const HlrcStored *stored, HlrcPeelStored *out) {
+  (void)pass, (void)stored, (void)out;
+  if (HOW == 40) return says(context, "stored rows are not to my taste");
+  return HOW == 41 ? tells(context, "told") : HLRC_NONE;
 }
 
 static HlrcStatus peel(HlrcUser pass, HlrcContext context, HlrcPeel *peel) {
@@ -94,6 +127,8 @@ static HlrcStatus peel(HlrcUser pass, HlrcContext context, HlrcPeel *peel) {
     for (int i = 0; i < 64; i++) peel->residual[i] = 0;
     return status;
   }
+  case 42: /* what the seed is, as 41 of stored rows */
+    return tells(context, "told");
   default:
     return HLRC_OK;
   }
@@ -168,6 +203,15 @@ static HlrcStatus run(HlrcUser pass, HlrcContext context) {
     if (host->op_set_name(context, fresh, name) != HLRC_OK) return HLRC_ERROR;
     return host->op_replace(context, at, &fresh, 1);
   }
+  case 28: /* a bias that is no weight */
+  {
+    HlrcStr linear = TEXT("linear"), attributes = TEXT("{\"rows\":8,\"cols\":8,\"bias\":999}");
+    if (host->op_info(context, at, &info) != HLRC_OK) return HLRC_ERROR;
+    if (host->op_new(context, 0, linear, attributes, &fresh) != HLRC_OK) return HLRC_ERROR;
+    if (host->op_set_inputs(context, fresh, info.inputs, 1) != HLRC_OK) return HLRC_ERROR;
+    if (host->op_set_results(context, fresh, info.results, 1) != HLRC_OK) return HLRC_ERROR;
+    return host->op_replace(context, at, &fresh, 1);
+  }
   default:
     return HLRC_OK;
   }
@@ -180,10 +224,12 @@ static const HlrcPassDef pass_def = {
     .schema = TEXT(""),
     .create = create,
     .traits = traits,
-#if HOW >= 20
+#if HOW >= 20 && HOW < 40
     .run = run,
 #else
+    .cost = cost,
     .peel = peel,
+    .peel_stored = peel_stored,
 #endif
 };
 static const HlrcPassDef *const passes[] = {&pass_def, &pass_def};
@@ -211,6 +257,6 @@ static const HlrcPlugin plugin = {
 
 const HlrcPlugin *hlrc_plugin(const HlrcHost *given) {
   host = given;
-  (void)peel, (void)run;
+  (void)peel, (void)run, (void)cost, (void)peel_stored;
   return HOW == 32 ? NULL : &plugin;
 }

@@ -3,6 +3,7 @@
 #include <inttypes.h>
 #include <stddef.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "hlrc_pass.h"
@@ -14,11 +15,20 @@
 
 static const HlrcHost *host;
 
+/* What it was told when it was made. */
+typedef struct {
+  uint64_t seed, first;
+} Made;
+
 static HlrcStatus create(const HlrcPassDef *def, HlrcContext context, HlrcStr options, HlrcUser *pass) {
-  (void)def, (void)context, (void)options;
-  *pass = NULL;
-  return HLRC_OK;
+  (void)def, (void)options;
+  Made *made = calloc(1, sizeof *made);
+  *pass = made;
+  if (made == NULL || host->seed(context, &made->seed) != HLRC_OK) return HLRC_ERROR;
+  return host->random(context, &made->first, 1);
 }
+
+static void destroy(HlrcUser pass) { free(pass); }
 
 static HlrcStatus traits(HlrcUser pass, HlrcContext context, HlrcMatrixTraits *traits) {
   (void)pass, (void)context;
@@ -53,12 +63,13 @@ static HlrcStatus about(HlrcContext context, HlrcOpRef at) {
 }
 
 static HlrcStatus run(HlrcUser pass, HlrcContext context) {
-  (void)pass;
+  const Made *made = pass;
   if (host->size < offsetof(HlrcHost, moments) + sizeof host->moments) return HLRC_ERROR;
   uint64_t seed = 0, first = 0;
   if (host->seed(context, &seed) != HLRC_OK || host->random(context, &first, 1) != HLRC_OK) return HLRC_ERROR;
-  char text[96];
-  int len = snprintf(text, sizeof text, "seed=%" PRIu64 " random=%016" PRIx64, seed, first);
+  char text[160];
+  int len = snprintf(text, sizeof text, "seed=%" PRIu64 " random=%016" PRIx64 " made=%" PRIu64 " by=%016" PRIx64,
+                     seed, first, made->seed, made->first);
   HlrcStr module = TEXT("module");
   if (say(context, module, text, (size_t)len) != HLRC_OK) return HLRC_ERROR;
   uint32_t graphs = 0;
@@ -81,6 +92,7 @@ static const HlrcPassDef pass_def = {
     .summary = TEXT("Remarks what it is told."),
     .schema = TEXT(""),
     .create = create,
+    .destroy = destroy,
     .traits = traits,
     .run = run,
 };

@@ -42,7 +42,7 @@ pub struct HlrcHost {
     pub progress: unsafe extern "C" fn(context: HlrcContext, done: u64, total: u64) -> HlrcStatus,
     /// `HLRC_CANCELLED` once the user asked to stop: the callback should return it soon.
     pub cancelled: unsafe extern "C" fn(context: HlrcContext) -> HlrcStatus,
-    /// Uniform random numbers, the same in every run with the same seed.
+    /// Uniform random numbers, the same in every run with the same seed; `seed` says which that is.
     pub random:
         unsafe extern "C" fn(context: HlrcContext, out: *mut u64, count: usize) -> HlrcStatus,
 
@@ -225,22 +225,28 @@ pub struct HlrcHost {
     pub onnx_output:
         unsafe extern "C" fn(context: HlrcContext, name: HlrcStr, opset: u64) -> HlrcStatus,
 
+    // What later minor versions add may be missing from a host's table, and is an `Option`: a table that is
+    // filled up with zeros stays valid.
     /// Since 1.1. Gives a term's memory back before the context ends, with what `term_view` lent of it; its
     /// handle means nothing then.
-    pub term_drop: unsafe extern "C" fn(context: HlrcContext, term: HlrcTerm) -> HlrcStatus,
+    pub term_drop: Option<unsafe extern "C" fn(context: HlrcContext, term: HlrcTerm) -> HlrcStatus>,
 
-    /// Since 1.2. The seed that the callback's random numbers come from: of the run in a module pass, of site
-    /// and pass in a peel.
-    pub seed: unsafe extern "C" fn(context: HlrcContext, seed: *mut u64) -> HlrcStatus,
+    /// Since 1.2. The seed that the callback's random numbers come from: of the run (`--seed`) in `create`,
+    /// `traits`, `cost` and `run`; of run, site and pass in `peel` and `peel_stored`; of a term's kind and
+    /// attributes in callbacks of kinds, since a term is the same matrix in every run.
+    pub seed: Option<unsafe extern "C" fn(context: HlrcContext, seed: *mut u64) -> HlrcStatus>,
     /// Since 1.2. Name of the site that an op with a matrix is a user of, as reports, scopes and statistics
     /// have it; `HLRC_NONE` where it has none.
-    pub op_site:
+    pub op_site: Option<
         unsafe extern "C" fn(context: HlrcContext, op: HlrcOpRef, site: *mut HlrcStr) -> HlrcStatus,
+    >,
     /// Since 1.2. In a module pass: second moments of what goes into a site's matrix. They live until the
     /// next call. `HLRC_NONE` where there are none of it: without `--calib`, and in a dry run.
-    pub moments: unsafe extern "C" fn(
-        context: HlrcContext,
-        site: HlrcStr,
-        moments: *mut HlrcMoments,
-    ) -> HlrcStatus,
+    pub moments: Option<
+        unsafe extern "C" fn(
+            context: HlrcContext,
+            site: HlrcStr,
+            moments: *mut HlrcMoments,
+        ) -> HlrcStatus,
+    >,
 }

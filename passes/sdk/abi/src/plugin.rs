@@ -69,7 +69,8 @@ pub struct HlrcPassDef {
             traits: *mut HlrcMatrixTraits,
         ) -> HlrcStatus,
     >,
-    /// Memory, time and bytes for a matrix `[rows, cols]`; may be null: as much as the matrix in f32.
+    /// Memory, time and bytes for a matrix `[rows, cols]`, asked for before any is read; may be null, or return
+    /// `HLRC_NONE`: as much as the matrix in f32. An error ends the run.
     pub cost: Option<
         unsafe extern "C" fn(
             pass: HlrcUser,
@@ -88,6 +89,7 @@ pub struct HlrcPassDef {
         ) -> HlrcStatus,
     >,
     /// The same from stored rows where nobody needs the residual; may be null. `HLRC_NONE`: use `peel`.
+    /// Notes and remarks are not kept.
     pub peel_stored: Option<
         unsafe extern "C" fn(
             pass: HlrcUser,

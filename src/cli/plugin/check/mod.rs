@@ -95,7 +95,8 @@ fn documented(entry: &PassEntry) -> Result<(), String> {
 
 /// Claims of memory and bytes that can be added up.
 fn stays_within(pass: &dyn MatrixPass) -> Result<(), String> {
-    let bytes = pass.term_bytes(4096, 4096);
+    let cost = pass.cost(4096, 4096).map_err(|e| e.to_string())?;
+    let bytes = cost.term_bytes;
     let most = 4096 * 4096 * 16;
     match bytes <= most {
         true => Ok(()),

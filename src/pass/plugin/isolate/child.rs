@@ -2,38 +2,25 @@
 #![allow(unsafe_code)]
 
 use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use memmap2::MmapMut;
 
-use super::super::{ON_PROGRESS, cancelled};
+use super::super::ON_PROGRESS;
+use super::pipes::{PATIENCE, Pipes};
 use super::wire::{Answer, Ask, receive, send};
 use super::{COMMAND, PROGRAM, TELL};
-
-/// How long a plugin may take to stop once the user asked for it.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// How often the user's wish is looked at, milliseconds.
-const LOOK_MS: i32 = 100;
 
 /// A child that waits for questions.
 pub(super) struct Child {
     process: std::process::Child,
-    to: ChildStdin,
-    from: Watched,
+    pipes: Pipes,
     shared: PathBuf,
     file: File,
     map: Option<MmapMut>,
-}
-
-/// The child's answers; reading them looks at the user's wish to stop.
-struct Watched {
-    from: ChildStdout,
-    pid: u32,
-    asked: Option<Instant>,
 }
 
 static COUNT: AtomicU64 = AtomicU64::new(0);
@@ -65,15 +52,16 @@ impl Child {
         let (Some(to), Some(from)) = (process.stdin.take(), process.stdout.take()) else {
             return Err("its process has no pipes".to_string());
         };
-        let pid = process.id();
+        let pipes = Pipes::new(to, from, process.id());
+        let pipes = pipes.map_err(|error| {
+            let _ = process.kill();
+            let _ = process.wait();
+            let _ = std::fs::remove_file(&shared);
+            format!("its pipes can't be used: {error}")
+        })?;
         Ok(Self {
             process,
-            to,
-            from: Watched {
-                from,
-                pid,
-                asked: None,
-            },
+            pipes,
             shared,
             file,
             map: None,
@@ -93,9 +81,9 @@ impl Child {
             let values = bytes.chunks_exact_mut(4).zip(matrix.iter());
             values.for_each(|(b, x)| b.copy_from_slice(&x.to_le_bytes()));
         }
-        self.from.asked = None;
-        let sent = send(&mut self.to, ask, blobs);
-        let answer = sent.and_then(|()| receive::<Answer>(&mut self.from));
+        self.pipes.begin();
+        let sent = send(&mut self.pipes, ask, blobs);
+        let answer = sent.and_then(|()| receive::<Answer>(&mut self.pipes));
         let (mut answer, bytes) = match answer {
             Ok(Some(answer)) => answer,
             Ok(None) => return Err(self.end(None)),
@@ -127,7 +115,7 @@ impl Child {
 
     /// How the process ended.
     fn end(&mut self, error: Option<std::io::Error>) -> String {
-        if self.from.gave_up() {
+        if self.pipes.gave_up() {
             let _ = self.process.kill();
             let _ = self.process.wait();
             return "it did not stop when it was asked to, and its process was ended".to_string();
@@ -157,48 +145,6 @@ impl Drop for Child {
         let _ = self.process.wait();
         // The child has taken the name away, unless it never came to that.
         let _ = std::fs::remove_file(&self.shared);
-    }
-}
-
-impl Watched {
-    fn gave_up(&self) -> bool {
-        self.asked.is_some_and(|since| since.elapsed() > PATIENCE)
-    }
-}
-
-impl Read for Watched {
-    #[cfg(unix)]
-    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
-        use std::os::fd::AsRawFd;
-        loop {
-            let mut ready = libc::pollfd {
-                fd: self.from.as_raw_fd(),
-                events: libc::POLLIN,
-                revents: 0,
-            };
-            // SAFETY: poll writes to the one entry that it is given.
-            let count = unsafe { libc::poll(&raw mut ready, 1, LOOK_MS) };
-            if count > 0 {
-                return self.from.read(out);
-            }
-            if !cancelled() {
-                continue;
-            }
-            if self.asked.is_none() {
-                // SAFETY: the child is this process's own and not yet waited for.
-                unsafe { libc::kill(self.pid as libc::pid_t, libc::SIGUSR1) };
-                self.asked = Some(Instant::now());
-            }
-            if self.gave_up() {
-                return Err(std::io::ErrorKind::TimedOut.into());
-            }
-        }
-    }
-
-    #[cfg(not(unix))]
-    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
-        let _ = (cancelled(), self.pid, LOOK_MS);
-        self.from.read(out)
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod child;
 mod passes;
+mod pipes;
 mod serve;
 mod wire;
 

@@ -5,14 +5,16 @@ use std::ops::Range;
 use serde_json::{Map, Value};
 
 use super::super::borrow::{Traits, quantizer_out};
-use super::super::stated::{self, Cost, Stated};
+use super::super::seed;
+use super::super::stated::{self, Stated};
 use super::wire::{self, Answer, Ask, Call, Parts, Tensor, Work};
 use super::{PassError, Remote};
 use crate::ir::Rotation;
 use crate::ir::patch::Patch;
 use crate::ir::text::{parse, print};
 use crate::pass::interface::{
-    self, Calibration, MatrixPass, ModulePass, Pass, Peel, Peeled, PeeledStored, Quantizer, Rewrite,
+    self, Calibration, Cost, MatrixPass, ModulePass, Pass, Peel, Peeled, PeeledStored, Place,
+    Quantizer, Rewrite,
 };
 use crate::pass::kind::{CustomView, OnnxForm, OnnxNode, OnnxTensor, TermKind};
 use crate::pass::plugin::borrow;
@@ -29,6 +31,7 @@ pub(super) fn build(
     let call = Call {
         pass: name.to_string(),
         options,
+        seed: seed(),
     };
     let what = format!("pass {name}");
     let answer = remote.ask(&Ask::Build(call.clone()), &[], None);
@@ -61,24 +64,24 @@ struct RemoteMatrix {
 }
 
 impl stated::Work for RemoteMatrix {
-    fn cost(&self, rows: u64, cols: u64) -> Cost {
+    fn cost(&self, rows: u64, cols: u64) -> Result<Cost> {
         let call = self.call.clone();
-        let mut cost = match self.remote.ask(&Ask::Cost { call, rows, cols }, &[], None) {
-            Ok(Answer::Cost {
-                workspace_bytes,
-                term_bytes,
-                nanos,
-            }) => Cost {
-                workspace_bytes,
-                term_bytes,
-                nanos,
-            },
-            _ => Cost::usual(rows, cols),
+        let answer = self.remote.ask(&Ask::Cost { call, rows, cols }, &[], None);
+        let Answer::Cost {
+            workspace_bytes,
+            term_bytes,
+            nanos,
+        } = answer.map_err(|e| self.remote.error(&self.what, &e))?
+        else {
+            return Err(strange(&self.what));
         };
-        // The shared file holds the residual once more.
-        let shared = rows.saturating_mul(cols).saturating_mul(4);
-        cost.workspace_bytes = cost.workspace_bytes.saturating_add(shared);
-        cost
+        // The shared file holds the residual once more, and the child works on a copy.
+        let shared = rows.saturating_mul(cols).saturating_mul(8);
+        Ok(Cost {
+            workspace_bytes: workspace_bytes.saturating_add(shared),
+            term_bytes,
+            nanos,
+        })
     }
 
     fn peel(&self, peel: &mut Peel<'_>) -> Result<Peeled> {
@@ -141,18 +144,24 @@ impl stated::Work for RemoteMatrix {
         Ok(Peeled { term, note })
     }
 
-    fn peel_stored(&self, stored: interface::Stored<'_>) -> Option<Result<PeeledStored>> {
+    fn peel_stored(
+        &self,
+        stored: interface::Stored<'_>,
+        place: Place<'_>,
+    ) -> Option<Result<PeeledStored>> {
         use interface::Stored;
         let (dtype, bytes, rows, cols) = match stored {
             Stored::F32 { bytes, rows, cols } => (DType::F32, bytes, rows, cols),
             Stored::F16 { bytes, rows, cols } => (DType::F16, bytes, rows, cols),
             Stored::Bf16 { bytes, rows, cols } => (DType::BF16, bytes, rows, cols),
         };
-        let call = self.call.clone();
-        let stored = wire::Stored { dtype, rows, cols };
-        let answer = self
-            .remote
-            .ask(&Ask::PeelStored { call, stored }, &[bytes], None);
+        let ask = Ask::PeelStored {
+            call: self.call.clone(),
+            stored: wire::Stored { dtype, rows, cols },
+            site: place.site.to_string(),
+            seed: place.seed,
+        };
+        let answer = self.remote.ask(&ask, &[bytes], None);
         match answer {
             Ok(Answer::Nothing) => None,
             Ok(Answer::PeeledStored {
@@ -162,7 +171,8 @@ impl stated::Work for RemoteMatrix {
                 bytes,
             }) => {
                 let term = term.term(&mut bytes.into_iter());
-                Some(term.map_err(PassError::new).map(|term| PeeledStored {
+                let wrong = |e: String| self.remote.error(&self.what, &PassError::new(e));
+                Some(term.map_err(wrong).map(|term| PeeledStored {
                     term,
                     weight_squares,
                     residual_squares,
@@ -340,15 +350,16 @@ impl TermKind for RemoteKind {
     }
 
     fn onnx(&self, term: &CustomView<'_>) -> Result<Option<OnnxForm>> {
-        let Answer::Onnx {
-            opset,
-            tensors,
-            nodes,
-            output,
-            bytes,
-        } = self.ask(term, Work::Onnx, &[])?
-        else {
-            return Ok(None);
+        let (opset, tensors, nodes, output, bytes) = match self.ask(term, Work::Onnx, &[])? {
+            Answer::Onnx {
+                opset,
+                tensors,
+                nodes,
+                output,
+                bytes,
+            } => (opset, tensors, nodes, output, bytes),
+            Answer::Nothing => return Ok(None),
+            _ => return Err(strange(&self.name)),
         };
         let tensor = |(t, bytes): (Tensor, Vec<u8>)| OnnxTensor {
             name: t.name,

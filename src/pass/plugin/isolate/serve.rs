@@ -7,13 +7,13 @@ use std::path::Path;
 
 use memmap2::MmapMut;
 
-use super::super::{Plugin, borrow, load, stated::Stated};
+use super::super::{Plugin, borrow, load, set_seed, stated::Stated};
 use super::passes::floats;
 use super::wire::{self, About, AboutPass, Answer, Ask, Call, Parts, Work, receive, send};
 use crate::ir::Rotation;
 use crate::ir::text::{parse, print};
 use crate::pass::interface::{
-    Earlier, MatrixPass, MomentSource, Moments, Pass, Peel, Rewrite, Stored,
+    Earlier, MatrixPass, MomentSource, Moments, Pass, Peel, Place, Rewrite, Stored,
 };
 use crate::pass::kind::{self, CustomView, TensorView};
 use crate::weights::DType;
@@ -76,15 +76,24 @@ impl Server {
                 Pass::Matrix(pass) => Answer::Matrix(wire::Traits::of(pass.as_ref())),
             }),
             Ask::Cost { call, rows, cols } => {
-                let pass = self.matrix(&call)?;
+                let cost = self.matrix(&call)?.cost(rows, cols);
+                let cost = cost.map_err(|e| e.to_string())?;
                 Ok(Answer::Cost {
-                    workspace_bytes: pass.workspace_bytes(rows, cols),
-                    term_bytes: pass.term_bytes(rows, cols),
-                    nanos: pass.nanos(rows, cols),
+                    workspace_bytes: cost.workspace_bytes,
+                    term_bytes: cost.term_bytes,
+                    nanos: cost.nanos,
                 })
             }
             Ask::Peel(call, peel) => self.peel(&call, *peel, bytes),
-            Ask::PeelStored { call, stored } => self.peel_stored(&call, stored, &bytes),
+            Ask::PeelStored {
+                call,
+                stored,
+                site,
+                seed,
+            } => {
+                let place = Place { site: &site, seed };
+                self.peel_stored(&call, stored, place, &bytes)
+            }
             Ask::Run {
                 call,
                 base_dir,
@@ -124,6 +133,7 @@ impl Server {
             let plugin = self.plugin.as_ref().map_err(String::clone)?;
             let entry = plugin.passes.iter().find(|e| e.name == call.pass);
             let entry = entry.ok_or_else(|| format!("there is no pass {}", call.pass))?;
+            set_seed(call.seed);
             let pass = (entry.build)(call.options.clone()).map_err(|e| e.to_string())?;
             self.built = Some((call.clone(), pass));
         }
@@ -248,6 +258,7 @@ impl Server {
         &mut self,
         call: &Call,
         stored: wire::Stored,
+        place: Place<'_>,
         bytes: &[Vec<u8>],
     ) -> Result<Answer> {
         let bytes = bytes.first().map_or(&[][..], Vec::as_slice);
@@ -258,7 +269,7 @@ impl Server {
             DType::BF16 => Stored::Bf16 { bytes, rows, cols },
             other => return Err(format!("stored rows of {other}")),
         };
-        match self.matrix(call)?.peel_stored(stored) {
+        match self.matrix(call)?.peel_stored(stored, place) {
             None => Ok(Answer::Nothing),
             Some(Err(error)) => Err(error.to_string()),
             Some(Ok(peeled)) => {

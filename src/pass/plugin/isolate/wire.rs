@@ -25,7 +25,12 @@ pub(super) enum Ask {
     /// Peel the matrix in the shared file. Bytes: moments, earlier terms.
     Peel(Call, Box<Peel>),
     /// Peel stored rows in the shared file.
-    PeelStored { call: Call, stored: Stored },
+    PeelStored {
+        call: Call,
+        stored: Stored,
+        site: String,
+        seed: u64,
+    },
     /// Rewrite a module. Bytes: its text.
     Run {
         call: Call,
@@ -43,6 +48,8 @@ pub(super) enum Ask {
 pub(super) struct Call {
     pub(super) pass: String,
     pub(super) options: Map<String, Value>,
+    /// The run's.
+    pub(super) seed: u64,
 }
 
 /// What is known of a peel besides the matrix.

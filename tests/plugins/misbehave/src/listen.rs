@@ -17,7 +17,21 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields, default)]
 pub struct Listen {}
 
-impl ModulePass for Listen {
+/// The pass, and what it was told when it was built: the seed, and the first of its random numbers.
+struct Listener(u64, u64);
+
+impl Listener {
+    fn build(_: Listen) -> Result<Pass, PassError> {
+        let mut first = [0];
+        hlrc_pass::host::random(&mut first)?;
+        Ok(Pass::Module(Box::new(Self(
+            hlrc_pass::host::seed()?,
+            first[0],
+        ))))
+    }
+}
+
+impl ModulePass for Listener {
     fn calibration(&self) -> Calibration {
         Calibration::Used
     }
@@ -25,7 +39,10 @@ impl ModulePass for Listen {
     fn run(&self, rewrite: &mut Rewrite<'_>) -> Result<Patch, PassError> {
         let mut first = [0];
         hlrc_pass::host::random(&mut first)?;
-        let text = format!("seed={} random={:016x}", rewrite.seed, first[0]);
+        let text = format!(
+            "seed={} random={:016x} made={} by={:016x}",
+            rewrite.seed, first[0], self.0, self.1
+        );
         let mut said = vec![Remark::new(RemarkKind::Analysis, "module", text)];
         for site in sites(rewrite.module) {
             let text = match rewrite.moments(&site.name, site.cols)? {
@@ -52,4 +69,4 @@ impl ModulePass for Listen {
     }
 }
 
-pass_entry!("listen-in-rust" in "listen.rs", Listen, |options: Listen| Ok(Pass::Module(Box::new(options))));
+pass_entry!("listen-in-rust" in "listen.rs", Listen, Listener::build);

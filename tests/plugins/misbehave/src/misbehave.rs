@@ -27,6 +27,8 @@ pub enum How {
     Well,
     /// Panics when it is built.
     PanicBuild,
+    /// Panics when it is asked what it takes.
+    PanicCost,
     /// Panics when it peels.
     PanicPeel,
     /// Panics when it is dropped.
@@ -72,6 +74,7 @@ impl MatrixPass for Misbehave {
     }
 
     fn workspace_bytes(&self, _: u64, _: u64) -> u64 {
+        assert!(self.how != How::PanicCost, "no bill today");
         0
     }
 
@@ -110,7 +113,7 @@ impl MatrixPass for Misbehave {
             How::Crash => unsafe { std::ptr::null_mut::<u8>().write_volatile(1) },
             How::Exit => std::process::exit(0),
             How::Print => println!("not part of any protocol"),
-            How::Well | How::PanicBuild | How::PanicDrop => {}
+            How::Well | How::PanicBuild | How::PanicCost | How::PanicDrop => {}
         }
         Ok(Peeled {
             note: "nothing".to_string(),
