@@ -1,5 +1,7 @@
 //! What goes wrong on the way to a target: candidates that fail, limits of memory, interruptions.
 
+mod common;
+
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -166,6 +168,45 @@ fn an_interrupt_is_seen_between_candidates() {
         Err(RunError::Interrupted { .. }) => (),
         other => panic!("{other:?}"),
     }
+}
+
+/// Groups are measured side by side where there is memory, and one by one where there is none.
+#[test]
+fn memory_does_not_change_what_groups_cost() {
+    use hlrc::budget::sensitivities;
+    use hlrc::cli::load::executable;
+    use hlrc::exec::{Engine, Options};
+    let dir = tempfile::tempdir().expect("a folder");
+    let source = Path::new("tests/fixtures/stories260K");
+    let output = dir.path().join("coded.hlrc");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_hlrc-opt"));
+    command.arg(source).args(["-q", "-p", "int3", "-o"]);
+    common::succeed(command.arg(&output));
+    let open = |path: &Path| -> Module {
+        let mut module = executable(path).expect("a model").module;
+        hlrc::store::rebase(&mut module, Path::new("."));
+        module
+    };
+    let (original, coded) = (open(source), open(&output));
+    let groups = groups(&original);
+    let windows: Vec<Vec<u32>> = (0..2)
+        .map(|at| (0..40).map(|i| (i * 7 + at * 31 + 3) % 512).collect())
+        .collect();
+    let options = Options::default();
+    let costs = |memory: u64| {
+        let told = &mut |_| {};
+        sensitivities(&original, &coded, &groups, &windows, &options, memory, told)
+            .expect("measured")
+    };
+    let cache = FileCache::new();
+    let engine = Engine::new(&original, &cache, &options).expect("an engine");
+    // Five layers, keys and values of four heads of eight, in f32.
+    assert_eq!(engine.cache_bytes(40), 5 * 2 * 4 * 8 * 4 * 40);
+    let together = costs(u64::MAX);
+    assert_eq!(together.len(), groups.len());
+    assert!(together.iter().all(|cost| *cost > 0.0), "{together:?}");
+    assert_eq!(together, costs(0));
+    assert_eq!(together, costs(4 * engine.cache_bytes(40)));
 }
 
 /// An interrupt while groups are measured, and while candidates are tried: exit code 130, and nothing stays.
