@@ -19,13 +19,11 @@ use serde::{Deserialize, Serialize};
 
 use super::shared::entry::pass_entry;
 use super::shared::gptq::say_conditioning;
-use super::shared::metric::{check_damp, moment_in_place};
+use super::shared::metric::{check_damp, moment_in_place, say_diagonal};
 use crate::numeric::hessian::{Blocks, Metric, Order, water_fill};
 use crate::numeric::trellis::{Coding, SEAMS, TILE, matrix_bytes, quantize};
 use crate::pass::terms::TermData;
-use crate::pass::{
-    Access, Calibration, MatrixPass, Pass, PassError, Peel, Peeled, Remark, RemarkKind, Residual,
-};
+use crate::pass::{Access, Calibration, MatrixPass, Pass, PassError, Peel, Peeled, Residual};
 
 /// Options of `trellis`.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -153,11 +151,7 @@ impl Trellis {
         let Some(h) = moment_in_place(peel) else {
             return Ok(None);
         };
-        if peel.moments.is_some_and(|m| m.hessian.is_none()) {
-            let text = "the statistics have only the diagonal of its second moments: its inputs are taken to have nothing to do with each other";
-            let remark = Remark::new(RemarkKind::Analysis, peel.site, text.to_string());
-            peel.remarks.push(remark);
-        }
+        say_diagonal(peel);
         let made = Metric::with_feedback(&h, peel.cols, self.0.damp, Order::Natural);
         let (_, feedback, conditioning) = made.map_err(PassError::new)?;
         say_conditioning(peel, &conditioning);

@@ -350,3 +350,29 @@ fn the_models_own_text_is_written_again_for_sequential_runs() {
     command.arg("--calib").arg(&stats).arg("-o");
     succeed(command.arg(dir.path().join("out.hlrc")));
 }
+
+#[test]
+fn a_diagonal_weighs_the_errors_of_integers() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let scope = |codes: &str| format!("re:layers.0.self_attn.q_proj({codes})");
+    let imatrix = "tests/fixtures/imatrix/tiny.gguf";
+    let left = |pipeline: &str, calib: Option<&str>, name: &str| -> serde_json::Value {
+        let output = dir.path().join(name);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hlrc-opt"));
+        command.args([STORIES, "-q", "--json", "-p", &scope(pipeline)]);
+        command.args(calib.iter().flat_map(|path| ["--calib", path]));
+        let told = succeed(command.arg("-o").arg(output));
+        let report: serde_json::Value = serde_json::from_str(&told).expect("JSON");
+        report["sites"][0]["rel_error"].clone()
+    };
+    let weighed = left("int4{method=gptq}", Some(imatrix), "weighed.hlrc");
+    let free = left("int4", None, "free.hlrc");
+    assert!(
+        weighed.as_f64() > free.as_f64(),
+        "{weighed} of the weights, {free}"
+    );
+    // One of which the matrix says nothing is still an error of the input, told before anything is coded.
+    let (code, said) = opt(dir.path(), Path::new(STORIES), "int4{method=gptq}", imatrix);
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains("nothing is known of the inputs of"), "{said}");
+}

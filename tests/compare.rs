@@ -55,6 +55,90 @@ fn ways_keep_to_the_same_bytes() {
     assert!(drawn.starts_with("<svg xmlns=") && drawn.contains("mixed"));
 }
 
+/// Bytes of a folder's files.
+fn on_disk(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).expect("a folder").flatten();
+    entries.map(|e| e.metadata().expect("a file").len()).sum()
+}
+
+#[test]
+fn a_target_of_bytes_counts_all_files() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| dir.path().join(name);
+    text(&at("a.txt"), 0);
+    text(&at("b.txt"), 4);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hlrc-opt"));
+    command.env("XDG_CACHE_HOME", dir.path());
+    command.args(["compare", "-q", STORIES, "--json", "--ways", "int,trellis"]);
+    command.args(["--target-size", "480000", "-p", "trellis,embeddings(int8)"]);
+    command.args(["--windows", "2", "--ctx", "128", "--calib"]);
+    command.arg(at("a.txt")).arg("--data").arg(at("b.txt"));
+    command.arg("--keep").arg(at("kept"));
+    command.arg("--markdown").arg(at("t.md"));
+    let told = common::succeed(&mut command);
+    let json: serde_json::Value = serde_json::from_str(&told).expect("JSON");
+    let table = std::fs::read_to_string(at("t.md")).expect("written");
+    assert!(table.contains("Bytes: all files."), "{table}");
+    for way in ["int", "trellis"] {
+        let rows = json["rows"].as_array().expect("rows");
+        let row = rows.iter().find(|row| row["way"] == way).expect("a row");
+        let bytes = on_disk(&at("kept").join(format!("{way}-480000.hlrc")));
+        assert_eq!(row["bytes_on_disk"].as_u64(), Some(bytes), "{row}");
+        assert!(bytes <= 480_000 && bytes > 320_000, "{way}: {bytes}");
+        assert!(row["bytes"].as_u64() < Some(bytes), "{row}");
+        assert!(table.contains(&format!("| {bytes} |")), "{table}");
+    }
+}
+
+/// An encoder with a tokenizer of words, and texts of lines.
+fn encoder(dir: &Path) {
+    let files = std::fs::read_dir("tests/fixtures/families/bert").expect("a model");
+    for entry in files.flatten() {
+        std::fs::copy(entry.path(), dir.join(entry.file_name())).expect("copied");
+    }
+    let vocabulary: Vec<String> = (0..96).map(|id| format!("\"w{id}\": {id}")).collect();
+    let vocabulary = vocabulary.join(", ");
+    let json = format!(
+        r#"{{"version": "1.0", "added_tokens": [], "pre_tokenizer": {{"type": "Whitespace"}},
+        "model": {{"type": "WordLevel", "vocab": {{{vocabulary}}}, "unk_token": "w0"}}}}"#
+    );
+    std::fs::write(dir.join("tokenizer.json"), json).expect("written");
+    let lines = |count: usize, seed: usize| -> String {
+        let word = |i: usize, k: usize| format!("w{} ", (i * i * (7 + seed) + k * k * 5 + i) % 96);
+        let line = |i| (0..12).map(|k| word(i, k)).collect::<String>() + "\n";
+        (0..count).map(line).collect()
+    };
+    std::fs::write(dir.join("a.txt"), lines(600, 0)).expect("written");
+    std::fs::write(dir.join("b.txt"), lines(9, 4)).expect("written");
+}
+
+#[test]
+fn encoders_are_paired_line_by_line() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| dir.path().join(name);
+    encoder(dir.path());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hlrc-opt"));
+    command.env("XDG_CACHE_HOME", dir.path());
+    command.args(["compare", "-q", "--json", "--ways", "int,trellis"]);
+    command.args(["--target-bpw", "4.75", "--calib"]);
+    command.arg(at("a.txt")).arg("--data").arg(at("b.txt"));
+    command.arg("--markdown").arg(at("t.md")).arg(dir.path());
+    let told = common::succeed(&mut command);
+    let json: serde_json::Value = serde_json::from_str(&told).expect("JSON");
+    let of = |row: usize, key: &str| json["rows"][row]["quality"][key].as_f64();
+    let (int, trellis) = (of(0, "relative_error"), of(1, "relative_error"));
+    let paired = &json["rows"][1]["quality"]["against_first"];
+    assert_eq!(paired["windows"], 9, "{json:#}");
+    let difference = paired["difference"].as_f64().expect("a difference");
+    let expected = trellis.expect("an error") - int.expect("an error");
+    assert!((difference - expected).abs() < 1e-9, "{json:#}");
+    assert!(of(1, "relative_error_standard_error") > Some(0.0));
+    assert!(json["rows"][0]["quality"]["against_first"].is_null());
+    let table = std::fs::read_to_string(at("t.md")).expect("written");
+    assert!(table.contains(&format!("{difference:+.4} (")), "{table}");
+    assert!(table.contains("± standard error over runs"), "{table}");
+}
+
 #[test]
 fn text_of_choices_is_not_judged_on() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hlrc-opt"));

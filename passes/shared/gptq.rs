@@ -1,5 +1,6 @@
 //! Integer codes with error feedback: `method=gptq`.
 
+use super::metric::{moment_in_place, say_diagonal};
 use crate::numeric::hessian::{Conditioning, GptqOptions, Metric, Order, gptq};
 use crate::numeric::quant::quantized_bytes;
 use crate::pass::terms::TermData;
@@ -58,12 +59,13 @@ impl MatrixPass for Gptq {
     }
 
     fn peel(&self, peel: &mut Peel<'_>) -> Result<Peeled, PassError> {
-        let Some(h) = peel.hessian() else {
+        let Some(h) = moment_in_place(peel) else {
             return Err(PassError::new(
-                "method=gptq needs second moments of the inputs: --calib with text, or with a file of \
-                 `hlrc-opt calibrate`; a diagonal alone (an importance matrix) is not enough",
+                "method=gptq needs statistics of the inputs: --calib with text, with a file of \
+                 `hlrc-opt calibrate`, or with an importance matrix",
             ));
         };
+        say_diagonal(peel);
         let (rows, cols) = (peel.rows, peel.cols);
         let made = Metric::with_feedback(&h, cols, self.damp, Order::Activation);
         let (metric, feedback, conditioning) = made.map_err(PassError::new)?;

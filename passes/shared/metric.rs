@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::pass::{Calibration, Moments, PassError, Peel};
+use crate::pass::{Calibration, Moments, PassError, Peel, Remark, RemarkKind};
 
 /// In which metric terms are chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -83,6 +83,15 @@ pub fn moment_in_place(peel: &Peel<'_>) -> Option<Vec<f32>> {
         rotation.moments(&mut h, peel.cols);
     }
     Some(h)
+}
+
+/// A remark where only the diagonal of the second moments is known.
+pub fn say_diagonal(peel: &mut Peel<'_>) {
+    if peel.moments.is_some_and(|m| m.hessian.is_none()) {
+        let text = "the statistics have only the diagonal of its second moments: its inputs are taken to have nothing to do with each other";
+        let remark = Remark::new(RemarkKind::Analysis, peel.site, text.to_string());
+        peel.remarks.push(remark);
+    }
 }
 
 /// Memory for the moments, their factor and its scratch.

@@ -28,8 +28,9 @@ pub enum BudgetError {
 /// KL divergence, nats per token, of the original with one group at a time taken from the coded module;
 /// of a model that predicts no tokens, the squared relative error of its outputs on each window.
 ///
-/// Models run side by side over the windows, so that the original's logits are computed once. Memory:
-/// each model's KV cache of one window.
+/// As many models run side by side over the windows as have room for their KV caches in `memory` bytes; the
+/// original runs again beside each lot. Results do not depend on it. Memory: the caches of one window, which
+/// take no less than two models' need.
 ///
 /// # Errors
 /// A model can't be run, or does not fit the other.
@@ -39,19 +40,40 @@ pub fn sensitivities(
     groups: &[Group],
     windows: &[Vec<u32>],
     options: &Options,
+    memory: u64,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Vec<f64>, BudgetError> {
     let files = FileCache::new();
     let reference = Engine::new(original, &files, options)?;
-    let mut engines = Vec::with_capacity(groups.len());
-    for group in groups {
-        let module = with_group(original, coded, group)?;
-        engines.push(Engine::new(&module, &files, options)?);
+    let longest = windows.iter().map(Vec::len).max().unwrap_or(0);
+    let each = reference.cache_bytes(longest).max(1);
+    let beside = (memory / each).saturating_sub(1).max(1);
+    let beside = usize::try_from(beside).unwrap_or(usize::MAX);
+    let mut found = Vec::with_capacity(groups.len());
+    for lot in groups.chunks(beside) {
+        let mut engines = Vec::with_capacity(lot.len());
+        for group in lot {
+            let module = with_group(original, coded, group)?;
+            engines.push(Engine::new(&module, &files, options)?);
+        }
+        found.extend(match reference.language_model() {
+            Err(_) => outputs(&reference, &engines, lot, windows, progress)?,
+            Ok(_) => divergences(&reference, &engines, lot, windows, options, progress)?,
+        });
     }
-    if reference.language_model().is_err() {
-        return outputs(&reference, &engines, groups, windows, progress);
-    }
-    let mut reference = Causal::new(&reference, "the original")?;
+    Ok(found)
+}
+
+/// Mean KL divergence of each engine's predictions.
+fn divergences(
+    reference: &Engine,
+    engines: &[Engine],
+    groups: &[Group],
+    windows: &[Vec<u32>],
+    options: &Options,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Vec<f64>, BudgetError> {
+    let mut reference = Causal::new(reference, "the original")?;
     let mut models = Vec::with_capacity(engines.len());
     for (engine, group) in engines.iter().zip(groups) {
         models.push(Causal::new(engine, &group.label())?);

@@ -18,7 +18,7 @@ use crate::pass::pipeline::{Item, Override, PassCall, Pipeline, Scope};
 use crate::report::human;
 use crate::report::progress::Progress;
 
-pub use files::told_on_disk;
+pub use files::{around_tensors, told_on_disk};
 pub use measure::measure;
 pub use spend::{Shares, shares};
 
@@ -174,10 +174,7 @@ pub fn apply(
         true => measured.without(&|pipeline| pipeline.contains("int3")),
         false => measured,
     };
-    let around = match bytes_on_disk(args) {
-        Some(_) => files::bound(args, prepared, &module, &measured)?,
-        None => 0,
-    };
+    let around = around_tensors(args, prepared, &module, &measured, families(args))?;
     let total = shares.bytes(args, around);
     let spread = measured.spread(families(args), (total, around))?;
     measured.add_to(prepared, &spread)?;

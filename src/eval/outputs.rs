@@ -29,6 +29,9 @@ pub struct OutputReport {
     /// The largest of them.
     #[serde(deserialize_with = "crate::report::number::or_nan")]
     pub relative_error_worst: f64,
+    /// Those of each run; not written.
+    #[serde(skip)]
+    pub relative_errors: Vec<f64>,
     /// The largest difference of two entries.
     #[serde(deserialize_with = "crate::report::number::or_nan")]
     pub largest_difference: f64,
@@ -43,7 +46,7 @@ struct Sums {
     vectors: usize,
     cosines: f64,
     worst_cosine: f64,
-    errors: f64,
+    errors: Vec<f64>,
     worst_error: f64,
     largest: f64,
     unequal: usize,
@@ -186,7 +189,7 @@ impl Sums {
         } else {
             (difference / norm).sqrt()
         };
-        self.errors += error;
+        self.errors.push(error);
         if error > self.worst_error || error.is_nan() {
             self.worst_error = error;
         }
@@ -199,8 +202,9 @@ impl Sums {
             vectors: self.vectors,
             cosine_mean: self.cosines / self.vectors as f64,
             cosine_worst: self.worst_cosine,
-            relative_error_mean: self.errors / self.runs as f64,
+            relative_error_mean: self.errors.iter().sum::<f64>() / self.runs as f64,
             relative_error_worst: self.worst_error,
+            relative_errors: self.errors,
             largest_difference: self.largest,
             unequal: self.unequal,
         }

@@ -309,6 +309,14 @@ impl Engine {
         State::new(sequences, &self.program.caches)
     }
 
+    /// Bytes of the KV cache of one sequence of so many tokens.
+    pub fn cache_bytes(&self, tokens: usize) -> u64 {
+        let values = |&(heads, width): &(usize, usize)| 2 * (heads as u64) * (width as u64);
+        let each: u64 = self.program.caches.iter().map(values).sum();
+        each.saturating_mul(tokens as u64)
+            .saturating_mul(size_of::<f32>() as u64)
+    }
+
     /// Appends tokens to the sequences of `state` and hands out logits.
     ///
     /// `tokens` is `[sequences, len]`, row-major. `each(first, logits)` gets logits

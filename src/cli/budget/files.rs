@@ -1,7 +1,7 @@
 //! What stands in an output beside its tensors: a target of bytes counts all files.
 
 use super::{Measured, Shares, bytes_on_disk, families};
-use crate::budget::Candidate;
+use crate::budget::{Candidate, Family};
 use crate::cli::args::OptArgs;
 use crate::cli::load::Loaded;
 use crate::cli::prepare::Prepared;
@@ -69,17 +69,23 @@ fn least(loaded: &Loaded) -> u64 {
     copied.saturating_add(print(&loaded.module).len() as u64)
 }
 
-/// Bytes of the files around the tensors, at most: the probe's, and what the choice may add to them.
+/// Bytes of the files around the tensors, at most: the probe's, and what a choice among some families may
+/// add to them. 0 where a target does not count them.
 ///
 /// # Errors
 /// A candidate is no pipeline.
-pub(super) fn bound(
+pub fn around_tensors(
     args: &OptArgs,
     prepared: &Prepared,
     module: &Module,
     measured: &Measured,
+    families: &[Family],
 ) -> Result<u64, Failure> {
-    let candidates = &measured.tried.candidates;
+    if bytes_on_disk(args).is_none() {
+        return Ok(0);
+    }
+    let all = measured.tried.candidates.iter();
+    let candidates: Vec<&Candidate> = all.filter(|c| families.contains(&c.family)).collect();
     // Report and manifest both have the pipeline in them, as JSON.
     let longest = candidates.iter().max_by_key(|c| c.pipeline.len());
     let mut named = prepared.clone();

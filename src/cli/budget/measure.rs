@@ -23,6 +23,9 @@ const PROBES: usize = 6;
 /// Lines on which groups of a model that takes lines are measured.
 const LINES: usize = 64;
 
+/// Bytes that KV caches may take while groups are measured; half of `--mem-limit` where that is less.
+const CACHES: u64 = 1 << 30;
+
 /// What groups are measured with: few states, since only ratios count.
 const PROBE: &str = "trellis{bits=3 states=10}";
 
@@ -175,7 +178,16 @@ fn sensitivities(
     rebase(&mut original, Path::new("."));
     rebase(&mut coded, Path::new("."));
     let windows = &behind.windows;
-    let done = budget::sensitivities(&original, &coded, groups, windows, &options, &mut |_| {});
+    let memory = args.mem_limit.map_or(CACHES, |limit| CACHES.min(limit / 2));
+    let done = budget::sensitivities(
+        &original,
+        &coded,
+        groups,
+        windows,
+        &options,
+        memory,
+        &mut |_| {},
+    );
     done.map_err(|error| match error {
         _ if signal::flag().load(std::sync::atomic::Ordering::Relaxed) => {
             Failure::new(Exit::Interrupted, "interrupted")

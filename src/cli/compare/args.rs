@@ -22,7 +22,7 @@ pub struct CompareArgs {
     /// Bits per weight of the matrices; several give a curve
     #[arg(long = "target-bpw", value_name = "BITS", value_delimiter = ',', value_parser = bits)]
     pub bpw: Vec<f64>,
-    /// Bytes of all tensors, embeddings and head included, as 60MB; several give a curve
+    /// Bytes of each whole output on disk, all files and embeddings and head included, as 60MB; several give a curve
     #[arg(long = "target-size", value_name = "SIZE", value_delimiter = ',', value_parser = size)]
     pub size: Vec<u64>,
     /// Ways to compare, each within the same bytes; `mixed` may take any candidate of the others [default:

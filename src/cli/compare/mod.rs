@@ -8,7 +8,7 @@ mod plot;
 mod table;
 
 use super::args::{Cli, Command, OptArgs};
-use super::budget::{self, Measured};
+use super::budget::{self, Measured, Shares};
 use super::eval::args::EvalArgs;
 use super::load::{self, Source};
 use super::opt::{self, write_text};
@@ -18,7 +18,8 @@ use super::{Exit, Failure, calibrate, eval, print};
 use crate::budget::Family;
 use crate::calib::{self, Statistics};
 use crate::eval::Evaluation;
-use crate::eval::stats::Paired;
+use crate::eval::stats::{self, Paired};
+use crate::ir::Module;
 use crate::report::human;
 use crate::report::progress::Progress;
 use args::{CompareArgs, Way};
@@ -37,6 +38,8 @@ pub struct Row {
     pub bits_per_weight: f64,
     /// Bytes of all weights, embeddings and head included.
     pub bytes: u64,
+    /// Bytes of all files, where the target is one of bytes.
+    pub bytes_on_disk: Option<u64>,
     /// The cost that was expected: the groups' added up.
     pub expected: f64,
     /// Matrices by what they became.
@@ -70,7 +73,18 @@ pub enum Quality {
         cosine: f64,
         /// Mean relative error.
         relative_error: f64,
+        /// Its standard error over runs.
+        relative_error_standard_error: f64,
+        /// Mean relative error less that of the target's first way, run by run.
+        against_first: Option<Paired>,
     },
+}
+
+impl Row {
+    /// What the target counts.
+    pub fn counted(&self) -> u64 {
+        self.bytes_on_disk.unwrap_or(self.bytes)
+    }
 }
 
 impl Quality {
@@ -204,8 +218,6 @@ fn compare(args: &CompareArgs, scratch: &Path, progress: &Progress) -> Result<Co
     };
     for target in &targets {
         let base = command(args, target, &families)?;
-        // Tensors alone: the files around them are the same for all ways.
-        let total = shares.bytes(&base, 0);
         let mut coded: Vec<PathBuf> = Vec::new();
         let start = found.rows.len();
         for &way in ways {
@@ -213,11 +225,9 @@ fn compare(args: &CompareArgs, scratch: &Path, progress: &Progress) -> Result<Co
             progress.stage("Coding", &label);
             let path = scratch.join(format!("{}-{}.hlrc", way.name(), target.file()));
             let row = one(
-                &base,
-                &prepared,
-                &measured,
+                (&base, &prepared),
+                (&module, &shares, &measured),
                 (way, &families),
-                total,
                 &path,
                 &code,
             )?;
@@ -317,11 +327,9 @@ fn command(args: &CompareArgs, target: &Wanted, families: &[Family]) -> Result<O
 
 /// Codes the model in one way.
 fn one(
-    base: &OptArgs,
-    prepared: &Prepared,
-    measured: &Measured,
+    (base, prepared): (&OptArgs, &Prepared),
+    (module, shares, measured): (&Module, &Shares, &Measured),
     (way, all): (Way, &[Family]),
-    total: f64,
     path: &Path,
     code: &budget::Code<'_>,
 ) -> Result<Row, Failure> {
@@ -338,12 +346,15 @@ fn one(
         target: String::new(),
         bits_per_weight: f64::NAN,
         bytes: 0,
+        bytes_on_disk: None,
         expected: f64::NAN,
         becomes: Vec::new(),
         quality: None,
         refused: None,
     };
-    let spread = match measured.spread(families, (total, 0)) {
+    let around = budget::around_tensors(base, prepared, module, measured, families)?;
+    let total = shares.bytes(base, around);
+    let spread = match measured.spread(families, (total, around)) {
         Ok(spread) => spread,
         Err(failure) if failure.exit == Exit::Infeasible => {
             row.refused = Some(failure.message);
@@ -358,11 +369,18 @@ fn one(
     args.candidates.clear();
     args.output = Some(path.to_path_buf());
     args.force = true;
-    code(&args, &prepared, &Target::Folder(path.to_path_buf()))?;
+    let target = Target::Folder(path.to_path_buf());
+    code(&args, &prepared, &target)?;
     let report = path.join("report.json");
     let text = std::fs::read_to_string(&report).map_err(|error| Failure::read(&report, &error))?;
     let json: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
     row.bytes = json["model_totals"]["bytes_after"].as_u64().unwrap_or(0);
+    if let Some((_, bytes, failure)) = budget::told_on_disk(base, &target, row.bytes)? {
+        if let Some(failure) = failure {
+            return Err(failure);
+        }
+        row.bytes_on_disk = Some(bytes);
+    }
     let bits = json["rewritten_totals"]["bits_per_weight"].as_f64();
     row.bits_per_weight = bits.unwrap_or(f64::NAN);
     row.expected = spread.expected;
@@ -416,6 +434,7 @@ fn judge(
             }
         }
         Evaluation::Outputs(report) => {
+            let mut first: Option<&[f64]> = None;
             for (row, model) in done.zip(&report.models) {
                 let output = model.outputs.first();
                 let lines = output.map_or(0, |o| o.runs);
@@ -423,7 +442,10 @@ fn judge(
                 row.quality = output.map(|o| Quality::Output {
                     cosine: o.cosine_mean,
                     relative_error: o.relative_error_mean,
+                    relative_error_standard_error: stats::mean(&o.relative_errors).standard_error,
+                    against_first: first.and_then(|first| stats::paired(&o.relative_errors, first)),
                 });
+                first = first.or(output.map(|o| o.relative_errors.as_slice()));
             }
         }
     }

@@ -24,7 +24,7 @@ pub fn svg(found: &Comparison) -> Result<String, Failure> {
         let Some(cost) = cost.filter(|cost| *cost > 0.0 && cost.is_finite()) else {
             continue;
         };
-        let place = (row.bytes as f64 / 1e6, cost.log10());
+        let place = (row.counted() as f64 / 1e6, cost.log10());
         match lines.iter_mut().find(|(way, _)| *way == row.way) {
             Some((_, places)) => places.push(place),
             None => lines.push((&row.way, vec![place])),
@@ -52,7 +52,11 @@ pub fn svg(found: &Comparison) -> Result<String, Failure> {
         true => "KL divergence, nats per token, logarithmic",
         false => "relative error of the first output, logarithmic",
     };
-    let x = Axis::linear("bytes of all weights, MB", from - pad, to + pad);
+    let counted = match found.rows.iter().any(|row| row.bytes_on_disk.is_some()) {
+        true => "bytes of all files, MB",
+        false => "bytes of all weights, MB",
+    };
+    let x = Axis::linear(counted, from - pad, to + pad);
     let y = Axis::log(label, 10f64.powf(low) / 1.15, 10f64.powf(high) * 1.15);
     let title = format!("{}: what is lost against bytes", found.model);
     let drawn = plot::draw(&title, SIZE, &x, &y, |chart| {

@@ -54,21 +54,19 @@ fn cells(row: &Row) -> [String; 8] {
             top1,
             against_first,
         }) => (
-            // One window has no error.
-            match kl_standard_error.is_nan() {
-                true => format!("KL {kl:.4}"),
-                false => format!("KL {kl:.4} ± {}", figure(*kl_standard_error, 4)),
-            },
+            with_error("KL", *kl, *kl_standard_error),
             format!("perplexity {perplexity:.2}, top-1 {:.1} %", 100.0 * top1),
             against_first.as_ref().map_or("-".to_string(), interval),
         ),
         Some(Quality::Output {
             cosine,
             relative_error,
+            relative_error_standard_error,
+            against_first,
         }) => (
-            format!("error {relative_error:.4}"),
+            with_error("error", *relative_error, *relative_error_standard_error),
             format!("cosine {cosine:.5}"),
-            "-".to_string(),
+            against_first.as_ref().map_or("-".to_string(), interval),
         ),
     };
     [
@@ -76,7 +74,7 @@ fn cells(row: &Row) -> [String; 8] {
         row.way.clone(),
         figure(row.bits_per_weight, 3),
         match row.refused {
-            None => row.bytes.to_string(),
+            None => row.counted().to_string(),
             Some(_) => "-".to_string(),
         },
         figure(row.expected, 4),
@@ -84,6 +82,14 @@ fn cells(row: &Row) -> [String; 8] {
         quality,
         against,
     ]
+}
+
+/// A mean with its standard error; that of one window is not known.
+fn with_error(what: &str, mean: f64, standard_error: f64) -> String {
+    match standard_error.is_nan() {
+        true => format!("{what} {mean:.4}"),
+        false => format!("{what} {mean:.4} ± {standard_error:.4}"),
+    }
 }
 
 fn interval(paired: &Paired) -> String {
@@ -104,13 +110,19 @@ fn refusals(found: &Comparison) -> String {
 
 fn legend(found: &Comparison) -> String {
     let costs = match found.rows.iter().find_map(|row| row.quality.as_ref()) {
-        Some(Quality::Output { .. }) => "expected: the groups' squared relative errors added up",
+        Some(Quality::Output { .. }) => {
+            "error: mean relative error of the first output, ± standard error over runs; expected: the groups' squared ones added up"
+        }
         _ => {
             "KL: mean divergence to the original, nats per token, ± standard error over windows; expected: the groups' added up"
         }
     };
+    let bytes = match found.rows.iter().any(|row| row.bytes_on_disk.is_some()) {
+        true => "all files",
+        false => "all weights, embeddings and head included",
+    };
     format!(
-        "{costs}. Bytes: all weights, embeddings and head included.\nChosen on {}; judged on {}: {}.\n",
+        "{costs}. Bytes: {bytes}.\nChosen on {}; judged on {}: {}.\n",
         found.calib.join(", "),
         found.data.join(", "),
         found.protocol
