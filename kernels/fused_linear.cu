@@ -91,11 +91,9 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
     const int first_super = (range.first + super_units - 1) / super_units, end_super = (range.end + super_units - 1) / super_units;
     const int slots = ((lines * units + blocks - 1) / blocks + units - 1) / units + 1 + WARPS;
 #else
-    const int each = tiles / PAIR / blocks, more = tiles / PAIR - each * blocks;
-    const int first_super = block * each + min(block, more), end_super = first_super + each + (block < more ? 1 : 0);
+    const Supers own = own_supers(tiles / PAIR, block, blocks);
+    const int first_super = own.first, end_super = own.end, first_row = first_super * SUPER, slots = SUPER * own.most + WARPS;
     const struct { int first, end; } range = {first_super * super_units, end_super * super_units};
-    [[maybe_unused]] const int first_row = first_super * SUPER, last_row = max(first_row, end_super * SUPER - 1);
-    const int slots = SUPER * (each + (more ? 1 : 0)) + WARPS;
 #endif
 
     // Shared memory.
@@ -194,8 +192,8 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
     const int count = stream_warp < 0 ? 0 : range.first + share(range.end - range.first, STREAM_WARPS, stream_warp + 1) - warp_first;
     unsigned char* mine = ring + max(stream_warp, 0) * STAGES * UNIT_BYTES;
     Cursor ahead = {};
-    const int start_row = first_row + (warp_first - first_row * units) / units;
-    ahead.row = start_row, ahead.unit = warp_first - start_row * units;
+    ahead.row = first_row + (warp_first - first_row * units) / units, ahead.unit = warp_first - ahead.row * units;
+    [[maybe_unused]] const int start_row = ahead.row;
     if (count > 0) seek(ahead, w, pack, lane);
 #if FORMAT == 4
     // As many units on their way as there is room for, two to four.
@@ -327,7 +325,7 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
         float sums[2][SUMS];
 #pragma unroll
         for (int c = 0; c < SUMS; c++) sums[0][c] = sums[1][c] = 0.0f;
-        int row = start_row, unit = warp_first - start_row * units, stage = 0;
+        int sums_slot = start_row - first_row + stream_warp, unit = warp_first - start_row * units, stage = 0;
 #if FORMAT == 4
         Columns columns = load_columns(zeros, unit);
 #endif
@@ -355,9 +353,9 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
             async_commit();
             stage = stage + 1 == stages ? 0 : stage + 1;
             if (++unit == units || i + 1 == count) {
-                put_sums(sums, sums_slots + (size_t)(row - first_row + stream_warp) * 16 * M, lane);
+                put_sums(sums, sums_slots + (size_t)sums_slot * 16 * M, lane);
                 unit = 0;
-                row++;
+                sums_slot++;
             }
 #if FORMAT == 4
             columns = load_columns(zeros, unit);
@@ -392,9 +390,17 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
 #endif
 
     // Results: 16 outputs of a token lie side by side.
+#if FORMAT == 4 && !SPLIT // whose loop leaves no registers
+    const Supers results = own_supers(tiles / PAIR, anew(block), blocks);
+    const struct { int first, end; } units_here = {results.first * super_units, results.end * super_units};
+    const int row_here = results.first * SUPER;
+#else
+    const struct { int first, end; } results = {first_super, end_super}, units_here = {range.first, range.end};
+    const int row_here = first_row;
+#endif
     constexpr int OUT_TOKENS = EXPERTS == 2 ? 1 : M;
-    for (int e = threadIdx.x; e < (end_super - first_super) * 16 * OUT_TOKENS; e += THREADS) {
-        const int super = first_super + e / (16 * OUT_TOKENS), m = e / 16 % OUT_TOKENS, r = e % 16;
+    for (int e = threadIdx.x; e < (results.end - results.first) * 16 * OUT_TOKENS; e += THREADS) {
+        const int super = results.first + e / (16 * OUT_TOKENS), m = e / 16 % OUT_TOKENS, r = e % 16;
         float value[PAIR];
         [[maybe_unused]] float rest = 0.0f; // of the terms, where they have other coordinates
 #pragma unroll
@@ -405,7 +411,10 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
                 [[maybe_unused]] const int line = super * SUPER + p * VIRTUAL + j, at = (EXPERTS == 2 ? j : m) * 16 + r;
                 float sum = 0.0f;
 #if FORMAT != 5
-                if (line <= last_row) sum = gather_sums<STREAM_WARPS>(sums_slots, 16 * M, range.first, range.end, line, units, first_row, at);
+#if SPLIT
+                if (line <= last_row)
+#endif
+                    sum = gather_sums<STREAM_WARPS>(sums_slots, 16 * M, units_here.first, units_here.end, line, units, row_here, at);
 #if SPLIT
                 if (super + 1 == end_super)
                     for (int b = block + 1; b < helpers; b++)

@@ -77,6 +77,21 @@ __device__ __forceinline__ void copy_and_advance(Cursor& c, unsigned char* to, c
 }
 #endif
 
+// Super tiles of a block where it shares none with another.
+struct Supers {
+    int first, end, most; // most of any block
+};
+__device__ __forceinline__ Supers own_supers(int supers, int block, int blocks) {
+    const int each = supers / blocks, more = supers - each * blocks, first = block * each + min(block, more);
+    return {first, first + each + (block < more ? 1 : 0), each + (more ? 1 : 0)};
+}
+// The same number, made anew from here on: what follows from it needs no register meanwhile.
+__device__ __forceinline__ int anew(int n) {
+#ifndef HLRC_EMU
+    asm volatile("" : "+r"(n));
+#endif
+    return n;
+}
 #if SPLIT
 // Units of a block; several blocks share a row tile.
 struct Range {
