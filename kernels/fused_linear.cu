@@ -14,8 +14,11 @@
 // the order of the warps behind one barrier at the end; what a tile that is split between blocks
 // (SPLIT) lacks comes from later blocks through `partial`, in the order of the blocks. Nothing is
 // added atomically: results do not depend on scheduling, and those of a token not on M.
-// Of WARPS warps (16, or fewer where shared memory is short) 4 see to the other terms where there are any: eighths of rows of V, each by one
-// warp of the grid; S x; and, when all of h is there, U h. The others never wait for them.
+// Of WARPS warps (16, or fewer where shared memory is short) 4 see to the other terms where there are any:
+// eighths of rows of V, each by one warp of the grid, S x, and, when all of h is there, U h. The others never
+// wait for them but where inputs are rounded. What they read is loaded before inputs are there; V x is made
+// beside the rounding where it is short, and one release of a block publishes it; the warp that is last to
+// see all of h sets the counters back.
 //
 // Q x is in int8 (ACT 0) or f16 (ACT 1), float weights, U V x and S x in f32. Trellis codes are f16
 // integers, and products with int8 activations as exact as those of int8.
