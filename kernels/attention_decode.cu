@@ -53,7 +53,10 @@
 // Bytes of a row of queries, so that lanes of a quarter of a warp meet in no bank.
 #define Q_STRIDE (64 * BLOCKS + (BLOCKS % 2 ? 0 : 64))
 #define P_SCALE 1024.0f                  // keeps small probabilities normal in f16; cancels out
-#define WORK (WARPS * (WIDTH > HEADS * PART_DIMS ? WIDTH : HEADS * PART_DIMS))
+// Sums of two heads and a part, so that lanes that store them meet in no bank.
+#define PAIR_FLOATS (2 * PART_DIMS + 2)
+#define WORK (WARPS * (WIDTH > HEADS / 2 * PAIR_FLOATS ? WIDTH : HEADS / 2 * PAIR_FLOATS))
+#define CHAINS (BLOCKS > 4 ? 1 : 2)      // of products that wait for each other, as registers allow
 
 struct Cache {
     const unsigned char *k, *v;
@@ -116,11 +119,15 @@ __device__ __forceinline__ float scale_of(const unsigned (&words)[SCALE_WORDS], 
 // Scores of head g with the lane's four keys, before their power of two.
 __device__ __forceinline__ void multiply_keys(const Keys& keys, const unsigned char* q_high, const unsigned char* q_low, int lane, float (&scores)[4]) {
     const int at = lane / 4 * Q_STRIDE + lane % 4 * 16;
-    float d[2][4];
+    float d[2][CHAINS][4];
 #pragma unroll
     for (int n = 0; n < 2; n++)
 #pragma unroll
-        for (int i = 0; i < 4; i++) d[n][i] = 0.0f, scores[i] = 0.0f;
+        for (int i = 0; i < 4; i++) {
+#pragma unroll
+            for (int c = 0; c < CHAINS; c++) d[n][c][i] = 0.0f;
+            scores[i] = 0.0f;
+        }
 #pragma unroll
     for (int b = 0; b < BLOCKS; b++) {
         const uint4 high = *(const uint4*)(q_high + at + 64 * b), low = *(const uint4*)(q_low + at + 64 * b);
@@ -130,23 +137,23 @@ __device__ __forceinline__ void multiply_keys(const Keys& keys, const unsigned c
             unsigned k[4];
             halves_of(keys.words[n][b], k);
             const unsigned b0[2] = {k[0], k[1]}, b1[2] = {k[2], k[3]};
-            mma_f16(d[n], a0, b0);
-            mma_f16(d[n], a1, b1);
-#if KV
+            mma_f16(d[n][0], a0, b0);
+            mma_f16(d[n][CHAINS - 1], a1, b1);
+            if (KV == 0 && b + 1 < BLOCKS) continue;
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                scores[2 * n + i] = fmaf(d[n][i] + d[n][2 + i], scale_of(keys.scales[2 * n + i], b), scores[2 * n + i]);
-                d[n][i] = d[n][2 + i] = 0.0f;
-            }
+                float dot = d[n][0][i] + d[n][0][2 + i];
+                if (CHAINS > 1) dot += d[n][CHAINS - 1][i] + d[n][CHAINS - 1][2 + i];
+#if KV
+                scores[2 * n + i] = fmaf(dot, scale_of(keys.scales[2 * n + i], b), scores[2 * n + i]);
+#pragma unroll
+                for (int c = 0; c < CHAINS; c++) d[n][c][i] = d[n][c][2 + i] = 0.0f;
+#else
+                scores[2 * n + i] = dot;
 #endif
+            }
         }
     }
-#if !KV
-#pragma unroll
-    for (int n = 0; n < 2; n++)
-#pragma unroll
-        for (int i = 0; i < 2; i++) scores[2 * n + i] = d[n][i] + d[n][2 + i];
-#endif
 }
 // Two probabilities as pairs of the high and of the low f16.
 __device__ __forceinline__ void split_halves(float x, float y, unsigned& high, unsigned& low) {
@@ -311,13 +318,13 @@ attention_decode(const float* __restrict__ qkv, const float* __restrict__ q_gain
             for (int i = 0; i < EACH / 2; i++)
 #pragma unroll
                 for (int c = 0; c < 2; c++)
-                    *(float2*)(work + (warp * HEADS + 2 * t + c) * PART_DIMS + EACH * g + 2 * i) = make_float2(sums[p][i][c] * factor[c], sums[p][i][2 + c] * factor[c]);
+                    *(float2*)(work + (warp * HEADS / 2 + t) * PAIR_FLOATS + c * PART_DIMS + EACH * g + 2 * i) = make_float2(sums[p][i][c] * factor[c], sums[p][i][2 + c] * factor[c]);
             __syncthreads();
             for (int e = tid; e < HEADS * PART_DIMS; e += THREADS) {
                 const int h = e / PART_DIMS, d = PART_DIMS * p + e % PART_DIMS, q_head = kv_head * GROUP_Q + h0 + h;
                 float all = 0.0f;
 #pragma unroll
-                for (int w = 0; w < WARPS; w++) all += work[w * HEADS * PART_DIMS + e];
+                for (int w = 0; w < WARPS; w++) all += work[(w * HEADS / 2 + h / 2) * PAIR_FLOATS + h % 2 * PART_DIMS + e % PART_DIMS];
                 if (h0 + h >= GROUP_Q) continue;
                 float* out = partial + (((size_t)m * (size_t)heads + (size_t)q_head) * SPLITS + (size_t)split) * (HEAD_DIM + 2);
                 if (d < HEAD_DIM) {
