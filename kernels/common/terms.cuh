@@ -256,7 +256,7 @@ __device__ __forceinline__ void low_rank_outer(Outer& o, const unsigned char* u,
             sums[1][m] = fmaf(part[1][m], scale.y, sums[1][m]);
         }
         load_factor(o, u_tiles);
-        load_steps(o, u, u_scales, 0, lane);
+        if (o.steps > 0) load_steps(o, u, u_scales, 0, lane);
     }
 }
 #endif
