@@ -60,9 +60,8 @@
 #define ROTATED 0
 #endif
 #include "common/activation.cuh"
-#include "common/products.cuh"
-#include "common/terms.cuh"
 #include "common/stream.cuh"
+#include "common/terms.cuh"
 
 #define TERMS (LOWRANK || SPARSE)
 // Warps that stream Q; the others see to the terms meanwhile.
