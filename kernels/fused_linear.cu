@@ -14,8 +14,11 @@
 // the order of the warps behind one barrier at the end; what a tile that is split between blocks
 // (SPLIT) lacks comes from later blocks through `partial`, in the order of the blocks. Nothing is
 // added atomically: results do not depend on scheduling, and those of a token not on M.
-// Of WARPS warps (16, or fewer where shared memory is short) 4 see to the other terms where there are any: eighths of rows of V, each by one
-// warp of the grid; S x; and, when all of h is there, U h. The others never wait for them.
+// Of WARPS warps (16, or fewer where shared memory is short) 4 see to the other terms where there are any:
+// eighths of rows of V, each by one warp of the grid, S x, and, when all of h is there, U h. The others never
+// wait for them but where inputs are rounded. What they read is loaded before inputs are there; V x is made
+// beside the rounding where it is short, and one release of a block publishes it; the warp that is last to
+// see all of h sets the counters back.
 //
 // Q x is in int8 (ACT 0) or f16 (ACT 1), float weights, U V x and S x in f32. Trellis codes are f16
 // integers, and products with int8 activations as exact as those of int8.
@@ -57,137 +60,15 @@
 #define ROTATED 0
 #endif
 #include "common/activation.cuh"
-#include "common/products.cuh"
+#include "common/stream.cuh"
 #include "common/terms.cuh"
 
-#define VIRTUAL (EXPERTS == 2 ? M : 1) // rows of x that each meet weights of their own
-#define PAIR (GLU ? 2 : 1)
-#define SUPER (PAIR * VIRTUAL)
 #define TERMS (LOWRANK || SPARSE)
 // Warps that stream Q; the others see to the terms meanwhile.
 #define STREAM_WARPS (TERMS ? (FORMAT == 5 ? 1 : WARPS - 4) : WARPS)
 #define TERM_WARPS (WARPS - STREAM_WARPS)
-
-// Start of the part of `index` when n items are shared out among `parts`.
-__device__ __forceinline__ int share(int n, int parts, int index) { return index * (n / parts) + min(index, n % parts); }
-
-struct Weights {
-    const unsigned char* q;
-    const unsigned char* scales;
-    const unsigned char* zeros;
-    const int* experts; // ids of this block's rows of x
-    int tiles;          // row tiles of a matrix
-};
-// Row tile in the pack of a row of the launch.
-__device__ __forceinline__ size_t packed_tile(const Weights& w, int row) {
-#if EXPERTS == 2
-    return (size_t)w.experts[row % VIRTUAL] * w.tiles + row / VIRTUAL;
-#elif EXPERTS == 1
-    return (size_t)w.experts[0] * w.tiles + row;
-#else
-    return (size_t)row;
-#endif
-}
-#if FORMAT == 4
-// A warp's place in the line of units, which are of as many bytes as their columns' bits say.
-struct Cursor {
-    const unsigned char* q;
-    Columns columns;
-    int row, unit;
-};
-__device__ __forceinline__ void seek(Cursor& c, const Weights& w, const Pack& pack, int) {
-    c.columns = load_columns(w.zeros, c.unit);
-    c.q = w.q + packed_tile(w, c.row) * pack.row + c.columns.start();
-}
-__device__ __forceinline__ void copy_and_advance(Cursor& c, unsigned char* to, const Weights& w, const Pack& pack, int, int lane) {
-    const int bytes = c.columns.bytes();
-    copy_unit(to, c.q, lane, bytes);
-    c.q += bytes; // row tiles follow one another
-    c.unit = c.unit + 1 == pack.units ? 0 : c.unit + 1;
-    c.columns = load_columns(w.zeros, c.unit);
-}
-#else
-// A lane's place in the line of units.
-struct Cursor {
-    Source from;
-    int row, unit;
-};
-__device__ __forceinline__ void seek(Cursor& c, const Weights& w, const Pack& pack, int lane) {
-    const size_t tile = packed_tile(w, c.row);
-    c.from.q = w.q + tile * pack.row + (size_t)c.unit * UNIT_CODES + lane * 16;
-#if UNIT_GROUPS
-    const size_t group = tile * pack.groups + (size_t)c.unit * UNIT_GROUPS;
-    c.from.scales = w.scales + group * 32 + lane * 4;
-#if ZEROS
-    c.from.zeros = w.zeros + group * ZERO_BYTES + lane * 4;
-#endif
-#endif
-}
-__device__ __forceinline__ void copy_and_advance(Cursor& c, unsigned char* to, const Weights& w, const Pack& pack, int rows, int lane) {
-    if (++c.unit == pack.units) { // the last of a row may be short
-        copy_unit<false>(to, c.from, lane, pack.chunks(pack.units - 1), pack.groups_of(pack.units - 1));
-        c.unit = 0;
-        if (++c.row < rows) seek(c, w, pack, lane);
-    } else {
-        copy_unit<true>(to, c.from, lane, UNIT_CHUNKS, UNIT_GROUPS);
-        c.from.q += UNIT_CODES;
-        c.from.scales += 32 * UNIT_GROUPS;
-        c.from.zeros += ZERO_BYTES * UNIT_GROUPS;
-    }
-}
-#endif
-
-// Units of a block; several blocks share a row tile only where SPLIT.
-struct Range {
-    int first, end;
-};
-__device__ __forceinline__ Range block_range(int rows, int units, int block, int blocks) {
-    Range r;
-#if SPLIT
-    r.first = share(rows * units, blocks, block);
-    r.end = share(rows * units, blocks, block + 1);
-#else
-    r.first = share(rows / SUPER, blocks, block) * SUPER * units;
-    r.end = share(rows / SUPER, blocks, block + 1) * SUPER * units;
-#endif
-    return r;
-}
-
-// Puts sums of a row tile down as [M, 16].
-__device__ __forceinline__ void put_sums(float (&sums)[2][SUMS], float* slot, int lane) {
-    const int g = lane / 4, t = lane % 4;
-#if CODED
-#pragma unroll
-    for (int c = 0; c < SUMS; c++) {
-        const int m = SUMS * t + c;
-        if (m < M) slot[m * 16 + g] = sums[0][c], slot[m * 16 + g + 8] = sums[1][c];
-        sums[0][c] = sums[1][c] = 0.0f;
-    }
-#else
-#pragma unroll
-    for (int m = 0; m < M; m++)
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            float v = sums[r][m];
-            v += __shfl_xor_sync(HLRC_FULL_WARP, v, 1);
-            v += __shfl_xor_sync(HLRC_FULL_WARP, v, 2);
-            if (t == 0) slot[m * 16 + g + 8 * r] = v;
-            sums[r][m] = 0.0f;
-        }
-#endif
-}
-
-// Sum over the warps that a row tile's items, `per_row` each, were shared out to, in their order.
-template <int COUNT>
-__device__ __forceinline__ float gather_sums(const float* slots, int width, int first, int end, int row, int per_row, int first_row, int at) {
-    float v = 0.0f;
-#pragma unroll
-    for (int w = 0; w < COUNT; w++) {
-        const int from = first + share(end - first, COUNT, w), to = first + share(end - first, COUNT, w + 1);
-        if (from < to && from < (row + 1) * per_row && to > row * per_row) v += slots[(size_t)(row - first_row + w) * width + at];
-    }
-    return v;
-}
+#define TERMS_AHEAD (TERM_TOKENS == 1 && FORMAT != 4 && BITS != 3) // registers for what terms begin with, meanwhile
+#define INNER_EARLY 8 // words of V that a lane multiplies beside the rounding of inputs, at most
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, const float* __restrict__ xs, const int* __restrict__ xsum,
@@ -202,16 +83,23 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
     const int block = (int)blockIdx.x, blocks = (int)gridDim.x, slot = (int)blockIdx.y;
     const Pack pack(cols, zeros);
     const int units = pack.units, lines = tiles * VIRTUAL;
+    // Units and super tiles of this block, and rows whose sums it has. Divisions by what is known at run time
+    // alone cost 0.1 us each, since nothing can start before them.
+    const int super_units = SUPER * units;
+#if SPLIT
     const Range range = block_range(lines, units, block, blocks);
-    [[maybe_unused]] const int first_row = range.first / units, last_row = range.end > range.first ? (range.end - 1) / units : first_row;
+    const int first_row = range.first / units, last_row = range.end > range.first ? (range.end - 1) / units : first_row;
+    // Those that start here: their results are written here.
+    const int first_super = (range.first + super_units - 1) / super_units, end_super = (range.end + super_units - 1) / super_units;
+    const int slots = ((lines * units + blocks - 1) / blocks + units - 1) / units + 1 + WARPS;
+#else
+    const Supers own = own_supers(tiles / PAIR, block, blocks);
+    const int first_super = own.first, end_super = own.end, first_row = first_super * SUPER, slots = SUPER * own.most + WARPS;
+    const struct { int first, end; } range = {first_super * super_units, end_super * super_units};
+#endif
 
     // Shared memory.
     HLRC_DYNAMIC_SHARED(shared);
-#if SPLIT
-    const int slots = ((lines * units + blocks - 1) / blocks + units - 1) / units + 1 + WARPS;
-#else
-    const int slots = SUPER * ((tiles / PAIR + blocks - 1) / blocks) + WARPS;
-#endif
     const int stride = X_STRIDE(pack.tiles);
     unsigned char* ring = shared;
     unsigned char* placed = ring + STREAM_WARPS * STAGES * UNIT_BYTES;
@@ -224,6 +112,11 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
     float* powers = mean + M;
     float* corrections = powers + M;
 
+#if TERMS
+    const int term_row = first_super * SUPER, term_rows = (end_super - first_super) * SUPER;
+    const int runs = SPARSE ? (cols + SPARSE_COLUMNS - 1) / SPARSE_COLUMNS : 1;
+#endif
+
     // The stream starts before anything that an earlier grid made is needed; experts are.
     start_next_grid();
 #if EXPERTS
@@ -234,12 +127,75 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
     h += (size_t)slot * rank * INNER_PARTS * (EXPERTS == 2 ? M : 1);
 #endif
     const Weights w = {q, (const unsigned char*)scales, zeros, ids, tiles};
+#if TERMS
+    // The items of a warp of terms: runs of entries of row tiles, or row tiles. What does not depend on inputs is
+    // loaded here: behind the stream's bytes each load takes 1 to 3 us (docs/kernel-notes.md, version 8).
+    const int from = share(term_rows * runs, TERM_WARPS, min(warp, TERM_WARPS)), to = share(term_rows * runs, TERM_WARPS, min(warp + 1, TERM_WARPS));
+    const int from_line = SPARSE ? from / runs : from;
+#if LOWRANK
+    Outer outer = {};
+    const int parts_log = cols >= INNER_LONG ? INNER_PARTS_LOG : 0, items = (rank * VIRTUAL) << parts_log;
+#endif
+#if SPARSE
+    Run now = {}, next = {}, later = {}, last = {};
+    int ahead_line = 0, ahead_run = 0; // of the run whose place is loaded next
+    const auto load_place = [&](Run& r) {
+        const bool there = ahead_line * runs + ahead_run < to;
+        load_offsets(r, s_offsets + packed_tile(w, term_row + (there ? ahead_line : 0)) * runs + ahead_run, there);
+        if (++ahead_run == runs) ahead_run = 0, ahead_line++;
+    };
+#endif
+    // Three steps, each of loads whose addresses the one before has loaded.
+    const auto load_places = [&] {
+        if (from >= to) return;
+#if SPARSE
+        ahead_line = from_line, ahead_run = from - from_line * runs;
+        load_place(now), load_place(next), load_place(later);
+#endif
+#if LOWRANK
+        load_factors(outer, u_index, packed_tile(w, term_row + min(from_line, term_rows - 1)));
+#endif
+    };
+    const auto load_heads = [&] {
+        if (from >= to) return;
+#if LOWRANK
+        load_factor(outer, u_tiles);
+#endif
+#if SPARSE
+        load_ends(now, s, lane), load_ends(next, s, lane);
+#endif
+    };
+    const auto load_contents = [&] {
+        if (from >= to) return;
+#if LOWRANK
+        load_steps(outer, u, u_scales, 0, lane);
+#endif
+#if SPARSE
+        load_entries(now, s);
+#endif
+    };
+    if (warp < TERM_WARPS) {
+#if LOWRANK && !EXPERTS
+        const unsigned* tile = v_tiles;
+        for (int item = warp + block * TERM_WARPS; item < items; item += TERM_WARPS * blocks)
+            prefetch_inner(v, v_scales, tile, item >> parts_log, item & ((1 << parts_log) - 1), parts_log, lane);
+#endif
+        if (TERMS_AHEAD) load_places(), load_heads(), load_contents();
+#if SPARSE && !EXPERTS
+        if (term_rows > 0) { // all of the block's entries, to L2
+            const unsigned first = s_offsets[term_row * runs], end = s_offsets[(term_row + term_rows) * runs];
+            prefetch_range(s + first, (size_t)(end - first) * 4, warp * 32 + lane, TERM_WARPS * 32);
+        }
+#endif
+    }
+#endif
     const int stream_warp = warp - TERM_WARPS;
     const int warp_first = range.first + share(range.end - range.first, STREAM_WARPS, max(stream_warp, 0));
     const int count = stream_warp < 0 ? 0 : range.first + share(range.end - range.first, STREAM_WARPS, stream_warp + 1) - warp_first;
     unsigned char* mine = ring + max(stream_warp, 0) * STAGES * UNIT_BYTES;
     Cursor ahead = {};
-    ahead.row = warp_first / units, ahead.unit = warp_first % units;
+    ahead.row = first_row + (warp_first - first_row * units) / units, ahead.unit = warp_first - ahead.row * units;
+    [[maybe_unused]] const int start_row = ahead.row;
     if (count > 0) seek(ahead, w, pack, lane);
 #if FORMAT == 4
     // As many units on their way as there is room for, two to four.
@@ -258,14 +214,6 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
     const int early = XIN == 3 ? stages : count > 5 ? 2 : 1;
     ask(0, early);
 
-    // Rows whose results this block writes: those of super tiles that start here.
-    const int super_units = SUPER * units;
-    const int first_super = (range.first + super_units - 1) / super_units, end_super = (range.end + super_units - 1) / super_units;
-#if TERMS
-    const int term_row = first_super * SUPER, term_rows = (end_super - first_super) * SUPER;
-    const int runs = SPARSE ? (cols + SPARSE_COLUMNS - 1) / SPARSE_COLUMNS : 1;
-#endif
-
     // Activations.
 #if !EXPERTS
     wait_previous_grid();
@@ -275,92 +223,100 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
     in.x += (size_t)(EXPERTS == 2 ? slot * top_k : slot / top_k) * ldx;
 #endif
     measure_inputs(in, eps, scratch);
-    Input seen = in; // by Q
-#if ROTATED
-    seen.x = xr, seen.ld = ldxr, seen.vectors = (ldxr & 3) == 0 && ((size_t)xr & 15) == 0 && (cols & 3) == 0;
-#endif
-    place_inputs([&] { ask(early, stages); }, seen, xscale, xq, xs, xsum, pack, placed, stride, table, powers, corrections, scratch);
-    __syncthreads();
-
-#if TERMS
-    if (stream_warp < 0) {
 #if LOWRANK
-        // Part p of row i of V, for row j of x, is item (j rank + i) parts + p.
-        const int parts = cols >= INNER_LONG ? INNER_PARTS : 1, items = rank * VIRTUAL * parts;
+    // Part p of row i of V, for row j of x, is item (j rank + i) parts + p; a warp of terms takes some. Few are
+    // multiplied here, beside the rounding of inputs, many behind it.
+    const int inner_words = (cols * VFORMAT / 8 + (512 << parts_log) - 1) >> (9 + parts_log);
+    const bool early_inner = items * inner_words * TERM_TOKENS <= INNER_EARLY * TERM_WARPS * blocks;
+    const unsigned arrivals = early_inner ? blocks : TERM_WARPS * blocks;
+    const auto inner = [&] {
         const unsigned *list = nullptr, *tile = nullptr;
         bool aligned = false;
-        for (int item = warp + block * TERM_WARPS, last = -1; item < items; item += TERM_WARPS * blocks) {
-            const int part = item % parts, i = item / parts % rank, j = item / parts / rank;
-            if (j != last) { // rows follow one another: so do their blocks
+        for (int item = warp + block * TERM_WARPS, last_j = -1; item < items; item += TERM_WARPS * blocks) {
+            const int part = item & ((1 << parts_log) - 1), j = VIRTUAL == 1 ? 0 : (item >> parts_log) / rank, i = (item >> parts_log) - j * rank;
+            if (j != last_j) { // rows follow one another: so do their blocks
                 list = tile = v_tiles + (EXPERTS ? 6 * (size_t)v_index[ids[j]] : 0);
                 aligned = in.vectors && aligned_inner(list, rank);
-                last = j;
+                last_j = j;
             }
 #pragma unroll 1
             for (int m = 0; m < TERM_TOKENS; m += TERM_GROUP) {
                 const int tokens = min(TERM_GROUP, TERM_TOKENS - m);
-                float* const to = h + (size_t)(j + m) * INNER_PARTS * rank;
+                float* const to_h = h + (size_t)(j + m) * INNER_PARTS * rank;
                 if (aligned)
-                    low_rank_inner<true>(in, j + m, tokens, v, v_scales, tile, to, rank, i, part, parts, lane);
+                    low_rank_inner<true>(in, j + m, tokens, v, v_scales, tile, to_h, rank, i, part, parts_log, lane);
                 else
-                    low_rank_inner<false>(in, j + m, tokens, v, v_scales, tile, to, rank, i, part, parts, lane);
+                    low_rank_inner<false>(in, j + m, tokens, v, v_scales, tile, to_h, rank, i, part, parts_log, lane);
             }
+        }
+    };
+    if (early_inner && stream_warp < 0) inner();
+    const int skip = early_inner ? 32 * TERM_WARPS : 0;
+#else
+    const int skip = 0;
+#endif
+    Input seen = in; // by Q
+#if ROTATED
+    seen.x = xr, seen.ld = ldxr, seen.vectors = (ldxr & 3) == 0 && ((size_t)xr & 15) == 0 && (cols & 3) == 0;
+#endif
+    place_inputs(skip, [&] { ask(early, stages); }, seen, xscale, xq, xs, xsum, pack, placed, stride, table, powers, corrections, scratch);
+    __syncthreads();
+#if LOWRANK
+    if (early_inner && threadIdx.x == 0) add_release(counter, 1);
+#endif
+
+#if TERMS
+    if (stream_warp < 0) {
+#if LOWRANK
+        if (!early_inner) {
+            inner();
             __syncwarp();
             if (lane == 0) add_release(counter, 1);
         }
-#endif
-#if !EXPERTS
-        // Asked for while h is made by all; earlier, chains of loads would keep the block's barriers waiting.
-#if LOWRANK
-        if (term_rows > 0) prefetch_outer(u, u_tiles, u_index, term_row, term_row + term_rows, warp * 32 + lane, TERM_WARPS * 32);
-#endif
-#if SPARSE
-        prefetch_range(s + s_offsets[term_row * runs], (size_t)(s_offsets[(term_row + term_rows) * runs] - s_offsets[term_row * runs]) * 4, warp * 32 + lane, TERM_WARPS * 32);
-#endif
-#endif
-        const int from = share(term_rows * runs, TERM_WARPS, warp), to = share(term_rows * runs, TERM_WARPS, warp + 1);
-#if LOWRANK
         bool waited = false;
+        const auto await_inner = [&] {
+            if (!waited) {
+                while (load_acquire(counter) < arrivals) {}
+                __syncwarp(); // every lane has seen it
+                // Counters are left at 0, by the warp that is last to see all of h.
+                if (lane == 0 && atomicAdd(counter + 1, 1) + 1 == (unsigned)(TERM_WARPS * blocks)) store_release(counter, 0), store_release(counter + 1, 0);
+            }
+            waited = true;
+        };
 #endif
 #pragma unroll 1
         for (int m = 0; m < TERM_TOKENS; m += TERM_GROUP) {
             const int tokens = min(TERM_GROUP, TERM_TOKENS - m);
             float outer_sums[2][TERM_GROUP], sparse_sums[TERM_GROUP];
-#if SPARSE
-            const auto offsets = [&](int item) { return s_offsets + packed_tile(w, term_row + min(item, to - 1) / runs) * runs + min(item, to - 1) % runs; };
-            Run now, next, later, last;
-            if (from < to) {
-                load_offsets(now, offsets(from), true), load_offsets(next, offsets(from + 1), from + 1 < to), load_offsets(later, offsets(from + 2), from + 2 < to);
-                load_ends(now, s, lane), load_ends(next, s, lane);
-                load_entries(now, s);
-            }
-#endif
+            if (m > 0 || !TERMS_AHEAD) load_places(), load_heads(), load_contents();
+            int line = term_row + from_line, run = from - from_line * runs;
             for (int item = from; item < to; item++) {
-                const int line = term_row + item / runs, run = item % runs;
                 const int j = EXPERTS == 2 ? line % VIRTUAL : 0;
                 if (item == from || run == 0)
 #pragma unroll
                     for (int i = 0; i < TERM_GROUP; i++) outer_sums[0][i] = outer_sums[1][i] = sparse_sums[i] = 0.0f;
 #if SPARSE
-                load_offsets(last, offsets(item + 3), item + 3 < to);
+                load_place(last);
                 load_ends(later, s, lane);
                 load_entries(next, s);
                 multiply_run(now, in, j + m, tokens, s, run * SPARSE_COLUMNS, sparse_sums);
                 now = next, next = later, later = last;
 #endif
 #if LOWRANK
-                if (run == 0) {
-                    if (!waited)
-                        while (load_acquire(counter) < (unsigned)items) {}
-                    waited = true;
-                    __syncwarp();
-                    low_rank_outer(u, u_scales, u_tiles, u_index, h + (size_t)(j + m) * INNER_PARTS * rank, rank, packed_tile(w, line), tokens, lane, outer_sums);
+                if (run + 1 == runs) { // entries before: h may not be there yet
+                    await_inner();
+                    low_rank_outer(outer, u, u_scales, u_tiles, h + (size_t)(j + m) * INNER_PARTS * rank, rank, tokens, lane, outer_sums);
+                    if (item + runs < to) load_factors(outer, u_index, packed_tile(w, line + 1)), load_factor(outer, u_tiles), load_steps(outer, u, u_scales, 0, lane);
                 }
 #endif
                 if (item + 1 == to || run + 1 == runs)
                     put_terms(outer_sums, sparse_sums, term_slots + (size_t)(line - term_row + warp) * 16 * TERM_TOKENS + 16 * m, tokens, lane);
+                if (++run == runs) run = 0, line++;
             }
         }
+#if LOWRANK
+        await_inner();
+#endif
     } else
 #endif
     {
@@ -371,7 +327,7 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
         float sums[2][SUMS];
 #pragma unroll
         for (int c = 0; c < SUMS; c++) sums[0][c] = sums[1][c] = 0.0f;
-        int row = warp_first / units, unit = warp_first % units, stage = 0;
+        int sums_slot = start_row - first_row + stream_warp, unit = warp_first - start_row * units, stage = 0;
 #if FORMAT == 4
         Columns columns = load_columns(zeros, unit);
 #endif
@@ -399,9 +355,9 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
             async_commit();
             stage = stage + 1 == stages ? 0 : stage + 1;
             if (++unit == units || i + 1 == count) {
-                put_sums(sums, sums_slots + (size_t)(row - first_row + stream_warp) * 16 * M, lane);
+                put_sums(sums, sums_slots + (size_t)sums_slot * 16 * M, lane);
                 unit = 0;
-                row++;
+                sums_slot++;
             }
 #if FORMAT == 4
             columns = load_columns(zeros, unit);
@@ -436,9 +392,17 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
 #endif
 
     // Results: 16 outputs of a token lie side by side.
+#if FORMAT == 4 && !SPLIT // whose loop leaves no registers
+    const Supers results = own_supers(tiles / PAIR, anew(block), blocks);
+    const struct { int first, end; } units_here = {results.first * super_units, results.end * super_units};
+    const int row_here = results.first * SUPER;
+#else
+    const struct { int first, end; } results = {first_super, end_super}, units_here = {range.first, range.end};
+    const int row_here = first_row;
+#endif
     constexpr int OUT_TOKENS = EXPERTS == 2 ? 1 : M;
-    for (int e = threadIdx.x; e < (end_super - first_super) * 16 * OUT_TOKENS; e += THREADS) {
-        const int super = first_super + e / (16 * OUT_TOKENS), m = e / 16 % OUT_TOKENS, r = e % 16;
+    for (int e = threadIdx.x; e < (results.end - results.first) * 16 * OUT_TOKENS; e += THREADS) {
+        const int super = results.first + e / (16 * OUT_TOKENS), m = e / 16 % OUT_TOKENS, r = e % 16;
         float value[PAIR];
         [[maybe_unused]] float rest = 0.0f; // of the terms, where they have other coordinates
 #pragma unroll
@@ -449,7 +413,10 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
                 [[maybe_unused]] const int line = super * SUPER + p * VIRTUAL + j, at = (EXPERTS == 2 ? j : m) * 16 + r;
                 float sum = 0.0f;
 #if FORMAT != 5
-                if (line <= last_row) sum = gather_sums<STREAM_WARPS>(sums_slots, 16 * M, range.first, range.end, line, units, first_row, at);
+#if SPLIT
+                if (line <= last_row)
+#endif
+                    sum = gather_sums<STREAM_WARPS>(sums_slots, 16 * M, units_here.first, units_here.end, line, units, row_here, at);
 #if SPLIT
                 if (super + 1 == end_super)
                     for (int b = block + 1; b < helpers; b++)
@@ -502,19 +469,10 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
             y[(size_t)token * ldy + out_row] = out;
         }
     }
-#if LOWRANK || SPLIT
-    // Counters are left at 0; nobody reads those of this launch any more.
-    if (threadIdx.x == 0) {
 #if SPLIT
+    // Counters are left at 0; nobody reads those of this launch any more.
+    if (threadIdx.x == 0)
         for (int b = block + 1; b < helpers; b++) store_release(counter + 2 + b, 0);
-#endif
-#if LOWRANK
-        if (add_acquire_release(counter + 1, 1) + 1 == (unsigned)blocks) {
-            store_release(counter, 0);
-            store_release(counter + 1, 0);
-        }
-#endif
-    }
 #endif
 }
 

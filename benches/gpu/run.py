@@ -66,8 +66,11 @@ SHAPES = [(4096, 4096), (4096, 14336), (8192, 8192), (8192, 28672)]
 
 
 def stages(variant):
-    """Fewer units on their way where activations of many tokens fill shared memory."""
-    return dict(variant, STAGES=2) if variant["M"] > 2 else variant
+    """As plans choose: fewer units on their way where activations of many tokens fill shared memory, and
+    beside low-rank and sparse terms."""
+    if variant["M"] > 2:
+        return dict(variant, STAGES=2)
+    return dict(variant, STAGES={4: 2, 3: 3, 2: 4}[variant["BITS"]]) if variant["LOWRANK"] and variant["SPARSE"] else variant
 
 
 def timings(quick):

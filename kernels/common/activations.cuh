@@ -210,20 +210,22 @@ __device__ __forceinline__ uint4 four_times(unsigned codes) {
 #endif
 
 #if CODED
-// Rounds and places the inputs of all tokens; adds zero-point terms to `total`. `between` runs when
-// the first inputs are on their way.
+// Rounds and places the inputs of all tokens, by threads from `skip` on, a multiple of 32; adds zero-point
+// terms to `total`. `between` runs when the first inputs are on their way.
 template <bool VECTORS, class Between>
-__device__ __forceinline__ void round_inputs(const Between& between, const Input& in, const float* xscale, const Pack& pack, unsigned char* placed, int stride,
+__device__ __forceinline__ void round_inputs(int skip, const Between& between, const Input& in, const float* xscale, const Pack& pack, unsigned char* placed, int stride,
                                              float4* table, const float* powers, float (&total)[M]) {
     const int eights = pack.tiles * 8;
     (void)table, (void)powers;
     // Several loads are on their way before the first is used: one thread's items, of eight
-    // inputs, are THREADS apart in the line of all tokens' inputs.
+    // inputs, are `threads` apart in the line of all tokens' inputs.
     constexpr int BATCH = 2;
-    int m = 0, e = threadIdx.x;
+    const int thread = (int)threadIdx.x - skip, threads = THREADS - skip;
+    if (thread < 0) return;
+    int m = 0, e = thread;
     while (e >= eights && m < M) e -= eights, m++;
-    if (((int)threadIdx.x & ~31) >= M * eights) between();
-    for (int first = (int)threadIdx.x & ~31; first < M * eights; first += BATCH * THREADS) { // whole warps
+    if ((thread & ~31) >= M * eights) between();
+    for (int first = thread & ~31; first < M * eights; first += BATCH * threads) { // whole warps
         float4 v[BATCH][2];
         int token[BATCH], eight[BATCH];
 #pragma unroll
@@ -231,10 +233,10 @@ __device__ __forceinline__ void round_inputs(const Between& between, const Input
             token[i] = m, eight[i] = e;
             v[i][0] = scaled4(in, xscale, min(m, M - 1), 8 * e, VECTORS);
             v[i][1] = scaled4(in, xscale, min(m, M - 1), 8 * e + 4, VECTORS);
-            e += THREADS;
+            e += threads;
             while (e >= eights && m < M) e -= eights, m++;
         }
-        if (first < THREADS) between();
+        if (first < threads) between();
 #pragma unroll
         for (int i = 0; i < BATCH; i++) {
             const int tile = eight[i] / 8, part = eight[i] / 2 % 4, t = eight[i] % 2 * 2; // and t + 1
@@ -283,11 +285,12 @@ __device__ __forceinline__ void round_inputs(const Between& between, const Input
 // Fills shared memory from all threads; a barrier must follow. `corrections` [M] gets the sum of
 // all zero-point terms of a token where rows share one zero point; `powers` [M] the token's power
 // of two. `between` runs once, when the first inputs are on their way: copies that start there do not
-// stand in front of them.
+// stand in front of them. Threads before `skip` do not round.
 template <class Between>
-__device__ __forceinline__ void place_inputs(const Between& between, const Input& in, const float* xscale, const signed char* xq, const float* xs,
+__device__ __forceinline__ void place_inputs(int skip, const Between& between, const Input& in, const float* xscale, const signed char* xq, const float* xs,
                                              const int* xsum, const Pack& pack, unsigned char* placed, int stride, float4* table,
                                              float* powers, float* corrections, float* scratch) {
+    (void)skip;
 #if FORMAT == 5
     between();
 #elif !CODED
@@ -354,9 +357,9 @@ __device__ __forceinline__ void place_inputs(const Between& between, const Input
 #endif
 #else
     if (in.vectors)
-        round_inputs<true>(between, in, xscale, pack, placed, stride, table, powers, total);
+        round_inputs<true>(skip, between, in, xscale, pack, placed, stride, table, powers, total);
     else
-        round_inputs<false>(between, in, xscale, pack, placed, stride, table, powers, total);
+        round_inputs<false>(skip, between, in, xscale, pack, placed, stride, table, powers, total);
 #endif
 #if ZEROS && GROUP == 0
     sum_tokens(total, scratch, corrections);

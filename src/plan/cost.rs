@@ -9,11 +9,27 @@ const REACHED: f64 = 0.95;
 /// What a decode product takes beside its bytes and a launch, microseconds, measured on an H200
 /// (2026-11-30): start and end; a norm in front; for 1024 inputs that its blocks round, or that come
 /// rounded; low-rank and sparse terms.
-const EDGES_US: f64 = 0.7;
+const EDGES_US: f64 = 0.3;
 const NORM_US: f64 = 0.75;
 const ROUNDING_US: f64 = 0.15;
 const ROUNDED_US: f64 = 0.04;
-const TERMS_US: f64 = 5.0;
+const TERMS_US: f64 = 2.8;
+
+/// What attention of decoding takes beside its bytes and a launch, microseconds, measured on an H200
+/// (2026-11-30): for heads of 128 a key head and each of its query heads; always; at least, 128 keys of a
+/// cache in 8 bits that a block takes at a time.
+const ATTENTION_US: f64 = 3.0;
+const ATTENTION_KEY_HEAD_US: f64 = 2.7;
+const ATTENTION_QUERY_HEAD_US: f64 = 0.475;
+const ATTENTION_Q8_STEP_US: f64 = 2.3;
+
+/// Operations of a prompt's product in a clock and multiprocessor, and its start and end in microseconds,
+/// measured on an H200 (2026-11-30), whose tensor cores would allow 3800.
+const PROMPT_OPERATIONS: f64 = 480.0;
+const PROMPT_EDGES_US: f64 = 5.0;
+
+/// What sampling takes for 1024 logits beside a launch, microseconds, measured on an H200 (2026-11-30).
+const SAMPLING_US: f64 = 0.065;
 
 /// What is beside the bytes of a decode product.
 #[derive(Clone, Copy, Debug)]
@@ -38,10 +54,54 @@ pub(super) fn product(estimate: Estimate, beside: Beside) -> Estimate {
     let norm = if beside.norm { NORM_US } else { 0.0 };
     let terms = if beside.terms { TERMS_US } else { 0.0 };
     let more = EDGES_US + norm + terms + each * beside.inputs as f64 / 1024.0;
+    longer(estimate, more)
+}
+
+/// More of an estimate's time.
+fn longer(estimate: Estimate, us: f64) -> Estimate {
     Estimate {
-        us: ((estimate.us + more) * 1e3).round() / 1e3,
+        us: ((estimate.us + us) * 1e3).round() / 1e3,
         ..estimate
     }
+}
+
+/// What attention of decoding is of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Heads {
+    /// Query heads of a key head.
+    pub(super) group: u64,
+    /// Width of a head.
+    pub(super) dim: u64,
+    /// Keys that a block takes.
+    pub(super) keys: u64,
+    /// The cache is in 8 bits.
+    pub(super) quantized: bool,
+}
+
+/// The time of attention of decoding; `bytes_us` is what its bytes take.
+pub(super) fn attention(estimate: Estimate, bytes_us: f64, heads: Heads) -> Estimate {
+    let each = ATTENTION_KEY_HEAD_US + ATTENTION_QUERY_HEAD_US * heads.group as f64;
+    let more = ATTENTION_US + each * heads.dim as f64 / 128.0;
+    let steps = heads.keys.div_ceil(128) * heads.group.div_ceil(8);
+    let bound = match heads.quantized {
+        true => steps as f64 * ATTENTION_Q8_STEP_US - bytes_us,
+        false => 0.0,
+    };
+    longer(estimate, more + bound.max(0.0))
+}
+
+/// The time of a prompt's product, whose blocks of 64 rows and 64 tokens take `columns` each.
+pub(super) fn prompt(target: &Target, estimate: Estimate, blocks: u64, columns: u64) -> Estimate {
+    let rounds = (blocks as f64 / f64::from(target.sms)).max(1.0);
+    let operations = 2.0 * 64.0 * 64.0 * columns as f64;
+    let us = rounds * operations / (PROMPT_OPERATIONS * target.clock_mhz);
+    let more = us + PROMPT_EDGES_US + target.launch_us - estimate.us;
+    longer(estimate, more.max(0.0))
+}
+
+/// The time of sampling from `logits`.
+pub(super) fn sampling(estimate: Estimate, logits: u64) -> Estimate {
+    longer(estimate, SAMPLING_US * logits as f64 / 1024.0)
 }
 
 /// Bytes, operations and the time that the slower of both takes, and that of a launch.

@@ -16,13 +16,13 @@ pub enum Compiler {
 }
 
 impl Compiler {
-    /// `nvcc` as `NVCC` names it, of `CUDA_HOME` or in `PATH`; else NVRTC.
+    /// `nvcc` as `NVCC` names it, of `CUDA_HOME` or in `PATH`; else NVRTC. An empty `NVCC` names none.
     ///
     /// # Errors
     /// There is none, or `NVCC` names a file that is not there.
     pub fn find() -> Result<Self, RuntimeError> {
         let name = if cfg!(windows) { "nvcc.exe" } else { "nvcc" };
-        if let Some(named) = std::env::var_os("NVCC") {
+        if let Some(named) = std::env::var_os("NVCC").filter(|named| !named.is_empty()) {
             let path = PathBuf::from(named);
             if path.is_file() {
                 return Ok(Self::Nvcc(path));

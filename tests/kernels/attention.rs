@@ -254,7 +254,7 @@ fn check(case: &Case, positions: &[usize], seed: u64) -> Option<()> {
     let (q_gain, k_gain) = (random.normals(hd, 1.0), random.normals(hd, 1.0));
     let scale = 1.0 / (hd as f32).sqrt();
     let as_i32: Vec<i32> = positions.iter().map(|&p| p as i32).collect();
-    let launch = Launch::new([case.kv_heads, case.splits, m], 128)
+    let launch = Launch::new([case.kv_heads, case.splits, m], 256)
         .input("qkv", &qkv)
         .input("q_gain", &q_gain)
         .input("k_gain", &k_gain)

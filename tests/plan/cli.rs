@@ -286,6 +286,9 @@ fn without_a_compiler_is_told() {
         "{told}"
     );
     assert!(!out.exists());
+    command.env("NVCC", "");
+    let empty = text(&command.output().expect("started").stderr);
+    assert_eq!(empty, told, "an empty NVCC is none");
     command.env("NVCC", "/nowhere/nvcc");
     let told = text(&command.output().expect("started").stderr);
     assert!(told.contains("/nowhere/nvcc"), "{told}");

@@ -47,8 +47,10 @@ pub struct Product {
 const WARPS: [u64; 5] = [16, 12, 8, 6, 5];
 /// Parts of a rank's sum in `h`.
 const INNER_PARTS: u64 = 8;
-/// Most bytes of the ring of units on their way.
+/// Most bytes of the ring of units on their way; and beside both low-rank and sparse terms, whose loads take
+/// the longer the more bytes are on their way (docs/kernel-notes.md, version 8).
 const RING: u64 = 128 << 10;
+const RING_BESIDE_TERMS: u64 = 64 << 10;
 /// Most units that a warp has on their way: more were slower (docs/kernel-notes.md, version 4).
 const STAGES: u64 = 4;
 
@@ -70,13 +72,18 @@ pub fn fused_linear(variant: &Variant, target: &Target, p: &Product) -> Option<F
     }
     let most = if together { sms / y } else { sms };
     let x = (p.tiles / pair).clamp(1, most.max(1));
+    let most_ring = match together && is("SPARSE") {
+        true => RING_BESIDE_TERMS,
+        false => RING,
+    };
     let fits = |(warps, stages): &(u64, u64)| {
         let (ring, all) = fused_shared(variant, p, x, (*warps, *stages));
-        all <= u64::from(target.shared_bytes) && (ring <= RING || *stages == 2)
+        all <= u64::from(target.shared_bytes) && (ring <= most_ring || *stages == 2)
     };
     let each = |warps: u64| (2..=STAGES).rev().map(move |stages| (warps, stages));
-    // A trellis beside other terms takes more registers than 16 warps leave each thread.
-    let crowded = variant.define("FORMAT") == 4 && (together || is("SPARSE"));
+    // A trellis beside other terms, or of many tokens, takes more registers than 16 warps leave each thread.
+    let crowded =
+        variant.define("FORMAT") == 4 && (together || is("SPARSE") || variant.define("M") > 4);
     let allowed = WARPS.into_iter().filter(|&warps| !crowded || warps <= 12);
     let (warps, stages) = allowed.flat_map(each).find(fits)?;
     let (_, shared) = fused_shared(variant, p, x, (warps, stages));

@@ -28,6 +28,7 @@ const SOURCES: &[(&str, &str)] = &[
     source!("common/q8.cuh"),
     source!("common/reduce.cuh"),
     source!("common/rotary.cuh"),
+    source!("common/stream.cuh"),
     source!("common/terms.cuh"),
     source!("common/trellis.cuh"),
     source!("common/unpack.cuh"),

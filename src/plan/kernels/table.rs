@@ -69,7 +69,7 @@ pub const KERNELS: &[Kernel] = &[
     },
     Kernel {
         name: "attention_decode",
-        abi: 1,
+        abi: 2,
         defines: "HEAD_DIM=1..512 GROUP_Q=1..128 KV=0|1 PAGED=0|1 QK_NORM=0|1 ROPE=0..2 SOFTCAP=0|1 \
                   SPLITS=1..64",
         args: "qkv:const f32* q_gain:const f32* k_gain:const f32* inv_freq:const f32* k_cache:u8* \
@@ -78,7 +78,7 @@ pub const KERNELS: &[Kernel] = &[
                ldqkv:i32 q_offset:i32 k_offset:i32 v_offset:i32 ldy:i32 heads:i32 kv_heads:i32 \
                rotary_dim:i32 capacity:i32 page:i32 max_pages:i32 window:i32 norm_eps:f32 \
                rope_factor:f32 scale:f32 softcap:f32",
-        block: 128,
+        block: 256,
     },
     Kernel {
         name: "rope_append",

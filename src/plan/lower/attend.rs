@@ -6,7 +6,7 @@ use super::emit::{Emit, Result};
 use super::macros::{Attention, Slot};
 use super::program::Growing;
 use crate::plan::kernels::Launch;
-use crate::plan::{Place, PlanError, Value};
+use crate::plan::{Place, PlanError, Value, cost};
 
 /// The cache of a layer.
 struct Cache {
@@ -213,8 +213,8 @@ impl Emit<'_> {
             p.push(name, ("attention_prefill", index), launch, given, estimate);
             return Ok(());
         }
-        // Blocks are small and wait for memory: several run on a multiprocessor.
-        let wanted = 4 * u64::from(self.options.target.sms) / (a.kv_heads * p.tokens).max(1);
+        // A block for each multiprocessor; 128 keys are what its warps take at a time.
+        let wanted = u64::from(self.options.target.sms) / (a.kv_heads * p.tokens).max(1);
         let splits = wanted.min(seen.div_ceil(128)).clamp(1, 64);
         let mut defines = common.to_vec();
         defines.extend([
@@ -243,12 +243,20 @@ impl Emit<'_> {
         let given = [shared, rotated, scores, own].concat();
         let launch = Launch {
             grid: grid(a.kv_heads, splits, p.tokens),
-            block: 128,
+            block: 256,
             shared_bytes: 0,
         };
         let bytes = p.tokens * (seen * each + width * 4);
         let flops = 4 * p.tokens * seen * a.heads * a.head_dim;
         let estimate = self.estimate(Place::Device, bytes, flops, false);
+        let heads = cost::Heads {
+            group: a.heads / a.kv_heads,
+            dim: a.head_dim,
+            keys: seen.div_ceil(splits),
+            quantized: quantized == 1,
+        };
+        let bytes_us = estimate.us - self.options.target.launch_us;
+        let estimate = cost::attention(estimate, bytes_us, heads);
         p.push(name, ("attention_decode", index), launch, given, estimate);
         Ok(())
     }

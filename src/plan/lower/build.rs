@@ -43,6 +43,7 @@ impl Emit<'_> {
         let index = self.variant("sample", &[]);
         let bytes = self.vocabulary * 4 * rows;
         let estimate = self.estimate(Place::Device, bytes, self.vocabulary * rows, false);
+        let estimate = cost::sampling(estimate, self.vocabulary);
         let given = vec![
             ("logits", Value::buffer("logits")),
             ("token", Value::buffer("sampled")),

@@ -13,7 +13,7 @@ use crate::ir::{Activation, OpKind, Role, WeightId};
 use crate::plan::kernels;
 use crate::plan::pack::recipe::{PartTerms, Recipe, Stack};
 use crate::plan::pack::sizes;
-use crate::plan::{Place, PlanError, Value};
+use crate::plan::{Place, PlanError, Value, cost};
 
 /// Linears of one input, with places for what goes in and comes out.
 #[derive(Clone, Debug)]
@@ -411,6 +411,9 @@ impl Emit<'_> {
             }
             let index = self.variant("linear_prefill", &defines);
             let launch = kernels::linear_prefill(job.tokens, tiles, experts);
+            let blocks = slots.div_ceil(64) * tiles.div_ceil(4);
+            let columns = stack.cols + rank;
+            let estimate = cost::prompt(&self.options.target, estimate, blocks, columns);
             p.push(name, ("linear_prefill", index), launch, given, estimate);
             return Ok(());
         }
