@@ -23,6 +23,7 @@ pub(super) struct Learner<'a> {
     /// Values and what the optimizer knows of them, in the order of the trainables.
     pub(super) moving: Vec<Moving>,
     sums: Vec<Vec<f32>>,
+    threads: usize,
     /// Steps done.
     pub(super) step: u64,
 }
@@ -70,6 +71,7 @@ impl<'a> Learner<'a> {
             sums: moving.iter().map(|m| vec![0.0; m.master.len()]).collect(),
             trainables,
             moving,
+            threads: options.threads,
             step: 0,
         })
     }
@@ -112,8 +114,16 @@ impl<'a> Learner<'a> {
             _ => 1.0,
         };
         let rate = schedule.rate_at(number, steps);
-        for (moving, sum) in self.moving.iter_mut().zip(&mut self.sums) {
-            moving.step(sum, factor, number, rate, schedule);
+        let all = self.moving.iter_mut().zip(&mut self.sums);
+        for ((moving, sum), trainable) in all.zip(&self.trainables) {
+            let own = Schedule {
+                decay: match trainable.kind.decays() {
+                    true => schedule.decay,
+                    false => 0.0,
+                },
+                ..*schedule
+            };
+            moving.step(sum, factor, number, rate, &own);
             sum.fill(0.0);
         }
         self.step = number;
@@ -134,7 +144,7 @@ impl<'a> Learner<'a> {
                 if !moving.master.iter().all(|x| x.is_finite()) {
                     return Err(not_finite(self.step, trainable.name.clone()));
                 }
-                let parts = trainable.codec.encode(&moving.master, &bytes);
+                let parts = trainable.codec.encode(&moving.master, &bytes, self.threads);
                 let beyond = |what| TrainError::Overflow {
                     step: self.step,
                     what,
@@ -147,7 +157,18 @@ impl<'a> Learner<'a> {
     }
 
     /// Reads values of an earlier moment.
+    ///
+    /// # Errors
+    /// They are not as many as the trainables have; values that their formats can't hold.
     pub(super) fn restore(&mut self, moving: Vec<Moving>, step: u64) -> Result<(), TrainError> {
+        let lengths = |moving: &[Moving]| -> Vec<[usize; 3]> {
+            let of = |m: &Moving| [m.master.len(), m.mean.len(), m.square.len()];
+            moving.iter().map(of).collect()
+        };
+        if step > 0 && lengths(&moving) != lengths(&self.moving) {
+            let what = "the checkpoint is damaged: its tensors have other lengths than the model's";
+            return Err(TrainError::Settings(what.to_string()));
+        }
         self.moving = moving;
         self.step = step;
         if step > 0 {
