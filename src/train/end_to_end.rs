@@ -164,7 +164,10 @@ pub fn train(job: &Job<'_>, watch: &mut dyn Watch) -> Result<Trained, TrainError
 /// # Errors
 /// As [`train`].
 pub fn judge(job: &Job<'_>, watch: &dyn Watch) -> Result<Judged, TrainError> {
-    Judge::new(job, watch)?.run(&HashMap::new())
+    let judged = Judge::new(job, watch)?.run(&HashMap::new());
+    // Layer by layer comes next, or has been: its memory is a layer's.
+    job.teacher.iter().for_each(|teacher| teacher.forget());
+    judged
 }
 
 pub(super) fn blank(step: u64) -> Record {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::data::Batch;
 use super::grad::{self, Parameter, Wanted};
-use super::optimizer::{Moving, Schedule, norm};
+use super::optimizer::{Moving, Piece, Schedule, norm};
 use super::parameters::Trainable;
 use super::{Settings, TrainError, Watch};
 use crate::exec::segments::{Held, Tap};
@@ -27,6 +27,9 @@ pub(super) struct Learner<'a> {
     /// Steps done.
     pub(super) step: u64,
 }
+
+/// Values that a thread moves at a time.
+const PIECE: usize = 1 << 18;
 
 /// What a step has done.
 pub(super) struct Stepped {
@@ -114,18 +117,35 @@ impl<'a> Learner<'a> {
             _ => 1.0,
         };
         let rate = schedule.rate_at(number, steps);
-        let all = self.moving.iter_mut().zip(&mut self.sums);
+        // Values move each by itself, so that it makes no difference who moves them.
+        let threads = self.threads.max(1);
+        let mut shares: Vec<Vec<Piece<'_>>> = (0..threads).map(|_| Vec::new()).collect();
+        let mut next = 0;
+        let all = self.moving.iter_mut().zip(&self.sums);
         for ((moving, sum), trainable) in all.zip(&self.trainables) {
-            let own = Schedule {
-                decay: match trainable.kind.decays() {
-                    true => schedule.decay,
-                    false => 0.0,
-                },
-                ..*schedule
+            let decay = match trainable.kind.decays() {
+                true => schedule.decay,
+                false => 0.0,
             };
-            moving.step(sum, factor, number, rate, &own);
-            sum.fill(0.0);
+            for piece in moving.pieces(sum, PIECE, decay) {
+                shares[next % threads].push(piece);
+                next += 1;
+            }
         }
+        let move_all = |share: Vec<Piece<'_>>| {
+            for piece in share {
+                piece.step(factor, number, rate, schedule);
+            }
+        };
+        match next {
+            0..=1 => shares.into_iter().for_each(move_all),
+            _ => std::thread::scope(|scope| {
+                for share in shares {
+                    scope.spawn(|| move_all(share));
+                }
+            }),
+        }
+        self.sums.iter_mut().for_each(|sum| sum.fill(0.0));
         self.step = number;
         let bytes = self.encoded()?;
         self.engine.replace(&bytes)?;

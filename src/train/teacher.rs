@@ -60,6 +60,12 @@ impl Teacher {
         &self.engine
     }
 
+    /// Gives back the memory of logits to judge by.
+    pub(super) fn forget(&self) {
+        self.judged.borrow_mut().clear();
+        self.kept.set(0);
+    }
+
     /// How often it has run.
     pub fn runs(&self) -> u64 {
         self.runs.get()
