@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
 """Times a step of training against torch: the same model, terms, teacher, batch and optimizer.
 
-    .venv/bin/python benches/train_speed.py target/release/hlrc-opt MODEL TEXT [CTX BATCH STEPS THREADS]
+    .venv/bin/python benches/train_speed.py target/release/hlrc-opt MODEL TEXT [CTX BATCH STEPS THREADS LAYERS]
 
-MODEL is a Hugging Face folder of a dense family. It is rewritten as tests/fixtures/gradients/terms.py
+MODEL is a Hugging Face folder of a dense family; with LAYERS its first layers alone are taken, so that
+blocks of a larger model can be timed in a minute. It is rewritten as tests/fixtures/gradients/terms.py
 rewrites it; a step is the original's forward pass, the rewritten model's forward and backward pass, and
 AdamW on scales, factors, outliers and norms. In torch a matrix is put together from its terms once a
 step (codes as f32 beforehand), in f32, without a compiler. Both run in turns, twice; the first steps of
 each are left out. Printed are tokens per second, and per second of processor time, which other work on
 the machine disturbs less.
 """
-import os, resource, subprocess, sys, tempfile, time
+import json, os, resource, subprocess, sys, tempfile, time
 
 import torch
 
@@ -19,7 +20,7 @@ sys.path.insert(0, os.path.join(HERE, "..", "tests", "fixtures", "gradients"))
 import make, terms  # noqa: E402
 
 terms.PRECISION = torch.float32
-WARM = 2
+WARM = 1
 
 
 def ours(program, folder, coded, text, ctx, batch, steps, threads):
@@ -70,9 +71,30 @@ def theirs(folder, coded, tokens, ctx, batch, steps):
     return [tokens / (time.perf_counter() - begun), tokens / (time.process_time() - before)]
 
 
+def cut(folder, layers, out):
+    """The model's first layers, as a model of its own."""
+    from safetensors.torch import load_file, save_file
+    os.mkdir(out)
+    with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+        config = json.load(file)
+    config["num_hidden_layers"] = layers
+    with open(os.path.join(out, "config.json"), "w", encoding="utf-8") as file:
+        json.dump(config, file)
+    def kept(name):
+        parts = name.split(".")
+        return "layers" not in parts or int(parts[parts.index("layers") + 1]) < layers
+    weights = load_file(os.path.join(folder, "model.safetensors"))
+    save_file({k: w for k, w in weights.items() if kept(k)}, os.path.join(out, "model.safetensors"),
+              metadata={"format": "pt"})
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        os.symlink(os.path.abspath(os.path.join(folder, name)), os.path.join(out, name))
+    return out
+
+
 def main():
     program, folder, text = sys.argv[1:4]
-    ctx, batch, steps, threads = ([int(n) for n in sys.argv[4:]] + [256, 8, 8, 2][len(sys.argv) - 4:])
+    ctx, batch, steps, threads, layers = (
+        [int(n) for n in sys.argv[4:]] + [256, 4, 6, 2, 0][len(sys.argv) - 4:])
     torch.set_num_threads(threads)
     from tokenizers import Tokenizer
     with open(text, encoding="utf-8") as file:
@@ -80,6 +102,8 @@ def main():
     need = batch * ctx * (steps + WARM)
     tokens = torch.tensor((ids * (need // len(ids) + 1))[:need])
     with tempfile.TemporaryDirectory() as scratch:
+        if layers:
+            folder = cut(folder, layers, os.path.join(scratch, "cut"))
         coded = os.path.join(scratch, "coded.hlrc")
         subprocess.run([program, folder, "-q", "-p", terms.PIPELINE, "-o", coded], check=True)
         for turn in range(2):

@@ -198,7 +198,7 @@ impl Part {
                 let parts = [(Part::Scales, q.scales), (Part::Codes, q.codes)];
                 parts.into_iter().chain(zeros).collect()
             }
-            Term::Trellis(t) => vec![(Part::Scales, t.scales)],
+            Term::Trellis(t) => vec![(Part::Scales, t.scales), (Part::Codes, t.codes)],
             Term::LowRank(l) => vec![(Part::U, l.u.data), (Part::V, l.v.data)],
             Term::Sparse(s) => vec![(Part::Values, s.values)],
             Term::Columns(c) => vec![(Part::Values, c.values)],

@@ -14,7 +14,7 @@ use super::history::{Judged, Record};
 use super::optimizer::Moving;
 use crate::weights::read::Source;
 use crate::weights::safetensors::Header;
-use crate::weights::{DType, MappedFile};
+use crate::weights::{DType, MappedFile, WeightsError};
 
 /// Tensors of a checkpoint, by name.
 type Tensors = HashMap<String, Bytes>;
@@ -248,16 +248,22 @@ impl Store {
             path: path.clone(),
             problem,
         };
-        let file = MappedFile::open(&path)?;
-        let header = Header::read(&file)?;
+        let broken = |error: WeightsError| damaged(format!("is damaged: {error}"));
+        let file = MappedFile::open(&path).map_err(broken)?;
+        let header = Header::read(&file).map_err(broken)?;
         let state = header.metadata.iter().find(|(key, _)| key == "state");
         let (_, state) = state.ok_or_else(|| damaged("is no checkpoint".to_string()))?;
-        let parsed = serde_json::from_str(state).map_err(|e| damaged(e.to_string()))?;
+        let parsed =
+            serde_json::from_str(state).map_err(|e| damaged(format!("is damaged: {e}")))?;
         let source = Source::from(file);
         let mut tensors = HashMap::new();
         for tensor in header.tensors {
             // Copied: the file is replaced while the run goes on.
-            let bytes = Bytes::copy_from_slice(source.slice(tensor.offset, tensor.bytes)?);
+            let bytes = Bytes::copy_from_slice(
+                source
+                    .slice(tensor.offset, tensor.bytes)
+                    .map_err(|error| damaged(format!("is damaged: {error}")))?,
+            );
             tensors.insert(tensor.name, bytes);
         }
         Ok(Some((parsed, tensors)))

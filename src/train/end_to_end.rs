@@ -12,6 +12,7 @@ use super::learner::{Learner, not_finite, origin, run, scalar, tokens};
 use super::loss::{self, Losses};
 use super::parameters::Trainable;
 pub use super::teacher::Teacher;
+use super::teacher::Use;
 use super::{Place, Settings, TrainError, Watch};
 use crate::exec::{Engine, Options, Tensor};
 use crate::ir::Module;
@@ -163,7 +164,10 @@ pub fn train(job: &Job<'_>, watch: &mut dyn Watch) -> Result<Trained, TrainError
 /// # Errors
 /// As [`train`].
 pub fn judge(job: &Job<'_>, watch: &dyn Watch) -> Result<Judged, TrainError> {
-    Judge::new(job, watch)?.run(&HashMap::new())
+    let judged = Judge::new(job, watch)?.run(&HashMap::new());
+    // Layer by layer comes next, or has been: its memory is a layer's.
+    job.teacher.iter().for_each(|teacher| teacher.forget());
+    judged
 }
 
 pub(super) fn blank(step: u64) -> Record {
@@ -233,7 +237,7 @@ fn inputs(
     let settings = job.settings;
     let teacher = job.teacher.filter(|_| losses.kl);
     let factors = (settings.cross_entropy / weight, settings.kl / weight);
-    of_batch(batch, losses, teacher, factors, losses.top)
+    of_batch(batch, losses, teacher, factors, Use::Train)
 }
 
 fn of_batch(
@@ -241,7 +245,7 @@ fn of_batch(
     losses: Losses,
     teacher: Option<&Teacher>,
     factors: (f64, f64),
-    keep: bool,
+    use_of: Use,
 ) -> Result<Vec<(String, Tensor)>, TrainError> {
     let shape = [batch.examples.len(), batch.len];
     let weights = |factor: f64| {
@@ -267,7 +271,7 @@ fn of_batch(
         inputs.push((loss::LABEL_WEIGHTS.to_string(), weights(factors.0)));
     }
     if let Some(teacher) = teacher {
-        let held = teacher.inputs(batch, keep)?;
+        let held = teacher.inputs(batch, use_of)?;
         inputs.extend(held.into_iter().map(|(name, t)| (name.to_string(), t)));
         inputs.push((loss::TEACHER_WEIGHTS.to_string(), weights(factors.1)));
     }
@@ -313,7 +317,7 @@ impl<'a> Judge<'a> {
         for some in numbers.chunks(self.job.settings.batch.max(1)) {
             let batch = Batch::new(all, some);
             let factors = (1.0 / weight, 1.0 / weight);
-            let inputs = of_batch(&batch, self.losses, self.job.teacher, factors, false)?;
+            let inputs = of_batch(&batch, self.losses, self.job.teacher, factors, Use::Judge)?;
             let outputs = run(&self.engine, &inputs)?;
             for (sum, (_, loss)) in sums.iter_mut().zip(outputs) {
                 *sum += scalar(&loss);

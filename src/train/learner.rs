@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::data::Batch;
 use super::grad::{self, Parameter, Wanted};
-use super::optimizer::{Moving, Schedule, norm};
+use super::optimizer::{Moving, Piece, Schedule, norm};
 use super::parameters::Trainable;
 use super::{Settings, TrainError, Watch};
 use crate::exec::segments::{Held, Tap};
@@ -23,9 +23,13 @@ pub(super) struct Learner<'a> {
     /// Values and what the optimizer knows of them, in the order of the trainables.
     pub(super) moving: Vec<Moving>,
     sums: Vec<Vec<f32>>,
+    threads: usize,
     /// Steps done.
     pub(super) step: u64,
 }
+
+/// Values that a thread moves at a time.
+const PIECE: usize = 1 << 18;
 
 /// What a step has done.
 pub(super) struct Stepped {
@@ -70,6 +74,7 @@ impl<'a> Learner<'a> {
             sums: moving.iter().map(|m| vec![0.0; m.master.len()]).collect(),
             trainables,
             moving,
+            threads: options.threads,
             step: 0,
         })
     }
@@ -112,10 +117,35 @@ impl<'a> Learner<'a> {
             _ => 1.0,
         };
         let rate = schedule.rate_at(number, steps);
-        for (moving, sum) in self.moving.iter_mut().zip(&mut self.sums) {
-            moving.step(sum, factor, number, rate, schedule);
-            sum.fill(0.0);
+        // Values move each by itself, so that it makes no difference who moves them.
+        let threads = self.threads.max(1);
+        let mut shares: Vec<Vec<Piece<'_>>> = (0..threads).map(|_| Vec::new()).collect();
+        let mut next = 0;
+        let all = self.moving.iter_mut().zip(&self.sums);
+        for ((moving, sum), trainable) in all.zip(&self.trainables) {
+            let decay = match trainable.kind.decays() {
+                true => schedule.decay,
+                false => 0.0,
+            };
+            for piece in moving.pieces(sum, PIECE, decay) {
+                shares[next % threads].push(piece);
+                next += 1;
+            }
         }
+        let move_all = |share: Vec<Piece<'_>>| {
+            for piece in share {
+                piece.step(factor, number, rate, schedule);
+            }
+        };
+        match next {
+            0..=1 => shares.into_iter().for_each(move_all),
+            _ => std::thread::scope(|scope| {
+                for share in shares {
+                    scope.spawn(|| move_all(share));
+                }
+            }),
+        }
+        self.sums.iter_mut().for_each(|sum| sum.fill(0.0));
         self.step = number;
         let bytes = self.encoded()?;
         self.engine.replace(&bytes)?;
@@ -134,7 +164,7 @@ impl<'a> Learner<'a> {
                 if !moving.master.iter().all(|x| x.is_finite()) {
                     return Err(not_finite(self.step, trainable.name.clone()));
                 }
-                let parts = trainable.codec.encode(&moving.master, &bytes);
+                let parts = trainable.codec.encode(&moving.master, &bytes, self.threads);
                 let beyond = |what| TrainError::Overflow {
                     step: self.step,
                     what,
@@ -147,7 +177,18 @@ impl<'a> Learner<'a> {
     }
 
     /// Reads values of an earlier moment.
+    ///
+    /// # Errors
+    /// They are not as many as the trainables have; values that their formats can't hold.
     pub(super) fn restore(&mut self, moving: Vec<Moving>, step: u64) -> Result<(), TrainError> {
+        let lengths = |moving: &[Moving]| -> Vec<[usize; 3]> {
+            let of = |m: &Moving| [m.master.len(), m.mean.len(), m.square.len()];
+            moving.iter().map(of).collect()
+        };
+        if step > 0 && lengths(&moving) != lengths(&self.moving) {
+            let what = "the checkpoint is damaged: its tensors have other lengths than the model's";
+            return Err(TrainError::Settings(what.to_string()));
+        }
         self.moving = moving;
         self.step = step;
         if step > 0 {

@@ -88,17 +88,55 @@ impl Moving {
 
     /// One step against a gradient, times `factor` (of clipping).
     pub fn step(&mut self, gradient: &[f32], factor: f64, step: u64, rate: f64, s: &Schedule) {
+        let all = usize::MAX;
+        for piece in self.pieces(gradient, all, s.decay) {
+            piece.step(factor, step, rate, s);
+        }
+    }
+
+    /// The values in pieces of at most `most`, with their gradients: each moves by itself.
+    pub(super) fn pieces<'a>(
+        &'a mut self,
+        gradient: &'a [f32],
+        most: usize,
+        decay: f64,
+    ) -> impl Iterator<Item = Piece<'a>> {
+        let unit = self.unit;
+        let most = most.min(self.master.len()).max(1);
+        let values = self.master.chunks_mut(most).zip(gradient.chunks(most));
+        let memories = self.mean.chunks_mut(most).zip(self.square.chunks_mut(most));
+        let together = values.zip(memories);
+        together.map(move |((master, gradient), (mean, square))| Piece {
+            master,
+            mean,
+            square,
+            gradient,
+            unit,
+            decay,
+        })
+    }
+}
+
+/// Some of the values of a tensor.
+pub(super) struct Piece<'a> {
+    master: &'a mut [f32],
+    mean: &'a mut [f32],
+    square: &'a mut [f32],
+    gradient: &'a [f32],
+    unit: f64,
+    decay: f64,
+}
+
+impl Piece<'_> {
+    /// [`Moving::step`] of these values.
+    pub(super) fn step(self, factor: f64, step: u64, rate: f64, s: &Schedule) {
         let (b1, b2) = (s.beta1 as f32, s.beta2 as f32);
         let power = i32::try_from(step).unwrap_or(i32::MAX);
         let first = 1.0 - s.beta1.powi(power);
         let second = 1.0 - s.beta2.powi(power);
-        let (pace, keep) = (rate * self.unit, 1.0 - rate * s.decay);
-        let values = self
-            .master
-            .iter_mut()
-            .zip(&mut self.mean)
-            .zip(&mut self.square);
-        for (((x, mean), square), g) in values.zip(gradient) {
+        let (pace, keep) = (rate * self.unit, 1.0 - rate * self.decay);
+        let values = self.master.iter_mut().zip(self.mean).zip(self.square);
+        for (((x, mean), square), g) in values.zip(self.gradient) {
             let g = (f64::from(*g) * factor) as f32;
             *mean = b1 * *mean + (1.0 - b1) * g;
             *square = b2 * *square + (1.0 - b2) * g * g;

@@ -4,6 +4,7 @@
 //! through the rounding as if it were none.
 
 mod codec;
+mod paths;
 mod pattern;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -16,6 +17,7 @@ use super::grad::{Parameter, What, of_op};
 use crate::ir::{Module, Native, Op, OpKind, Operand, Part, Storage, Term};
 use crate::store::Reader;
 pub use codec::Codec;
+pub use paths::Paths;
 use pattern::Pattern;
 
 /// Kinds of trainable tensors, as the command line names them.
@@ -48,13 +50,22 @@ pub enum Kind {
     Bias,
     /// Dense matrices, embeddings and head among them
     Dense,
-    /// Integer codes: they move with a dense copy of their matrix
+    /// Codes, of integers and of trellises: they move with a dense copy of their matrix
     Codes,
     /// Tensors of plugins' terms whose kind has a backward rule
     Plugin,
 }
 
 impl Kind {
+    /// Whether weight decay pulls at it: entries of matrices and factors, as is usual. Gains, biases,
+    /// scales and zero points have no business near zero.
+    pub fn decays(self) -> bool {
+        match self {
+            Kind::Lowrank | Kind::Sparse | Kind::Dense | Kind::Codes | Kind::Plugin => true,
+            Kind::Scales | Kind::Zeros | Kind::Norms | Kind::Bias => false,
+        }
+    }
+
     /// The kind's name.
     pub fn name(self) -> &'static str {
         match self {

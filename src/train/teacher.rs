@@ -1,6 +1,6 @@
 //! The original, whose predictions are the measure.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
 use super::TrainError;
@@ -16,6 +16,23 @@ pub struct Teacher {
     top: Option<usize>,
     /// Likeliest tokens and their log-probabilities, of examples that were run before.
     known: RefCell<HashMap<usize, Likeliest>>,
+    /// All logits of batches to judge by, while they take no more than [`MOST_KEPT`]: such batches are
+    /// the same at every judgement.
+    judged: RefCell<HashMap<Vec<usize>, Tensor>>,
+    kept: Cell<u64>,
+    runs: Cell<u64>,
+}
+
+/// Bytes of logits of validation batches that stay in memory; beyond, the teacher runs again.
+const MOST_KEPT: u64 = 256 << 20;
+
+/// What a batch is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Use {
+    /// To train on.
+    Train,
+    /// To judge by: one of the validation examples.
+    Judge,
 }
 
 #[derive(Clone)]
@@ -32,12 +49,26 @@ impl Teacher {
             engine,
             top: top.filter(|&top| top < vocabulary),
             known: RefCell::default(),
+            judged: RefCell::default(),
+            kept: Cell::new(0),
+            runs: Cell::new(0),
         }
     }
 
     /// It, ready to run.
     pub fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// Gives back the memory of logits to judge by.
+    pub(super) fn forget(&self) {
+        self.judged.borrow_mut().clear();
+        self.kept.set(0);
+    }
+
+    /// How often it has run.
+    pub fn runs(&self) -> u64 {
+        self.runs.get()
     }
 
     /// How many of its likeliest tokens it gives of the examples of training; none for all logits.
@@ -55,20 +86,39 @@ impl Teacher {
             .iter()
             .map(|(name, t)| (name.as_str(), t.clone()))
             .collect();
+        self.runs.set(self.runs.get() + 1);
         let first = self.engine.run(&inputs)?.into_iter().next();
         let lost = || TrainError::Settings("the teacher has no output".to_string());
         Ok(first.ok_or_else(lost)?.1)
     }
 
-    /// What the divergence is from; `keep` where the batch's examples are those of training, which
-    /// come again.
+    /// All its logits on a batch of validation examples, of an earlier judgement if they were kept.
+    fn logits_to_judge_by(&self, batch: &Batch) -> Result<Tensor, TrainError> {
+        if let Some(known) = self.judged.borrow().get(&batch.examples) {
+            return Ok(known.clone());
+        }
+        let logits = self.logits(batch)?;
+        let bytes = logits.floats().map_or(0, |values| 4 * values.len() as u64);
+        if self.kept.get() + bytes <= MOST_KEPT {
+            self.kept.set(self.kept.get() + bytes);
+            let mut judged = self.judged.borrow_mut();
+            judged.insert(batch.examples.clone(), logits.clone());
+        }
+        Ok(logits)
+    }
+
+    /// What the divergence is from. Numbers of examples are those of the list that `use_of` says.
     pub(super) fn inputs(
         &self,
         batch: &Batch,
-        keep: bool,
+        use_of: Use,
     ) -> Result<Vec<(&'static str, Tensor)>, TrainError> {
-        let (Some(top), true) = (self.top, keep) else {
-            return Ok(vec![(loss::TEACHER, self.logits(batch)?)]);
+        let top = match (self.top, use_of) {
+            (Some(top), Use::Train) => top,
+            (None, Use::Train) => return Ok(vec![(loss::TEACHER, self.logits(batch)?)]),
+            (_, Use::Judge) => {
+                return Ok(vec![(loss::TEACHER, self.logits_to_judge_by(batch)?)]);
+            }
         };
         let known = batch
             .examples

@@ -314,6 +314,18 @@ fn trellis_codes() {
 }
 
 #[test]
+fn stacks_of_experts() {
+    let (module, ..) = module(&stacks(), "");
+    let stacked = parameters(&module);
+    let stacked = stacked.iter().filter(|p| p.index.is_some()).count();
+    assert_eq!(
+        stacked, 12,
+        "each expert's matrices have gradients of their own"
+    );
+    check(&stacks(), "");
+}
+
+#[test]
 fn the_backward_graph_is_the_golden_one() {
     use std::io::Write;
     let mut mint = goldenfile::Mint::new("tests/grad/golden");

@@ -152,22 +152,43 @@ pub(crate) fn gpt() -> String {
     )
 }
 
+/// [`mixture`] with experts as stacks, `[4, out, in]` in one tensor.
+pub(crate) fn stacks() -> String {
+    experts(true, true)
+}
+
 /// A mixture of experts: four, of which a token goes to two; one that nobody may choose stays idle.
 pub(crate) fn mixture(normalize: bool) -> String {
+    experts(normalize, false)
+}
+
+fn experts(normalize: bool, stacked: bool) -> String {
     let mut t = Text::new(90);
     t.weight("norm", "32", 0.9);
     t.op("%n = rms_norm %x, @norm {eps=0.01}");
     t.linear("route", "n", (4, 32), "router", "role(router)");
     let mut experts = Vec::new();
+    let parts = [("gate", "24,32"), ("up", "24,32"), ("down", "32,24")];
+    if stacked {
+        for (part, dims) in parts {
+            t.weight(&format!("experts.{part}"), &format!("4,{dims}"), 0.3);
+        }
+    }
     for e in 0..4 {
         let name = |part: &str| format!("experts.{e}.{part}");
-        for (part, dims) in [("gate", "24,32"), ("up", "24,32"), ("down", "32,24")] {
-            t.weight(&format!("{}.weight", name(part)), dims, 0.3);
+        if !stacked {
+            for (part, dims) in parts {
+                t.weight(&format!("{}.weight", name(part)), dims, 0.3);
+            }
         }
+        let weight = |part: &str| match stacked {
+            true => format!("experts.{part}, index={e}"),
+            false => format!("{}.weight", name(part)),
+        };
         let linear = |out: &str, x: &str, dims: &str, part: &str| {
             format!(
-                "%{out} = linear %{x} [{dims}] {{ dense(@{}.weight) }} role(expert) name(\"{}\")\n",
-                name(part),
+                "%{out} = linear %{x} [{dims}] {{ dense(@{}) }} role(expert) name(\"{}\")\n",
+                weight(part),
                 name(part)
             )
         };

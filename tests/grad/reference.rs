@@ -214,6 +214,13 @@ impl<'a> Reference<'a> {
                 }
             }
             Term::Trellis(t) => {
+                if let Some(moved) = self.moved.get(&Parameter {
+                    weight: t.codes,
+                    index: None,
+                    what: What::Part(Part::Codes),
+                }) {
+                    return moved.clone();
+                }
                 let data = self.reader.term(self.module, matrix, term).expect("a term");
                 let mut plain = vec![0f32; rows * cols];
                 let added = match data {

@@ -111,14 +111,14 @@ fn values_beyond_their_format_are_named() {
 #[test]
 fn the_best_state_before_a_failure_is_written() {
     let folder = tempfile::tempdir().expect("a folder");
-    let model = coded(folder.path(), "int2");
+    let model = coded(folder.path(), "lowrank{rank=4 factors=f16},int2");
     let out = folder.path().join("out.hlrc");
-    // The first rates of the warm-up do good, later ones blow the scales up.
+    // The first rates of the warm-up do good, later ones blow the factors up.
     let more = [
         "--teacher",
         STORIES,
         "--params",
-        "scales",
+        "lowrank",
         "--lr",
         "2",
         "--decay",
@@ -155,6 +155,56 @@ fn the_best_state_before_a_failure_is_written() {
             .expect("started")
             .success()
     );
+}
+
+#[test]
+fn a_damaged_checkpoint_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = coded(folder.path(), "int4");
+    let out = folder.path().join("out.hlrc");
+    let wild = ["--params", "norms", "--lr", "1e38", "--clip", "0"];
+    let more = [&wild[..], &["--checkpoint-every", "1"]].concat();
+    said(&model, &out, &more);
+    let path = folder.path().join("out.hlrc.partial/train.safetensors");
+    let whole = std::fs::read(&path).expect("a checkpoint");
+    let resumed = || {
+        let args = arguments(&model, &out, &[&more[..], &["--resume"]].concat());
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let output = run(&args);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        text
+    };
+    // Cut short, and with a header that is none.
+    for damaged in [&whole[..whole.len() - 100], &whole[..4], &[0xff; 64]] {
+        std::fs::write(&path, damaged).expect("written");
+        let text = resumed();
+        has(
+            &text,
+            &[
+                "train.safetensors: is damaged: ",
+                "start anew without --resume",
+            ],
+        );
+    }
+    // A tensor shorter than the model's: the header says so itself.
+    let head = u64::from_le_bytes(whole[..8].try_into().expect("a length")) as usize;
+    let mut header: Value = serde_json::from_slice(&whole[8..8 + head]).expect("JSON");
+    let one = header["0.mean"].as_object_mut().expect("a tensor");
+    let (from, to) = (
+        one["data_offsets"][0].as_u64().expect("an offset"),
+        one["data_offsets"][1].as_u64().expect("an offset"),
+    );
+    let extra = serde_json::json!({"dtype": "F32", "shape": [1], "data_offsets": [to - 4, to]});
+    one.insert("shape".into(), serde_json::json!([(to - from) / 4 - 1]));
+    one.insert("data_offsets".into(), serde_json::json!([from, to - 4]));
+    header["extra"] = extra;
+    let header = serde_json::to_vec(&header).expect("JSON");
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend(&header);
+    file.extend(&whole[8 + head..]);
+    std::fs::write(&path, file).expect("written");
+    has(&resumed(), &["the checkpoint is damaged", "other lengths"]);
 }
 
 #[test]

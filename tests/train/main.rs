@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod ends;
+mod judging;
 mod lines;
 mod pass;
 
@@ -300,15 +301,27 @@ fn what_is_best_is_what_was_asked_for() {
 #[test]
 fn codes_move_with_a_copy_of_their_matrix() {
     let folder = tempfile::tempdir().expect("a folder");
-    let model = coded(folder.path(), "int2");
-    let out = folder.path().join("codes.hlrc");
-    let history = trained(
-        &model,
-        &out,
-        &["--teacher", STORIES, "--params", "codes,scales"],
-    );
-    let kept = history["kept"].as_u64().expect("a step");
-    assert!(judged(&history, kept, "kl") < judged(&history, 0, "kl"));
+    let out = |name: &str| folder.path().join(name);
+    for (pipeline, share) in [("int2", 0.9), ("trellis{bits=2}", 0.8)] {
+        let model = coded(folder.path(), pipeline);
+        let more = [
+            "--teacher",
+            STORIES,
+            "--params",
+            "codes,scales",
+            "--lr",
+            "1e-2",
+            "-f",
+        ];
+        let history = trained(&model, &out("codes.hlrc"), &more);
+        let kept = history["kept"].as_u64().expect("a step");
+        let (before, after) = (judged(&history, 0, "kl"), judged(&history, kept, "kl"));
+        assert!(after < share * before, "{pipeline}: {before} to {after}");
+        let more = [&more[..], &["--threads", "3"]].concat();
+        trained(&model, &out("again.hlrc"), &more);
+        assert_eq!(hashes(&out("codes.hlrc")), hashes(&out("again.hlrc")));
+        std::fs::remove_dir_all(&model).expect("removed");
+    }
 }
 
 #[test]

@@ -31,7 +31,7 @@ mod tests;
 pub use decode::{decode_tile, state};
 pub use encode::Encoder;
 pub use matrix::{TrellisError, TrellisMatrix, matrix_bytes};
-pub use quantize::{Coded, Coding, QuantizeError, quantize};
+pub use quantize::{Coded, Coding, QuantizeError, quantize, quantize_stripe};
 pub use scale::best_scale;
 
 /// Rows and columns of a tile.

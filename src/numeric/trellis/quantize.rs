@@ -83,6 +83,46 @@ pub fn quantize(
     })
 }
 
+/// Codes up to 16 rows `[rows, cols]` at a scale that is given, without feedback: the nearest paths.
+///
+/// `bits` are those of each block of 16 columns; the result is that of [`TrellisMatrix::stripe_bytes`]
+/// bytes. Rows and columns that are missing from a tile are zeros.
+///
+/// # Panics
+/// If there are more than 16 rows, or bits of another number of columns.
+pub fn quantize_stripe(
+    encoder: &mut Encoder,
+    rows: &[f32],
+    cols: usize,
+    bits: &[u8],
+    scale: f16,
+    seams: u8,
+) -> Vec<u8> {
+    assert!(rows.len() <= TILE * cols, "rows of a stripe");
+    assert_eq!(bits.len(), cols.div_ceil(TILE), "bits of column blocks");
+    let mut codes = vec![0u8; TrellisMatrix::stripe_bytes(bits)];
+    let (mut tile, mut decoded) = ([0f32; SEQUENCE], [0f32; SEQUENCE]);
+    // Stored scales are not zero; one that training has moved there makes a matrix of zeros.
+    let inverse = match scale.to_f32() {
+        0.0 => 0.0,
+        scale => 1.0 / scale,
+    };
+    let mut start = 0;
+    for (block, &bits) in bits.iter().enumerate() {
+        let first = block * TILE;
+        let width = TILE.min(cols - first);
+        tile.fill(0.0);
+        for (to, from) in tile.chunks_exact_mut(TILE).zip(rows.chunks_exact(cols)) {
+            let from = &from[first..first + width];
+            to.iter_mut().zip(from).for_each(|(t, x)| *t = x * inverse);
+        }
+        let end = start + tile_bytes(bits);
+        encoder.encode(bits, seams, &tile, &mut codes[start..end], &mut decoded);
+        start = end;
+    }
+    codes
+}
+
 /// The matrix while its tiles are filled in.
 struct Tiles {
     matrix: TrellisMatrix,

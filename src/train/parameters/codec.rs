@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use half::f16;
 
+use super::paths::Paths;
 use super::{Kind, kind as kind_of, term_of};
 use crate::ir::{LowRankTerm, Matrix, Module, Op, Part, QuantTerm, Term, WeightId};
 use crate::numeric::quant::{Group, Scheme, nearest_scale, pack_row, packed_len, unpack_row};
@@ -69,6 +70,8 @@ pub enum Codec {
         /// Weight of the zero points, and what they are at the start.
         zeros: Option<(String, Bytes)>,
     },
+    /// Codes of trellises: the nearest paths by the scales of the moment.
+    Paths(Paths),
 }
 
 /// The kind and the codec of an op's parameter; none where its format cannot be trained: matrices of
@@ -114,6 +117,10 @@ pub(super) fn of(
         }
         (What::Part(Part::Codes), Some(Term::Quant(q))) => match op.kind.matrix() {
             Some(matrix) => Some(codes(module, reader, matrix, q, named)?),
+            None => None,
+        },
+        (What::Part(Part::Codes), Some(Term::Trellis(t))) => match op.kind.matrix() {
+            Some(matrix) => Some(Codec::Paths(Paths::new(module, reader, matrix, t)?)),
             None => None,
         },
         (What::Part(Part::Tensor(_)), Some(term @ Term::Custom(_))) => match float() {
@@ -223,7 +230,7 @@ impl Codec {
                 }
                 values
             }
-            Codec::Codes { shape, .. } => {
+            Codec::Codes { shape, .. } | Codec::Paths(Paths { shape, .. }) => {
                 let (Some(matrix), Some(term)) = (op.kind.matrix(), term_of(op, parameter)) else {
                     return Ok(Vec::new());
                 };
@@ -242,7 +249,8 @@ impl Codec {
         })
     }
 
-    /// Values as they would be stored: weights and their bytes. `now` has what others were rounded to.
+    /// Values as they would be stored: weights and their bytes. `now` has what others were rounded to;
+    /// the bytes are the same for any number of threads.
     ///
     /// # Errors
     /// Says which value the format cannot hold.
@@ -250,6 +258,7 @@ impl Codec {
         &self,
         values: &[f32],
         now: &HashMap<String, Bytes>,
+        threads: usize,
     ) -> Result<Vec<(String, Bytes)>, String> {
         match self {
             Codec::Float { name, dtype } => {
@@ -311,6 +320,7 @@ impl Codec {
                 let grid = Grid::new(*shape, *scheme, *group, &of(scales), zeros.as_ref().map(of));
                 Ok(vec![(name.clone(), grid.round(values).into())])
             }
+            Codec::Paths(paths) => Ok(vec![paths.nearest(values, now, threads)?]),
         }
     }
 }
