@@ -397,8 +397,8 @@ fused_linear(const float* __restrict__ x, const signed char* __restrict__ xq, co
     const struct { int first, end; } units_here = {results.first * super_units, results.end * super_units};
     const int row_here = results.first * SUPER;
 #else
-    const struct { int first, end; } results = {first_super, end_super}, units_here = {range.first, range.end};
-    const int row_here = first_row;
+    [[maybe_unused]] const struct { int first, end; } results = {first_super, end_super}, units_here = {range.first, range.end};
+    [[maybe_unused]] const int row_here = first_row;
 #endif
     constexpr int OUT_TOKENS = EXPERTS == 2 ? 1 : M;
     for (int e = threadIdx.x; e < (results.end - results.first) * 16 * OUT_TOKENS; e += THREADS) {
