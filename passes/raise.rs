@@ -30,7 +30,8 @@ use crate::ir::patch::{Patch, normalize};
 use crate::ir::{Graph, Module, OnnxOp, Op, OpId, OpKind, Operand, ValueId, WeightId};
 use crate::pass::{ModulePass, Pass, PassError, Remark, Rewrite};
 use expr::Expr;
-use probe::{Facts, Size};
+use probe::Facts;
+use sample::Size;
 use view::{Source, View};
 
 mod activation;
@@ -55,6 +56,7 @@ mod norm;
 mod probe;
 mod reduce;
 mod rope;
+mod sample;
 mod scores;
 mod tensor;
 mod view;
@@ -111,7 +113,7 @@ pub fn raise_as_is(module: &mut Module, past: bool) -> Result<Vec<Remark>, PassE
 
 /// Whether an input of this name is keys or values of earlier calls.
 pub fn is_past(name: &str) -> bool {
-    probe::is_past(name)
+    sample::is_past(name)
 }
 
 /// Raises a module of ONNX nodes: linears first, then everything else.

@@ -10,8 +10,9 @@ use serde_json::Value as Json;
 
 use super::doubt::doubts;
 use super::expr::Expr;
-use super::probe::{FAR, Facts, NEAR, Size};
+use super::probe::Facts;
 use super::rope::{Half, Partial};
+use super::sample::{FAR, NEAR, Size};
 use super::view::{View, fixed};
 use super::{Done, In, Made, Raiser};
 use crate::ir::{Graph, Module, OpId, OpKind, Operand, WeightId};
@@ -191,7 +192,7 @@ fn alike(a: &Json, b: &Json) -> bool {
 
 /// A size without the samples that it is of: so many batches, lengths, pasts or wholes, or one of
 /// these and so many.
-fn canonical(size: Size, samples: &super::probe::Samples) -> Size {
+fn canonical(size: Size, samples: &super::sample::Samples) -> Size {
     if fixed(size).is_some() {
         return size;
     }
@@ -224,7 +225,7 @@ fn canonical(size: Size, samples: &super::probe::Samples) -> Size {
 }
 
 impl View {
-    fn canonical(&self, samples: &super::probe::Samples) -> View {
+    fn canonical(&self, samples: &super::sample::Samples) -> View {
         let mut view = self.clone();
         let sizes = view.axes.iter_mut().flatten().map(|atom| &mut atom.size);
         sizes
@@ -247,7 +248,7 @@ impl Expr {
     }
 
     /// The same without the samples that sizes are of.
-    fn canonical(&self, samples: &super::probe::Samples) -> Expr {
+    fn canonical(&self, samples: &super::sample::Samples) -> Expr {
         let view = |view: &View| view.canonical(samples);
         let boxed = |expr: &Expr| Box::new(expr.canonical(samples));
         match self {
@@ -297,7 +298,7 @@ mod tests {
     #[test]
     fn sizes_are_the_same_at_all_samples() {
         let of = |size: fn(usize, usize, usize) -> usize| {
-            let at = |samples: &super::super::probe::Samples| {
+            let at = |samples: &super::super::sample::Samples| {
                 let sizes = samples.map(|s| size(s.batch, s.length, s.past));
                 canonical(sizes, samples)
             };

@@ -2,8 +2,8 @@
 
 use super::Raiser;
 use super::activation::close;
-use super::probe::PROBES;
 use super::rope::Angles;
+use super::sample::PROBES;
 use super::tensor::Tensor;
 use super::view::{ONE, Source, View, fixed};
 use crate::ir::{Operand, RopeScaling};

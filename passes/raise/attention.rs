@@ -4,7 +4,7 @@ use super::Raiser;
 use super::eval::{float, int};
 use super::expr::Expr;
 use super::mask::Mask;
-use super::probe::PROBES;
+use super::sample::PROBES;
 use super::scores::{Call, Known};
 use super::view::{View, fixed, product};
 use crate::ir::{Native, OnnxOp, Op, Operand};
@@ -163,7 +163,7 @@ impl Raiser<'_> {
     }
 
     /// The mask that lengths of sequences, less one, are counted from; none where all are whole.
-    fn lengths(&mut self, lengths: Operand, total: super::probe::Size) -> Option<Option<Operand>> {
+    fn lengths(&mut self, lengths: Operand, total: super::sample::Size) -> Option<Option<Operand>> {
         let counts = self.facts.side(lengths)?;
         let all = |t: &super::tensor::Tensor, size: usize| {
             t.values()

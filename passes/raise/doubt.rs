@@ -6,7 +6,8 @@
 
 use std::collections::HashSet;
 
-use super::probe::{Facts, PROBES};
+use super::probe::Facts;
+use super::sample::PROBES;
 use super::tensor::Tensor;
 use crate::ir::{Graph, OnnxOp, Op, OpKind, Operand, ValueId};
 

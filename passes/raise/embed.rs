@@ -1,7 +1,7 @@
 //! Linears over views, embeddings of positions and of constants.
 
 use super::expr::Expr;
-use super::probe::{PROBES, Size};
+use super::sample::{PROBES, Size};
 use super::tensor::Tensor;
 use super::view::{Source, View, tidy};
 use super::{In, Raiser};
@@ -69,7 +69,7 @@ impl Raiser<'_> {
             let name = &self.graph.value(id)?.name;
             let sizes = self.facts.sizes(Operand::Value(id))?;
             let at = if sizes.len() == 4 { 2 } else { 1 };
-            super::probe::is_past(name).then(|| sizes.get(at)?.get(probe).copied())?
+            super::sample::is_past(name).then(|| sizes.get(at)?.get(probe).copied())?
         });
         past.min().unwrap_or(0)
     }

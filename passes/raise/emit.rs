@@ -90,7 +90,7 @@ impl<'a> Raiser<'a> {
             .collect();
         let mut left = Vec::new();
         for &id in &self.graph.body.inputs {
-            let past = self.cache && super::probe::is_past(named(id));
+            let past = self.cache && super::sample::is_past(named(id));
             let name = named(id);
             let settled = self.whole && (name.contains("mask") || name.contains("position"));
             if settled && !read.contains(&Operand::Value(id)) {

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::Raiser;
 use super::mask::{Mask, Rule};
-use super::probe::Size;
+use super::sample::Size;
 use super::tensor::{Tensor, count};
 use crate::ir::{OpId, OpKind, Operand, ValueId};
 

@@ -3,7 +3,7 @@
 use super::eval::{int, listed};
 use super::expr::Expr;
 use super::movement::{self, Cut};
-use super::probe::{PROBES, Size};
+use super::sample::{PROBES, Size};
 use super::tensor::Tensor;
 use super::view::{ONE, View, fixed, product};
 use super::{In, Raiser};
@@ -197,7 +197,7 @@ impl Raiser<'_> {
             return false;
         };
         let named = self.graph.value(id).map_or("", |v| v.name.as_str());
-        self.cache && self.graph.body.inputs.contains(&id) && super::probe::is_past(named)
+        self.cache && self.graph.body.inputs.contains(&id) && super::sample::is_past(named)
     }
 
     /// A view with the past in front of it.

@@ -1,6 +1,7 @@
 //! Masks: what a tensor added to scores, or chosen by, lets each position see.
 
-use super::probe::{Facts, PROBES, Size};
+use super::probe::Facts;
+use super::sample::{PROBES, Size};
 use super::tensor::Tensor;
 use super::view::Source;
 use super::{In, Raiser};

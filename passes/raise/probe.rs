@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
 
 use super::eval;
+use super::sample::{PROBES, Samples, Size, is_past, is_tokens};
 use super::tensor::{MAX_ELEMENTS, MAX_RANK, Tensor, count};
 use crate::ir::{
     Attr, Dim, Graph, Layout, Module, Native, Op, OpId, OpKind, Operand, Type, ValueId, WeightId,
@@ -16,55 +17,8 @@ use crate::ir::{
 use crate::store::Reader;
 use crate::weights::{DType, FileCache};
 
-/// Number of probes.
-pub(super) const PROBES: usize = 2;
-
 /// Numbers that are followed of all values together: 1 GiB of them.
 const MAX_NUMBERS: usize = 1 << 27;
-
-/// A size at each probe.
-pub(super) type Size = [usize; PROBES];
-
-/// What stands for the named sizes of inputs.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Sample {
-    pub(super) batch: usize,
-    pub(super) length: usize,
-    pub(super) past: usize,
-}
-
-/// What stands for them at every probe.
-pub(super) type Samples = [Sample; PROBES];
-
-/// Batches of two and three, by the lengths and the pasts.
-const fn samples(lengths: Size, pasts: Size) -> Samples {
-    let [a, b] = lengths;
-    let [p, q] = pasts;
-    [
-        Sample {
-            batch: 2,
-            length: a,
-            past: p,
-        },
-        Sample {
-            batch: 3,
-            length: b,
-            past: q,
-        },
-    ]
-}
-
-/// Short: what is raised is read from these.
-pub(super) const NEAR: Samples = samples([7, 11], [3, 5]);
-
-/// Longer ones that must show the same, the longest first: models may have tables that end before.
-pub(super) const FAR: [Samples; 5] = [
-    samples([109, 131], [37, 53]),
-    samples([53, 61], [23, 29]),
-    samples([37, 31], [13, 17]),
-    samples([19, 23], [7, 9]),
-    samples([13, 12], [4, 6]),
-];
 
 /// What is known of every value.
 pub(super) struct Facts<'a> {
@@ -434,66 +388,6 @@ impl<'a> Facts<'a> {
                 }
                 _ => None,
             })
-    }
-}
-
-/// Whether an input of integers is none of those that a sequence's sizes tell: token ids.
-fn is_tokens(name: &str) -> bool {
-    let told = ["mask", "position", "type", "segment"];
-    !told.iter().any(|part| name.contains(part))
-}
-
-/// Whether an input is keys or values of earlier calls.
-pub(super) fn is_past(name: &str) -> bool {
-    name.contains("past") && !name.contains("length") && !name.contains("len")
-}
-
-impl Sample {
-    /// The size of a dimension that the model leaves open.
-    fn size(&self, input: &str, axis: usize, rank: usize, cached: bool) -> usize {
-        let mask = input.contains("mask");
-        match (rank, axis) {
-            (0 | 1, _) => self.batch,
-            (_, 0) => self.batch,
-            (2, _) if mask && cached => self.past + self.length,
-            (4, 2) if is_past(input) => self.past,
-            (4, 1) if is_past(input) => self.past,
-            _ => self.length,
-        }
-    }
-
-    /// Numbers of an integer input: positions unlike the default ones and masks with zeros, unless
-    /// sequences are whole.
-    fn numbers(
-        &self,
-        input: &str,
-        probe: Option<usize>,
-        past: usize,
-        (total, shape): (usize, &[usize]),
-    ) -> Vec<f64> {
-        let width = shape.last().copied().unwrap_or(1).max(1);
-        let number = |at: usize| {
-            let (row, col) = (at / width, at % width);
-            let value = if input.contains("mask") {
-                // Holes at one probe, padding on the right at the other.
-                match probe {
-                    None => 1,
-                    Some(0) => usize::from((col * 3 + row) % 4 != 2),
-                    Some(_) => usize::from(col + row + 1 < width),
-                }
-            } else if input.contains("position") {
-                match probe {
-                    None => past + col,
-                    Some(_) => self.past + col + 2 * row + 1,
-                }
-            } else if input.contains("type") || input.contains("segment") {
-                (row + col) % 2
-            } else {
-                (row * 5 + col * 3) % 7 + 1
-            };
-            value as f64
-        };
-        (0..total).map(number).collect()
     }
 }
 

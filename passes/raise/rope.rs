@@ -5,7 +5,7 @@
 
 use super::expr::Expr;
 use super::layout::beside;
-use super::probe::PROBES;
+use super::sample::PROBES;
 use super::view::{Source, View, fixed, product};
 use super::{In, Raiser};
 use crate::ir::{Native, OnnxOp, Op, Operand, RopeScaling};

@@ -3,7 +3,7 @@
 use super::activation::close;
 use super::expr::{Expr, Function};
 use super::mask::Mask;
-use super::probe::{PROBES, Size};
+use super::sample::{PROBES, Size};
 use super::view::{Atom, View, fixed, product, tidy};
 use super::{In, Raiser};
 use crate::ir::{Native, OnnxOp, Op, Operand};

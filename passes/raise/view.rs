@@ -4,7 +4,7 @@
 //! views, all of them are the same: each axis is a list of atoms, an atom a run over one dimension
 //! of the base.
 
-use super::probe::{PROBES, Size};
+use super::sample::{PROBES, Size};
 use crate::ir::ValueId;
 
 /// A value that views start from.

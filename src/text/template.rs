@@ -372,7 +372,7 @@ mod tests {
         assert_eq!(ok("{{ ' a b '.strip().split(' ')[-1].upper() }}"), "B");
         assert_eq!(
             ok("{% for k, v in call.items() %}{{ k }}{{ v }}{% endfor %}"),
-            "b2namef<x>"
+            "namef<x>b2"
         );
         assert_eq!(ok("{{ [1, 2, 3][::-1] }}"), "[3, 2, 1]");
         assert_eq!(

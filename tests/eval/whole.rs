@@ -89,7 +89,10 @@ fn a_model_raised_in_part_is_judged_on_whole_windows() {
 fn an_exported_model_knows_its_tokens() {
     let source = "tests/fixtures/families/gpt2";
     let out = file("gpt2.onnx", b"");
-    let text = file("tokens.txt", b"w95 w1 w2 w60 w61 w62 w94 w3 w95 w90 w89 w7 w8");
+    let text = file(
+        "tokens.txt",
+        b"w95 w1 w2 w60 w61 w62 w94 w3 w95 w90 w89 w7 w8",
+    );
     let tokenizer = words(96);
     ok(&[source, "-q", "-f", "-o", &out, "--onnx-cache"]);
     let own = |model: &str| {
