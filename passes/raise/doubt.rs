@@ -57,20 +57,58 @@ fn numbers(tensors: &[Tensor]) -> impl Iterator<Item = f64> {
         .flat_map(|t| t.values().unwrap_or_default().iter().copied())
 }
 
+/// Ops that are one thing here and another there.
+const IN_PIECES: [&str; 22] = [
+    "Abs",
+    "ArgMax",
+    "ArgMin",
+    "Cast",
+    "Ceil",
+    "Clip",
+    "Div",
+    "Equal",
+    "Erf",
+    "Floor",
+    "Greater",
+    "GreaterOrEqual",
+    "Less",
+    "LessOrEqual",
+    "Max",
+    "Min",
+    "Mod",
+    "ReduceMax",
+    "ReduceMin",
+    "Relu",
+    "Round",
+    "Sigmoid",
+];
+
 /// Whether an op has pieces that no sample reaches.
 fn is_doubtful(op: &Op, onnx: &OnnxOp, facts: [&Facts<'_>; 2]) -> bool {
+    let kind = onnx.op_type.as_str();
+    if matches!(kind, "Gather" | "Slice") {
+        return looks_up(op, facts);
+    }
+    if !IN_PIECES.contains(&kind) && !matches!(kind, "Sign" | "Tanh") {
+        return false;
+    }
     let inputs: Vec<_> = op.inputs.iter().map(|&o| at_all(o, facts)).collect();
     let given = |at: usize| inputs.get(at).and_then(Option::as_deref);
     let (Some(x), y) = (given(0), given(1)) else {
         return false;
     };
-    match onnx.op_type.as_str() {
+    let integers = |all: &[Tensor]| all.iter().all(|t| t.dtype.is_integer());
+    let parts = match kind {
+        "Div" if !integers(x) => return false,
+        "Div" | "Mod" => true,
+        _ => false,
+    };
+    // What grows and gives the same number everywhere is looked at in one piece.
+    if is_flat(op, onnx, facts, &inputs) {
+        return true;
+    }
+    match kind {
         "Less" | "LessOrEqual" | "Greater" | "GreaterOrEqual" | "Min" | "Max" | "Mod" | "Div" => {
-            let whole = x.iter().all(|t| t.dtype.is_integer());
-            if onnx.op_type == "Div" && !whole {
-                return false;
-            }
-            let parts = matches!(onnx.op_type.as_str(), "Mod" | "Div");
             // Beyond a divisor the next piece is seen.
             let side = |x, y| one_sided(x, y).is_some_and(|below| below || !parts);
             y.is_some_and(|y| side(x, y) || (!parts && side(y, x)))
@@ -78,19 +116,75 @@ fn is_doubtful(op: &Op, onnx: &OnnxOp, facts: [&Facts<'_>; 2]) -> bool {
         "Clip" => [1, 2]
             .iter()
             .any(|&at| given(at).is_some_and(|bound| one_sided(x, bound).is_some())),
-        "Floor" | "Ceil" | "Round" | "Cast" => {
-            let result = op.results.first().copied().flatten();
-            let Some(y) = result.and_then(|id| at_all(Operand::Value(id), facts)) else {
-                return false;
-            };
-            let rounds = onnx.op_type != "Cast"
-                || (x.iter().all(|t| t.dtype.is_float()) && y.iter().all(|t| t.dtype.is_integer()));
-            let mut all = numbers(&y);
-            let first = all.next();
-            rounds && !is_constant(x) && all.all(|n| Some(n) == first)
-        }
+        "Abs" => !is_constant(x) && numbers(x).all(|n| n < 0.0),
         _ => false,
     }
+}
+
+/// Whether an op's inputs grow with the sequence and its result is one number, the same at all samples.
+pub(super) fn is_flat(
+    op: &Op,
+    onnx: &OnnxOp,
+    facts: [&Facts<'_>; 2],
+    inputs: &[Option<Vec<Tensor>>],
+) -> bool {
+    let result = op.results.first().copied().flatten();
+    let Some(y) = result.and_then(|id| at_all(Operand::Value(id), facts)) else {
+        return false;
+    };
+    let known = || inputs.iter().flatten();
+    let rounds = match onnx.op_type.as_str() {
+        "Cast" => {
+            let floats = known().all(|all| all.iter().all(|t| t.dtype.is_float()));
+            floats && y.iter().all(|t| t.dtype.is_integer())
+        }
+        _ => true,
+    };
+    let mut all = numbers(&y);
+    let first = all.next();
+    let grows = |all: &Vec<Tensor>| varies(all);
+    // That lengths and places are not negative is no news.
+    let natural = || {
+        let (growing, fixed): (Vec<_>, Vec<_>) = known().partition(|all| grows(all));
+        !fixed.is_empty()
+            && growing.iter().all(|all| numbers(all).all(|n| n >= 0.0))
+            && fixed.iter().all(|all| numbers(all).all(|n| n <= 0.0))
+    };
+    rounds && known().any(grows) && first.is_some() && all.all(|n| Some(n) == first) && !natural()
+}
+
+/// Whether the numbers differ, and not only how many of one number there are.
+fn varies(tensors: &[Tensor]) -> bool {
+    let mut all = numbers(tensors);
+    let first = all.next();
+    all.any(|n| Some(n) != first)
+}
+
+/// Whether an op takes a part of a stored vector, longer than all samples, that follows no even steps.
+fn looks_up(op: &Op, facts: [&Facts<'_>; 2]) -> bool {
+    let [_, far] = facts;
+    let reach = far.samples().map(|s| s.length + s.past).into_iter().max();
+    let table = op.inputs.first().and_then(|&table| at_all(table, facts));
+    let Some(table) = table.filter(|table| is_constant(table)) else {
+        return false;
+    };
+    let index = op.inputs.iter().skip(1);
+    let moves = index
+        .filter_map(|&o| at_all(o, facts))
+        .any(|all| varies(&all));
+    let Some(first) = table.first().filter(|_| moves) else {
+        return false;
+    };
+    let vector = first.shape.iter().filter(|&&d| d > 1).count() == 1;
+    let values = first.values().unwrap_or_default();
+    let long = reach.is_some_and(|reach| values.len() > reach);
+    let step = |pair: &[f64]| match pair {
+        [a, b] => b - a,
+        _ => f64::NAN,
+    };
+    let mut steps = values.windows(2).map(step);
+    let even = steps.next();
+    vector && long && !steps.all(|s| Some(s) == even)
 }
 
 /// Where what grows with the sequence stays on one side of a number that is always the same: whether

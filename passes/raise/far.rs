@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::Raiser;
+use super::doubt::is_flat;
 use super::mask::{Mask, Rule};
 use super::sample::Size;
 use super::tensor::{Tensor, count};
@@ -38,6 +39,17 @@ impl Raiser<'_> {
         let behind = self.made_from(masks, sizes);
         if let Some(number) = behind.fractions.first() {
             return Err(format!("a mask that {number} changes in longer sequences"));
+        }
+        let small = behind.numbers.is_empty() && behind.stored.is_empty();
+        if let Some(op) = behind
+            .ops
+            .values()
+            .find(|id| small && self.is_undecided(**id))
+        {
+            let named = self.graph.op(*op).map_or("", |op| op.name.as_str());
+            return Err(format!(
+                "a mask whose {named} may change in longer sequences"
+            ));
         }
         let mut found = rule;
         for &operand in &behind.stored {
@@ -74,6 +86,23 @@ impl Raiser<'_> {
         Ok(found)
     }
 
+    /// Whether an op compares what grows with the sequence, with one result everywhere.
+    fn is_undecided(&self, id: OpId) -> bool {
+        let Some(op) = self.graph.op(id) else {
+            return false;
+        };
+        let OpKind::Onnx(onnx) = &op.kind else {
+            return false;
+        };
+        let compares = matches!(
+            onnx.op_type.as_str(),
+            "Less" | "LessOrEqual" | "Greater" | "GreaterOrEqual" | "Equal"
+        );
+        let known = |operand: &Operand| Some(self.facts.side(*operand)?.to_vec());
+        let inputs: Vec<_> = op.inputs.iter().map(known).collect();
+        compares && is_flat(op, onnx, [&self.facts, &self.facts], &inputs)
+    }
+
     /// Goes back from masks to what they are made from; sizes are asked of shapes, which are known.
     fn made_from(&self, masks: &[Mask], sizes: [Size; 2]) -> Behind {
         let least = sizes.iter().flatten().copied().min().unwrap_or(0);
@@ -96,6 +125,11 @@ impl Raiser<'_> {
                 continue;
             };
             behind.ops.insert(index, id);
+            // A number that is computed from smaller ones is one itself.
+            if self.facts.number(operand).is_some() {
+                self.source(operand, least, &mut behind);
+                continue;
+            }
             let name = match &op.kind {
                 OpKind::Onnx(onnx) => onnx.op_type.as_str(),
                 _ => "",

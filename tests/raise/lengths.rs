@@ -17,8 +17,9 @@ use super::{agrees, import, raised, tensors};
 const WHOLE: [&str; 5] = ["plain", "rotary", "positions", "product", "looked_up"];
 
 /// Right, and not raised whole.
-const PARTS: [&str; 17] = [
+const PARTS: [&str; 18] = [
     "scale",
+    "equal",
     "factor",
     "vector",
     "logn",
