@@ -365,23 +365,6 @@ impl<'a> Raiser<'a> {
         }
     }
 
-    /// Opset of the standard domain; the newest where none is declared.
-    fn opset(&self) -> i64 {
-        let declared = self.module.meta.get("opset_import");
-        let Some(crate::ir::Attr::List(list)) = declared else {
-            return i64::MAX;
-        };
-        let version = |item: &crate::ir::Attr| match item {
-            crate::ir::Attr::Dict(dict) => {
-                let domain = dict.get("domain").and_then(crate::ir::Attr::as_str);
-                let standard = matches!(domain, None | Some("" | "ai.onnx"));
-                standard.then(|| dict.get("version").and_then(crate::ir::Attr::as_int))?
-            }
-            _ => None,
-        };
-        list.iter().find_map(version).unwrap_or(i64::MAX)
-    }
-
     /// An op that hands its input on: casts between floats are the executor's business.
     fn same(&mut self, op: &Op) -> Option<Expr> {
         let input = *op.inputs.first()?;

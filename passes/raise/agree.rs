@@ -65,6 +65,11 @@ impl<'a> Samples<'a> {
         loop {
             let near = raiser(&self.near, &left);
             let Some(far) = &self.far else {
+                let mut near = near;
+                near.near(
+                    "what longer sequences show, for which the model has no room",
+                    "all",
+                );
                 return near;
             };
             match difference(&near, &raiser(far, &left)) {

@@ -199,7 +199,7 @@ impl Raiser<'_> {
         };
         let rank = i64::try_from(self.facts.sizes(input)?.len()).ok()?;
         // Before opset 13 all axes from the first one on were one, if not told otherwise.
-        let first = self.opset() < 13;
+        let first = self.module.meta.opset().is_some_and(|opset| opset < 13);
         let axis = super::eval::int(onnx, "axis", if first { 1 } else { -1 });
         if axis != -1 && axis != rank - 1 {
             self.near(&format!("softmax over axis {axis} of {rank}"), "");

@@ -93,6 +93,27 @@ impl Attr {
 pub struct Attrs(pub Vec<(String, Attr)>);
 
 impl Attrs {
+    /// Opset of ONNX's standard domain, where a module's or function's `opset_import` declares one.
+    pub fn opset(&self) -> Option<i64> {
+        let Some(Attr::List(list)) = self.get("opset_import") else {
+            return None;
+        };
+        list.iter().find_map(|item| match item {
+            Attr::Dict(dict) if dict.is_standard_domain() => {
+                dict.get("version").and_then(Attr::as_int)
+            }
+            _ => None,
+        })
+    }
+
+    /// Whether an entry of `opset_import` is of ONNX's standard domain.
+    pub fn is_standard_domain(&self) -> bool {
+        matches!(
+            self.get("domain").and_then(Attr::as_str),
+            None | Some("" | "ai.onnx")
+        )
+    }
+
     /// No attributes.
     pub fn new() -> Self {
         Self::default()

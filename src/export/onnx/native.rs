@@ -221,7 +221,7 @@ impl Lowerer<'_> {
             sliced = self.reshape(site, x, &[0, 0, -1, width as i64]);
         }
         let square = self.standard(site, "Mul", vec![sliced, sliced], Vec::new());
-        let mean = match super::opset::version(&self.source.meta) {
+        let mean = match self.source.meta.opset() {
             // From opset 18 on axes are an input.
             Some(18..) => {
                 let axes = self.ints(site, "axes", &[-1]);

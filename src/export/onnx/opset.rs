@@ -63,24 +63,6 @@ const REDUCTIONS: [&str; 9] = [
     "ReduceSumSquare",
 ];
 
-/// Opset of the standard domain, where one is declared.
-pub(super) fn version(meta: &Attrs) -> Option<i64> {
-    let Some(Attr::List(list)) = meta.get("opset_import") else {
-        return None;
-    };
-    list.iter().find_map(|item| match item {
-        Attr::Dict(dict) if is_standard(dict) => dict.get("version").and_then(Attr::as_int),
-        _ => None,
-    })
-}
-
-fn is_standard(dict: &Attrs) -> bool {
-    matches!(
-        dict.get("domain").and_then(Attr::as_str),
-        None | Some("" | "ai.onnx")
-    )
-}
-
 /// Declares a domain, if it isn't yet.
 pub(super) fn import(meta: &mut Attrs, domain: &str, version: i64) {
     let mut entry = Attrs::new();
@@ -145,8 +127,8 @@ pub(super) fn require(module: &mut Module, needed: i64) -> Result<(), ExportErro
 /// The standard opset that graph number `index` is written for.
 fn opset_of(module: &Module, index: usize) -> Option<i64> {
     match index {
-        0 => Some(version(&module.meta).unwrap_or(1)),
-        _ => version(&module.graphs.get(index)?.body.meta),
+        0 => Some(module.meta.opset().unwrap_or(1)),
+        _ => module.graphs.get(index)?.body.meta.opset(),
     }
 }
 
@@ -155,7 +137,7 @@ fn state(meta: &mut Attrs, needed: i64) {
     if let Some((_, Attr::List(list))) = entries.find(|(name, _)| name == "opset_import") {
         for item in list {
             if let Attr::Dict(dict) = item
-                && is_standard(dict)
+                && dict.is_standard_domain()
             {
                 dict.set("version", Attr::Int(needed));
             }
