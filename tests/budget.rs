@@ -5,11 +5,13 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const STORIES: &str = "tests/fixtures/stories260K";
+const STORIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/stories260K");
 
+/// In the folder: what a command writes by default may be there already beside the sources.
 fn tool(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hlrc-opt"));
     command
+        .current_dir(dir)
         .env("XDG_CACHE_HOME", dir)
         .args(["opt", "-q", STORIES]);
     command
