@@ -83,13 +83,19 @@ const IN_PIECES: [&str; 22] = [
     "Sigmoid",
 ];
 
+/// Whether an op is one thing here and another there.
+pub(super) fn has_pieces(onnx: &OnnxOp) -> bool {
+    let kind = onnx.op_type.as_str();
+    IN_PIECES.contains(&kind) || matches!(kind, "Sign" | "Tanh")
+}
+
 /// Whether an op has pieces that no sample reaches.
 fn is_doubtful(op: &Op, onnx: &OnnxOp, facts: [&Facts<'_>; 2]) -> bool {
     let kind = onnx.op_type.as_str();
     if matches!(kind, "Gather" | "Slice") {
         return looks_up(op, facts);
     }
-    if !IN_PIECES.contains(&kind) && !matches!(kind, "Sign" | "Tanh") {
+    if !has_pieces(onnx) {
         return false;
     }
     let inputs: Vec<_> = op.inputs.iter().map(|&o| at_all(o, facts)).collect();
@@ -104,7 +110,7 @@ fn is_doubtful(op: &Op, onnx: &OnnxOp, facts: [&Facts<'_>; 2]) -> bool {
         _ => false,
     };
     // What grows and gives the same number everywhere is looked at in one piece.
-    if is_flat(op, onnx, facts, &inputs) {
+    if is_flat(op, onnx, facts) {
         return true;
     }
     match kind {
@@ -116,18 +122,23 @@ fn is_doubtful(op: &Op, onnx: &OnnxOp, facts: [&Facts<'_>; 2]) -> bool {
         "Clip" => [1, 2]
             .iter()
             .any(|&at| given(at).is_some_and(|bound| one_sided(x, bound).is_some())),
-        "Abs" => !is_constant(x) && numbers(x).all(|n| n < 0.0),
+        "Abs" => nears_zero(x),
         _ => false,
     }
 }
 
+/// Whether numbers differ, have one sign, and are negative or come nearer to zero in longer samples.
+fn nears_zero(tensors: &[Tensor]) -> bool {
+    let (near, far) = tensors.split_at(PROBES.min(tensors.len()));
+    let least = |all: &[Tensor]| numbers(all).map(f64::abs).fold(f64::INFINITY, f64::min);
+    let negative = numbers(tensors).all(|n| n < 0.0);
+    let positive = numbers(tensors).all(|n| n > 0.0);
+    !is_constant(tensors) && (negative || (positive && least(far) < least(near)))
+}
+
 /// Whether an op's inputs grow with the sequence and its result is one number, the same at all samples.
-pub(super) fn is_flat(
-    op: &Op,
-    onnx: &OnnxOp,
-    facts: [&Facts<'_>; 2],
-    inputs: &[Option<Vec<Tensor>>],
-) -> bool {
+pub(super) fn is_flat(op: &Op, onnx: &OnnxOp, facts: [&Facts<'_>; 2]) -> bool {
+    let inputs: Vec<_> = op.inputs.iter().map(|&o| at_all(o, facts)).collect();
     let result = op.results.first().copied().flatten();
     let Some(y) = result.and_then(|id| at_all(Operand::Value(id), facts)) else {
         return false;
@@ -140,7 +151,10 @@ pub(super) fn is_flat(
         }
         _ => true,
     };
-    let mut all = numbers(&y);
+    let mut all = y.iter().enumerate().flat_map(|(at, y)| {
+        let given = inputs.iter().flatten().filter_map(|all| all.get(at));
+        defined(y, &given.collect::<Vec<_>>())
+    });
     let first = all.next();
     let grows = |all: &Vec<Tensor>| varies(all);
     // That lengths and places are not negative is no news.
@@ -151,6 +165,19 @@ pub(super) fn is_flat(
             && fixed.iter().all(|all| numbers(all).all(|n| n <= 0.0))
     };
     rounds && known().any(grows) && first.is_some() && all.all(|n| Some(n) == first) && !natural()
+}
+
+/// A result's numbers, but where an input is none: the logarithm of what is negative decides nothing.
+fn defined(y: &Tensor, inputs: &[&Tensor]) -> Vec<f64> {
+    let holds = |place: usize| {
+        inputs.iter().filter(|x| x.shape == y.shape).all(|x| {
+            let number = x.values().and_then(|values| values.get(place));
+            number.is_none_or(|n| !n.is_nan())
+        })
+    };
+    let values = y.values().unwrap_or_default().iter();
+    let told = values.enumerate().filter(|(place, _)| holds(*place));
+    told.map(|(_, n)| *n).collect()
 }
 
 /// Whether the numbers differ, and not only how many of one number there are.
@@ -190,7 +217,11 @@ fn looks_up(op: &Op, facts: [&Facts<'_>; 2]) -> bool {
 /// Where what grows with the sequence stays on one side of a number that is always the same: whether
 /// below. That lengths and places are not negative is no news.
 fn one_sided(grows: &[Tensor], bound: &[Tensor]) -> Option<bool> {
-    let bound = bound.first().filter(|_| is_constant(bound))?.number()?;
+    let mut bounds = numbers(bound);
+    let bound = bounds.next()?;
+    if bounds.any(|other| other != bound) {
+        return None;
+    }
     // What is beyond all lengths stands for no bound.
     if is_constant(grows) || bound.abs() >= f64::from(i32::MAX) {
         return None;

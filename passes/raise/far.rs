@@ -7,8 +7,9 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::Raiser;
-use super::doubt::is_flat;
+use super::doubt::{has_pieces, is_flat};
 use super::mask::{Mask, Rule};
+use super::probe::Facts;
 use super::sample::Size;
 use super::tensor::{Tensor, count};
 use crate::ir::{OpId, OpKind, Operand, ValueId};
@@ -40,17 +41,9 @@ impl Raiser<'_> {
         if let Some(number) = behind.fractions.first() {
             return Err(format!("a mask that {number} changes in longer sequences"));
         }
-        let small = behind.numbers.is_empty() && behind.stored.is_empty();
-        if let Some(op) = behind
-            .ops
-            .values()
-            .find(|id| small && self.is_undecided(**id))
-        {
-            let named = self.graph.op(*op).map_or("", |op| op.name.as_str());
-            return Err(format!(
-                "a mask whose {named} may change in longer sequences"
-            ));
-        }
+        let undecided = |facts: &Facts<'_>, id: OpId| self.is_undecided(facts, id);
+        let mut open: Vec<OpId> = behind.ops.values().copied().collect();
+        open.retain(|&id| undecided(&self.facts, id));
         let mut found = rule;
         for &operand in &behind.stored {
             let tensor = self.facts.get(operand, 0);
@@ -65,6 +58,8 @@ impl Raiser<'_> {
             let [low, high] = SMALL.map(|small| {
                 let constants = (at, small as f64);
                 let facts = self.facts.swapped(self.graph, &behind.ops, constants);
+                // What the number decides when it is small is this number's doing.
+                open.retain(|&id| undecided(&facts, id));
                 let seen = self.seen_at_all(&facts, masks, sizes).ok()?;
                 Some(self.rule_of(&seen, key))
             });
@@ -83,24 +78,24 @@ impl Raiser<'_> {
                 _ => return Err(told()),
             };
         }
-        Ok(found)
+        match open.first().and_then(|&id| self.graph.op(id)) {
+            None => Ok(found),
+            Some(op) => Err(format!(
+                "a mask whose {} may change in longer sequences",
+                op.name
+            )),
+        }
     }
 
-    /// Whether an op compares what grows with the sequence, with one result everywhere.
-    fn is_undecided(&self, id: OpId) -> bool {
+    /// Whether an op has pieces, and sees what grows with the sequence in one of them alone.
+    fn is_undecided(&self, facts: &Facts<'_>, id: OpId) -> bool {
         let Some(op) = self.graph.op(id) else {
             return false;
         };
         let OpKind::Onnx(onnx) = &op.kind else {
             return false;
         };
-        let compares = matches!(
-            onnx.op_type.as_str(),
-            "Less" | "LessOrEqual" | "Greater" | "GreaterOrEqual" | "Equal"
-        );
-        let known = |operand: &Operand| Some(self.facts.side(*operand)?.to_vec());
-        let inputs: Vec<_> = op.inputs.iter().map(known).collect();
-        compares && is_flat(op, onnx, [&self.facts, &self.facts], &inputs)
+        has_pieces(onnx) && is_flat(op, onnx, [facts, facts])
     }
 
     /// Goes back from masks to what they are made from; sizes are asked of shapes, which are known.

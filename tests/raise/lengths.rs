@@ -1,7 +1,7 @@
 //! What is one thing in short sequences and another in longer ones is not raised as the former; what a
 //! node says besides its inputs is not passed over.
 //!
-//! The fixtures of `tests/fixtures/lengths` and what ONNX Runtime makes of 60 tokens come from its
+//! The fixtures of `tests/fixtures/lengths` and what ONNX Runtime makes of 60 or 200 tokens come from its
 //! `make.py`.
 #![cfg(feature = "tract")]
 
@@ -17,7 +17,7 @@ use super::{agrees, import, raised, tensors};
 const WHOLE: [&str; 5] = ["plain", "rotary", "positions", "product", "looked_up"];
 
 /// Right, and not raised whole.
-const PARTS: [&str; 18] = [
+const PARTS: [&str; 22] = [
     "scale",
     "equal",
     "factor",
@@ -36,6 +36,10 @@ const PARTS: [&str; 18] = [
     "faint",
     "shifted",
     "softmax12",
+    "small_factor",
+    "logarithm",
+    "mirrored",
+    "filled",
 ];
 
 fn fixture(name: &str) -> PathBuf {
