@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 
 use super::activations::Coordinates;
+use super::kernels::float::{self, PanelProduct};
 use super::kernels::rope::Angles;
 use super::matrix::PreparedMatrix;
 use super::program::{Arg, Kind, PreparedMoe, Step};
@@ -253,17 +254,31 @@ impl<'a> Run<'a> {
         let mut made: Vec<Vec<f32>> = linears()
             .map(|(_, linear)| self.buffers.take(rows * linear.matrix.rows))
             .collect();
-        let mut outs: Vec<(&PreparedMatrix, &mut [f32])> = linears()
-            .zip(&mut made)
-            .map(|((_, linear), out)| (&linear.matrix, out.as_mut_slice()))
-            .collect();
+        let mut outs: Vec<(&PreparedMatrix, &mut [f32])> = Vec::new();
+        let (mut packed, mut whole) = (Vec::new(), Vec::new());
+        for ((_, linear), out) in linears().zip(&mut made) {
+            let panels = linear.matrix.packed(rows)?.filter(|_| linear.scale == 1.0);
+            whole.push(panels.is_some());
+            match panels {
+                Some((w, panels)) => packed.push(PanelProduct {
+                    panels,
+                    w,
+                    bias: linear.bias.as_deref(),
+                    out,
+                }),
+                None => outs.push((&linear.matrix, out)),
+            }
+        }
+        float::matmul_all(pool, &mut packed, values, rows);
         PreparedMatrix::multiply_all(pool, &forms, &mut outs)?;
-        for ((step, linear), mut out) in linears().zip(made) {
+        for (((step, linear), mut out), whole) in linears().zip(made).zip(whole) {
             let mut shape = x.shape.clone();
             if let Some(last) = shape.last_mut() {
                 *last = linear.matrix.rows;
             }
-            linear::affine(pool, linear.scale, linear.bias.as_deref(), &mut out);
+            if !whole {
+                linear::affine(pool, linear.scale, linear.bias.as_deref(), &mut out);
+            }
             self.finish(step, Tensor::f32(&shape, out))?;
         }
         Ok(())

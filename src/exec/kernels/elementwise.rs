@@ -6,7 +6,7 @@ use crate::exec::pool::Pool;
 use std::ops::Range;
 
 /// Values per part: long enough to be worth a thread's while.
-const PART: usize = 32 << 10;
+const PART: usize = 8 << 10;
 
 /// `out += x`.
 ///
@@ -108,7 +108,7 @@ fn rows(pool: &Pool, x: &[f32], out: &mut [f32], kernel: Both) {
 }
 
 dispatch! {
-    fn add_at(x: &[f32], out: &mut [f32]) = add_body;
+    pub(super) fn add_at(x: &[f32], out: &mut [f32]) = add_body;
 }
 
 dispatch! {

@@ -47,6 +47,15 @@ impl Kept {
         }
     }
 
+    /// Panels that are there already.
+    pub(super) fn ready(&self, tokens: usize) -> Option<Arc<Panels>> {
+        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*state {
+            State::Packed(panels) if tokens > FEW_TOKENS => panels.clone(),
+            _ => None,
+        }
+    }
+
     /// Gives the memory back.
     pub(super) fn release(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = State::Unused;

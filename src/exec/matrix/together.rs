@@ -2,10 +2,12 @@
 
 use super::{PreparedMatrix, PreparedTerm, Sides, add};
 use crate::exec::activations::Forms;
+use crate::exec::kernels::float::{FloatRows, Panels};
 use crate::exec::kernels::quant::{self, Product};
 use crate::exec::kernels::{Write, hadamard};
 use crate::exec::{ExecError, Pool};
 use crate::numeric::hadamard::Rotation as Side;
+use std::sync::Arc;
 
 impl PreparedMatrix {
     /// `out[t, o] = Σ_i x[t, i] · W[o, i]` of several matrices.
@@ -48,6 +50,26 @@ impl PreparedMatrix {
             }
         }
         Ok(())
+    }
+
+    /// The only term and its panels, where it keeps some for products of so many tokens.
+    pub(in crate::exec) fn packed(
+        &self,
+        tokens: usize,
+    ) -> Result<Option<(FloatRows<'_>, Arc<Panels>)>, ExecError> {
+        let [
+            PreparedTerm::Dense {
+                data,
+                format,
+                transposed,
+                kept,
+            },
+        ] = self.terms.as_slice()
+        else {
+            return Ok(None);
+        };
+        let w = self.float_rows(data.bytes()?, *format, *transposed);
+        Ok(kept.ready(tokens).map(|panels| (w, panels)))
     }
 
     /// One term, its outputs turned back where they are in other coordinates.

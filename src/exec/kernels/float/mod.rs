@@ -8,7 +8,7 @@ mod axpy;
 mod dot;
 mod panels;
 
-pub use panels::Panels;
+pub use panels::{PanelProduct, Panels, matmul_all};
 
 use super::Write;
 use super::gemm::{self, Left, PANEL, Right};

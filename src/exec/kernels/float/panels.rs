@@ -6,10 +6,12 @@
 //! are the same to the last bit.
 
 use super::{FloatRows, TILE_TOKENS, Write, stretches};
+use crate::exec::kernels::elementwise::add_at;
 use crate::exec::kernels::gemm::{self, Left, PANEL, Right};
 use crate::exec::kernels::vector::Isa;
-use crate::exec::pool::{Pool, Tile};
+use crate::exec::pool::{Pool, Split, Tile};
 use crate::numeric::float::Float;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Most bytes of panels that a process keeps.
@@ -81,6 +83,52 @@ impl Panels {
             gemm::product_into_rows(isa, part.len(), left, right, tile, (0, 0), add);
         }
     }
+}
+
+/// One of several products with the same activations.
+pub struct PanelProduct<'a> {
+    /// The matrix, packed.
+    pub panels: Arc<Panels>,
+    /// The matrix.
+    pub w: FloatRows<'a>,
+    /// Added to each row of the result, one value for each row of the matrix.
+    pub bias: Option<&'a [f32]>,
+    /// `[tokens, rows]`.
+    pub out: &'a mut [f32],
+}
+
+/// `out[t, o] = Σ_i x[t, i] · W[o, i] + bias[o]` of several matrices as one job of the pool: of a
+/// small encoder's time every start and end of a job is a part.
+///
+/// # Panics
+/// A slice does not fit the shapes.
+pub fn matmul_all(pool: &Pool, products: &mut [PanelProduct<'_>], x: &[f32], tokens: usize) {
+    let isa = Isa::detect();
+    let mut rest = Vec::with_capacity(products.len());
+    let mut splits = Vec::with_capacity(products.len());
+    for product in products {
+        let w = product.w;
+        w.check(x, tokens, product.out);
+        assert!(product.bias.is_none_or(|bias| bias.len() == w.rows));
+        rest.push((&product.panels, w.cols, product.bias));
+        splits.push(Split {
+            out: &mut *product.out,
+            width: w.rows,
+            tile: (TILE_TOKENS.0, PANEL),
+        });
+    }
+    pool.split_all(&mut splits, |which, mut tile| {
+        let Some((panels, cols, bias)) = rest.get(which) else {
+            return;
+        };
+        panels.tile(*cols, x, Write::Overwrite, &mut tile);
+        if let Some(bias) = bias {
+            let bias = &bias[tile.cols()];
+            for row in tile.rows() {
+                add_at(isa, bias, tile.row_mut(row));
+            }
+        }
+    });
 }
 
 impl Drop for Panels {

@@ -1,6 +1,8 @@
 use super::*;
+use crate::exec::kernels::elementwise;
 use crate::exec::kernels::vector::Isa;
 use crate::numeric::float::{encode_bf16, encode_f16};
+use std::sync::Arc;
 
 /// Numbers between -1 and 1 that depend on the seed.
 pub(crate) fn noise(seed: u64, len: usize) -> Vec<f32> {
@@ -147,6 +149,29 @@ fn panels_give_the_same_bits() {
             panels.matmul(&pool, &w, &x, tokens, write, &mut kept);
             assert_eq!(plain, kept, "{tokens} {rows} {cols}");
         }
+        // Two at once, one with a bias.
+        let bias = noise(10, rows);
+        let mut plain = noise(11, tokens * rows);
+        matmul(&pool, &w, &x, tokens, Write::Overwrite, &mut plain);
+        let mut biased = plain.clone();
+        elementwise::add_row(&pool, &bias, &mut biased);
+        let panels = Arc::new(panels);
+        let mut made = [noise(12, tokens * rows), noise(13, tokens * rows)];
+        let mut biases = [None, Some(bias.as_slice())].into_iter();
+        let product = |out| PanelProduct {
+            panels: Arc::clone(&panels),
+            w,
+            bias: biases.next().flatten(),
+            out,
+        };
+        let mut products: Vec<_> = made
+            .iter_mut()
+            .map(Vec::as_mut_slice)
+            .map(product)
+            .collect();
+        matmul_all(&pool, &mut products, &x, tokens);
+        drop(products);
+        assert_eq!(made, [plain, biased], "{tokens} {rows} {cols}");
     }
 }
 
