@@ -18,6 +18,7 @@ use super::history::{Judged, Record};
 use super::learner::{Learner, not_finite, origin, run, scalar, tokens};
 use super::loss;
 use super::parameters::Trainable;
+use super::ranks::{Ranks, any, share};
 use super::{Place, Settings, TrainError, Watch};
 use crate::calib::hold::Hold;
 use crate::exec::segments::{Blind, Held, Segment};
@@ -47,6 +48,8 @@ pub struct Job<'a> {
     pub options: &'a Options,
     /// Where checkpoints go.
     pub store: &'a Store,
+    /// Who shares the batches.
+    pub ranks: &'a dyn Ranks,
     /// Bytes of activations that stay in memory, of both models together; more is spilled.
     pub held: u64,
 }
@@ -194,7 +197,10 @@ impl<'a> Stream<'a> {
         };
         let (train, validation) = (cut(job.examples), cut(job.validation));
         let count = train.len() + validation.len();
-        let path = |name: &str| job.store.folder().join(name);
+        let path = |name: &str| match job.ranks.rank() {
+            0 => job.store.folder().join(name),
+            rank => job.store.folder().join(format!("{name}-{rank}")),
+        };
         Ok(Self {
             train: train.len(),
             batches: train.into_iter().chain(validation).collect(),
@@ -375,22 +381,33 @@ impl Part<'_> {
         let every = settings.judge_every.clamp(1, settings.block_steps.max(1));
         let mut since = 0;
         for step in 0..settings.block_steps {
-            if watch.interrupt().load(Ordering::Relaxed) {
+            if any(watch.interrupt().load(Ordering::Relaxed), job.ranks) {
                 return Err(TrainError::Interrupted);
             }
             let seed = settings.seed ^ ((self.number as u64 + 1) << 32);
             let chosen = of_step(stream.train, settings.accumulate.max(1), seed, step);
             let all: f64 = chosen.iter().map(|&at| stream.tokens(at)).sum();
             let mut sum = 0.0;
-            for &at in &chosen {
+            for &at in share(&chosen, job.ranks) {
                 let inputs = stream.inputs(at, self, targets, all)?;
-                let loss: f64 = learner.add(&inputs)?.iter().sum();
-                if !loss.is_finite() {
-                    judge.replace(&learner.encoded()?)?;
-                    return Err(not_finite(step + 1, origin(&judge, &block, &inputs)));
+                sum += learner.add(&inputs)?.iter().sum::<f64>();
+                if !f64::is_finite(sum) {
+                    break;
                 }
-                sum += loss;
             }
+            let sum = job.ranks.total(sum);
+            if !sum.is_finite() {
+                judge.replace(&learner.encoded()?)?;
+                for &at in &chosen {
+                    let inputs = stream.inputs(at, self, targets, all)?;
+                    let from = origin(&judge, &block, &inputs);
+                    if from.is_some() {
+                        return Err(not_finite(step + 1, from));
+                    }
+                }
+                return Err(not_finite(step + 1, None));
+            }
+            learner.gather(job.ranks);
             let done = learner.step(&settings.schedule, settings.block_steps)?;
             let mut record = Record {
                 loss: Some(sum),
@@ -433,11 +450,13 @@ impl Part<'_> {
         };
         let count: f64 = all.clone().map(|at| stream.tokens(at)).sum();
         let mut sum = 0.0;
-        for at in all {
+        let all: Vec<usize> = all.collect();
+        for &at in share(&all, self.job.ranks) {
             let inputs = stream.inputs(at, self, targets, count)?;
             let outputs = run(engine, &inputs)?;
             sum += outputs.iter().map(|(_, t)| scalar(t)).sum::<f64>();
         }
+        let sum = self.job.ranks.total(sum);
         Ok(Judged {
             error: Some(sum),
             ..Judged::default()

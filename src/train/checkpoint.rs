@@ -25,6 +25,8 @@ pub struct Store {
     folder: PathBuf,
     /// Everything that the result depends on, hashed.
     print: String,
+    /// Another rank's, which writes.
+    follows: bool,
 }
 
 /// The state of training end to end.
@@ -72,6 +74,15 @@ impl Store {
         Self {
             folder: folder.to_path_buf(),
             print,
+            follows: false,
+        }
+    }
+
+    /// The store of the first rank, for one that reads it and writes nothing.
+    pub fn following(folder: &Path, print: String) -> Self {
+        Self {
+            follows: true,
+            ..Self::new(folder, print)
         }
     }
 
@@ -203,6 +214,9 @@ impl Store {
         header: &H,
         tensors: &[(String, DType, Vec<u8>)],
     ) -> Result<(), TrainError> {
+        if self.follows {
+            return Ok(());
+        }
         let (path, temporary) = (
             self.folder.join(name),
             self.folder.join(format!("{name}.tmp")),

@@ -11,6 +11,7 @@ use super::history::{Judged, Record};
 use super::learner::{Learner, not_finite, origin, run, scalar, tokens};
 use super::loss::{self, Losses};
 use super::parameters::Trainable;
+use super::ranks::{Ranks, any, share};
 pub use super::teacher::Teacher;
 use super::teacher::Use;
 use super::{Place, Settings, TrainError, Watch};
@@ -38,6 +39,8 @@ pub struct Job<'a> {
     pub options: &'a Options,
     /// Where checkpoints go.
     pub store: &'a Store,
+    /// Who shares the batches.
+    pub ranks: &'a dyn Ranks,
 }
 
 /// What came of it.
@@ -113,7 +116,7 @@ pub fn train(job: &Job<'_>, watch: &mut dyn Watch) -> Result<Trained, TrainError
         }
     };
     while state.step < settings.steps && state.best.since < settings.patience {
-        if watch.interrupt().load(Ordering::Relaxed) {
+        if any(watch.interrupt().load(Ordering::Relaxed), job.ranks) {
             keep(job.store, &mut state, &learner)?;
             return Err(TrainError::Interrupted);
         }
@@ -199,7 +202,9 @@ fn one_step(
     let settings = job.settings;
     let per_step = settings.batch * settings.accumulate;
     let chosen = of_step(job.examples.len(), per_step, settings.seed, step);
-    let batches = chosen.chunks(settings.batch.max(1));
+    // Every rank has something to do, and none more examples at once than are allowed.
+    let fair = per_step.div_ceil(job.ranks.size().max(1));
+    let batches = chosen.chunks(settings.batch.min(fair).max(1));
     let batches: Vec<Batch> = batches.map(|some| Batch::new(job.examples, some)).collect();
     let weight: f64 = batches.iter().map(Batch::weight).sum();
     if weight <= 0.0 {
@@ -207,16 +212,27 @@ fn one_step(
         return Err(TrainError::Settings(what));
     }
     let mut sum = 0.0;
-    for batch in &batches {
+    for batch in share(&batches, job.ranks) {
         let inputs = inputs(job, batch, losses, weight)?;
-        let loss: f64 = learner.add(&inputs)?.iter().sum();
-        if !loss.is_finite() {
-            judge.engine.replace(&learner.encoded()?)?;
-            let from = origin(&judge.engine, &judge.module, &inputs);
-            return Err(not_finite(step + 1, from));
+        sum += learner.add(&inputs)?.iter().sum::<f64>();
+        if !f64::is_finite(sum) {
+            break;
         }
-        sum += loss;
     }
+    let sum = job.ranks.total(sum);
+    if !sum.is_finite() {
+        judge.engine.replace(&learner.encoded()?)?;
+        // It may have been another rank's batch: all ranks look at all, and say the same.
+        for batch in &batches {
+            let inputs = inputs(job, batch, losses, weight)?;
+            let from = origin(&judge.engine, &judge.module, &inputs);
+            if from.is_some() {
+                return Err(not_finite(step + 1, from));
+            }
+        }
+        return Err(not_finite(step + 1, None));
+    }
+    learner.gather(job.ranks);
     let done = learner.step(&settings.schedule, settings.steps)?;
     Ok(Record {
         loss: Some(sum),
@@ -314,7 +330,8 @@ impl<'a> Judge<'a> {
         }
         let numbers: Vec<usize> = (0..all.len()).collect();
         let mut sums = [0f64; 2];
-        for some in numbers.chunks(self.job.settings.batch.max(1)) {
+        let chunks: Vec<&[usize]> = numbers.chunks(self.job.settings.batch.max(1)).collect();
+        for some in share(&chunks, self.job.ranks) {
             let batch = Batch::new(all, some);
             let factors = (1.0 / weight, 1.0 / weight);
             let inputs = of_batch(&batch, self.losses, self.job.teacher, factors, Use::Judge)?;
@@ -323,6 +340,7 @@ impl<'a> Judge<'a> {
                 *sum += scalar(&loss);
             }
         }
+        let sums = sums.map(|sum| self.job.ranks.total(sum));
         Ok(Judged {
             cross_entropy: Some(sums[0]),
             kl: self.losses.kl.then_some(sums[1]),

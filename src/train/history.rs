@@ -53,11 +53,22 @@ impl Judged {
     }
 }
 
+fn one() -> usize {
+    1
+}
+
+fn is_one(count: &usize) -> bool {
+    *count == 1
+}
+
 /// A training run, as reports hold it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct History {
     /// The run in the words of the command.
     pub settings: String,
+    /// Processes that shared the batches.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub ranks: usize,
     /// Trained tensors and their values, by kind: name of the kind, tensors, values.
     pub trained: Vec<(String, u64, u64)>,
     /// Each block's records; the block's name first.

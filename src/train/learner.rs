@@ -8,6 +8,7 @@ use super::data::Batch;
 use super::grad::{self, Parameter, Wanted};
 use super::optimizer::{Moving, Piece, Schedule, norm};
 use super::parameters::Trainable;
+use super::ranks::Ranks;
 use super::{Settings, TrainError, Watch};
 use crate::exec::segments::{Held, Tap};
 use crate::exec::{Engine, Options, Tensor};
@@ -99,6 +100,11 @@ impl<'a> Learner<'a> {
         Ok(losses)
     }
 
+    /// Adds the gradients of all ranks.
+    pub(super) fn gather(&mut self, ranks: &dyn Ranks) {
+        self.sums.iter_mut().for_each(|sum| ranks.sum(sum));
+    }
+
     /// Moves the values against the gradients that were added up.
     ///
     /// # Errors
@@ -108,7 +114,7 @@ impl<'a> Learner<'a> {
         for (sum, trainable) in self.sums.iter().zip(&self.trainables) {
             if !sum.iter().all(|g| g.is_finite()) {
                 let what = format!("the gradient of {}", trainable.name);
-                return Err(not_finite(number, what));
+                return Err(not_finite(number, Some(what)));
             }
         }
         let size = norm(&self.sums);
@@ -162,7 +168,7 @@ impl<'a> Learner<'a> {
                     continue;
                 }
                 if !moving.master.iter().all(|x| x.is_finite()) {
-                    return Err(not_finite(self.step, trainable.name.clone()));
+                    return Err(not_finite(self.step, Some(trainable.name.clone())));
                 }
                 let parts = trainable.codec.encode(&moving.master, &bytes, self.threads);
                 let beyond = |what| TrainError::Overflow {
@@ -200,7 +206,9 @@ impl<'a> Learner<'a> {
 }
 
 /// What a run says that came to no number; [`TrainError::with_kept`] adds what is left.
-pub(super) fn not_finite(step: u64, what: String) -> TrainError {
+pub(super) fn not_finite(step: u64, what: Option<String>) -> TrainError {
+    let what =
+        what.unwrap_or_else(|| "the loss (what goes into the linears is finite)".to_string());
     TrainError::NotFinite {
         step,
         what,
@@ -223,8 +231,13 @@ impl Tap for Watchman {
 
 /// Where a batch's forward pass leaves the finite numbers: for errors alone, since it runs it again.
 ///
-/// `engine` has the weights that did it; `module` is what it was made of.
-pub(super) fn origin(engine: &Engine, module: &Module, inputs: &[(String, Tensor)]) -> String {
+/// `engine` has the weights that did it; `module` is what it was made of. None where what goes into
+/// the linears is finite.
+pub(super) fn origin(
+    engine: &Engine,
+    module: &Module,
+    inputs: &[(String, Tensor)],
+) -> Option<String> {
     let mut watchman = Watchman { found: None };
     let mut held = Held::default();
     for segment in &engine.segments().list {
@@ -235,10 +248,8 @@ pub(super) fn origin(engine: &Engine, module: &Module, inputs: &[(String, Tensor
     }
     let graph = module.graphs.first();
     let op = |id: OpId| graph.and_then(|g| g.op(id)).map(|op| op.name.clone());
-    match watchman.found.and_then(op) {
-        Some(name) => format!("the loss (the first such value goes into {name})"),
-        None => "the loss (what goes into the linears is finite)".to_string(),
-    }
+    let name = watchman.found.and_then(op)?;
+    Some(format!("the loss (the first such value goes into {name})"))
 }
 
 /// The stored values of a trainable.

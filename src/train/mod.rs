@@ -4,7 +4,8 @@
 //! [`parameters`] says which stored tensors move and how they are kept in their formats,
 //! [`optimizer`] moves them, [`data`] orders examples, [`loss`] puts losses on a language model.
 //! [`end_to_end`] trains a whole model; [`blocks`] trains layer by layer, with one in memory.
-//! Results depend on the settings and the data alone: not on threads, nor on interruptions.
+//! Results depend on the settings and the data alone: not on threads, nor on interruptions; with
+//! [`ranks`] that share the batches, up to the order of sums.
 
 pub mod blocks;
 pub mod checkpoint;
@@ -18,6 +19,7 @@ mod learner;
 pub mod loss;
 pub mod optimizer;
 pub mod parameters;
+pub mod ranks;
 mod teacher;
 
 pub use error::TrainError;

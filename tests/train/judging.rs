@@ -8,8 +8,9 @@ use hlrc::import::{Input, open};
 use hlrc::store::Reader;
 use hlrc::train::checkpoint::Store;
 use hlrc::train::data::Example;
-use hlrc::train::end_to_end::{Job, Teacher, train};
+use hlrc::train::end_to_end::{Job, Teacher, Trained, train};
 use hlrc::train::parameters::{Choice, Kind, choose};
+use hlrc::train::ranks::{Alone, Ranks};
 use hlrc::train::{Place, Record, Settings, Watch};
 use hlrc::weights::FileCache;
 use serde_json::Value;
@@ -124,16 +125,20 @@ impl Watch for Deaf {
     }
 }
 
-#[test]
-fn the_original_runs_once_over_the_examples_to_judge_by() {
+/// Trains the norms of a model on four short examples, judged by five others, to be like the original;
+/// what came of it, and how often the original ran.
+pub fn norms(
+    path: &Path,
+    (batch, accumulate): (usize, usize),
+    ranks: &dyn Ranks,
+) -> (Trained, u64) {
     let folder = tempfile::tempdir().expect("a folder");
-    let path = coded(folder.path(), "int2");
     let files = FileCache::new();
     let module = |path: &Path| {
         let opened = open(&Input::Path(path.to_path_buf()), &files);
         opened.unwrap_or_else(|e| panic!("{e}")).module
     };
-    let (student, original) = (module(&path), module(Path::new(STORIES)));
+    let (student, original) = (module(path), module(Path::new(STORIES)));
     let options = Options::default();
     let engine = Engine::new(&original, &files, &options).unwrap_or_else(|e| panic!("{e}"));
     let teacher = Teacher::new(engine, None);
@@ -154,8 +159,8 @@ fn the_original_runs_once_over_the_examples_to_judge_by() {
         steps: 6,
         block_steps: 1,
         schedule: hlrc::train::optimizer::Schedule::default(),
-        batch: 2,
-        accumulate: 1,
+        batch,
+        accumulate,
         judge_every: 2,
         patience: 8,
         checkpoint_every: 100,
@@ -172,10 +177,19 @@ fn the_original_runs_once_over_the_examples_to_judge_by() {
         settings: &settings,
         options: &options,
         store: &Store::new(folder.path(), String::new()),
+        ranks,
     };
     let done = train(&job, &mut Deaf).unwrap_or_else(|e| panic!("{e}"));
+    (done, teacher.runs())
+}
+
+#[test]
+fn the_original_runs_once_over_the_examples_to_judge_by() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = coded(folder.path(), "int2");
+    let (done, runs) = norms(&path, (2, 1), &Alone);
     let judgements = done.records.iter().filter(|r| r.judged.is_some()).count();
     assert_eq!(judgements, 4);
     // Three batches to judge by, once, and one for each step.
-    assert_eq!(teacher.runs(), 3 + 6);
+    assert_eq!(runs, 3 + 6);
 }

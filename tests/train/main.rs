@@ -7,6 +7,7 @@ mod ends;
 mod judging;
 mod lines;
 mod pass;
+mod ranks;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

@@ -129,6 +129,9 @@ pub struct TrainArgs {
     /// Worker threads (default: one per core)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = LIMITS)]
     pub threads: Option<u16>,
+    /// Share each step's batches with the other processes of `mpirun -n N hlrc-opt train …`
+    #[arg(long, help_heading = LIMITS)]
+    pub mpi: bool,
     /// How much to say.
     #[command(flatten)]
     pub talk: TalkArgs,

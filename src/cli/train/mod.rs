@@ -3,10 +3,13 @@
 pub mod args;
 mod data;
 mod output;
+mod ranks;
+mod settings;
 mod watch;
 
 use super::{Exit, Failure, errors, load, opt, print, signal};
 use crate::exec::{Engine, Options};
+use crate::export::hlrc::partial_path;
 use crate::ir::Module;
 use crate::opt::OptError;
 use crate::report::human;
@@ -14,28 +17,30 @@ use crate::report::progress::Progress;
 use crate::store::Reader;
 use crate::train::checkpoint::Store;
 use crate::train::end_to_end::{self, Teacher};
-use crate::train::optimizer::Schedule;
-use crate::train::parameters::{Choice, Trainable, apply, choose};
+use crate::train::parameters::{Trainable, apply, choose};
+use crate::train::ranks::{Alone, Ranks};
 use crate::train::{History, Judged, Settings, TrainError, blocks};
-use crate::weights::{Digest, FileCache};
-use args::{HeldOut, Mode, TrainArgs, Unit};
+use crate::weights::FileCache;
+use args::{Mode, TrainArgs};
 use data::{Data, Model};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::time::{Instant, UNIX_EPOCH};
-
-/// Examples of a step at most.
-const MOST_EXAMPLES: usize = 1 << 24;
+use std::path::Path;
+use std::time::Instant;
 
 /// Trains a model.
 pub fn run(args: &TrainArgs) -> Result<Exit, Failure> {
-    let progress = opt::progress(&args.talk);
-    let history = train(args, &progress, None)?;
-    if args.json {
-        let text = serde_json::to_string_pretty(&history).unwrap_or_default() + "\n";
-        print(text.as_bytes())?;
-    }
-    Ok(Exit::Ok)
+    ranks::run(args.mpi, |ranks| {
+        let progress = match ranks.is_first() {
+            true => opt::progress(&args.talk),
+            false => Progress::silent(),
+        };
+        let history = shared(args, &progress, None, ranks)?;
+        if args.json && ranks.is_first() {
+            let text = serde_json::to_string_pretty(&history).unwrap_or_default() + "\n";
+            print(text.as_bytes())?;
+        }
+        Ok(Exit::Ok)
+    })
 }
 
 /// What the manifest tells of a run that is the end of a pipeline.
@@ -54,6 +59,16 @@ pub fn train(
     args: &TrainArgs,
     progress: &Progress,
     generation: Option<Generation>,
+) -> Result<History, Failure> {
+    shared(args, progress, generation, &Alone)
+}
+
+/// [`train`] with other processes; the first one writes.
+fn shared(
+    args: &TrainArgs,
+    progress: &Progress,
+    generation: Option<Generation>,
+    ranks: &dyn Ranks,
 ) -> Result<History, Failure> {
     if args.mode != Mode::EndToEnd && args.teacher.is_none() {
         let what = "layers learn from the original's: name it with --teacher";
@@ -80,21 +95,30 @@ pub fn train(
     };
     drop(engine);
     let data = data::read(args, known, progress)?;
-    let settings = settings(args, &data, known.vocabulary)?;
+    let settings = settings::settings(args, &data, known.vocabulary, ranks.size())?;
     let chosen = choose(&module, &Reader::new(&files), &settings.choice).map_err(failure)?;
     let mut history = History {
-        settings: words(args, &settings),
+        settings: settings::words(args, &settings),
+        ranks: ranks.size(),
         trained: counted(&module, &chosen),
         ..History::default()
     };
     told(progress, &history, &data);
-    let print_ = fingerprint(args, &settings, &module, &data)?;
+    let print_ = settings::fingerprint(args, (&settings, ranks.size()), &module, &data)?;
     let original = match &args.teacher {
         Some(path) => Some(Original::new(path, args, known.vocabulary)?),
         None => None,
     };
-    let partial = output::open(args, &print_)?; // only now: nothing is left where the teacher can't be run
-    let store = Store::new(&partial.path, print_.clone());
+    // Only now: nothing is left where the teacher can't be run.
+    let partial = match ranks.is_first() {
+        true => Some(output::open(args, &print_)?),
+        false => None,
+    };
+    ranks.wait();
+    let store = match &partial {
+        Some(partial) => Store::new(&partial.path, print_.clone()),
+        None => Store::following(&partial_path(&args.output), print_.clone()),
+    };
     let run = Run {
         args,
         progress,
@@ -103,6 +127,7 @@ pub fn train(
         settings: &settings,
         data: &data,
         store: &store,
+        ranks,
     };
     let (original, teacher) = original.map(|o| (o.module, o.engine)).unzip();
     let teacher = teacher.map(|engine| Teacher::new(engine, settings.top));
@@ -119,15 +144,21 @@ pub fn train(
         failed = done.failed;
     }
     drop(teacher);
-    let written = output::Output {
-        args,
-        partial,
-        print: &print_,
-        history: &history,
-        generation,
-    };
-    written.write(trained, &loaded, &files)?;
-    progress.stage("Wrote", &args.output.display().to_string());
+    // What others held in the folder is gone.
+    ranks.wait();
+    if let Some(partial) = partial {
+        let written = output::Output {
+            args,
+            partial,
+            print: &print_,
+            history: &history,
+            generation,
+        };
+        written.write(trained, &loaded, &files)?;
+        progress.stage("Wrote", &args.output.display().to_string());
+    }
+    // No rank ends, and no failure is told, before the folder is there.
+    ranks.wait();
     match failed {
         None => Ok(history),
         Some(error) => {
@@ -200,6 +231,7 @@ struct Run<'a> {
     settings: &'a Settings,
     data: &'a Data,
     store: &'a Store,
+    ranks: &'a dyn Ranks,
 }
 
 impl Run<'_> {
@@ -226,6 +258,7 @@ impl Run<'_> {
             settings: self.settings,
             options: &options,
             store: self.store,
+            ranks: self.ranks,
             held: self.args.hold,
         };
         let done = blocks::train(&job, &mut watch::Lines::new(self.progress)).map_err(failure)?;
@@ -279,6 +312,7 @@ impl Run<'_> {
             settings: self.settings,
             options,
             store: self.store,
+            ranks: self.ranks,
         }
     }
 
@@ -313,106 +347,6 @@ impl Run<'_> {
     }
 }
 
-fn settings(args: &TrainArgs, data: &Data, vocabulary: usize) -> Result<Settings, Failure> {
-    let usage = |what: String, help: &str| Failure::new(Exit::Usage, what).help(help);
-    let per_step = args
-        .batch
-        .checked_mul(args.accumulate)
-        .filter(|&n| n <= MOST_EXAMPLES);
-    let Some(per_step) = per_step else {
-        let what = format!("--batch {} --accumulate {}", args.batch, args.accumulate);
-        let what = format!("{what}: a step has at most {MOST_EXAMPLES} examples");
-        return Err(usage(what, "make one of them smaller"));
-    };
-    let steps = match args.epochs {
-        None => args.steps,
-        Some(epochs) => {
-            let examples = epochs.checked_mul(data.train.len());
-            let examples = examples
-                .ok_or_else(|| usage(format!("--epochs {epochs}: too many"), "make it smaller"))?;
-            examples.div_ceil(per_step.max(1)).max(1) as u64
-        }
-    };
-    let taught = args.teacher.is_some();
-    let cross_entropy = args.ce.unwrap_or(if taught { 0.0 } else { 1.0 });
-    let kl = args.kl.unwrap_or(if taught { 1.0 } else { 0.0 });
-    if cross_entropy == 0.0 && kl == 0.0 {
-        let what = "--kl 0 without --ce leaves nothing to learn from".to_string();
-        return Err(usage(what, "give --ce a weight"));
-    }
-    Ok(Settings {
-        choice: Choice {
-            kinds: args.params.iter().copied().collect(),
-            only: args.only.clone(),
-        },
-        cross_entropy,
-        kl,
-        top: args.teacher_top.filter(|&top| top < vocabulary),
-        steps,
-        block_steps: args.block_steps,
-        schedule: Schedule {
-            rate: args.lr,
-            relative: args.lr_unit == Unit::Rms,
-            warm_up: args.warmup,
-            decay: args.decay,
-            clip: (args.clip > 0.0).then_some(args.clip),
-            ..Schedule::default()
-        },
-        batch: args.batch,
-        accumulate: args.accumulate,
-        judge_every: args.judge_every,
-        patience: args.patience,
-        checkpoint_every: args.checkpoint_every,
-        recompute: args.recompute,
-        seed: args.seed,
-    })
-}
-
-/// The run in the words of a pipeline, for manifests and reports.
-fn words(args: &TrainArgs, settings: &Settings) -> String {
-    let kinds: Vec<&str> = settings.choice.kinds.iter().map(|k| k.name()).collect();
-    let mode = match args.mode {
-        Mode::Blocks => format!("mode=blocks block_steps={}", settings.block_steps),
-        Mode::EndToEnd => format!("mode=end-to-end steps={}", settings.steps),
-        Mode::Both => format!(
-            "mode=both block_steps={} steps={}",
-            settings.block_steps, settings.steps
-        ),
-    };
-    let kinds = match kinds.as_slice() {
-        [one] => one.to_string(),
-        several => format!("\"{}\"", several.join(",")),
-    };
-    let quoted = |words: Vec<String>| format!("{:?}", words.join(","));
-    let path = |path: &PathBuf| path.display().to_string();
-    let mut more = format!("data={}", quoted(args.data.iter().map(path).collect()));
-    if let Some(teacher) = &args.teacher {
-        more += &format!(" teacher={}", quoted(vec![path(teacher)]));
-    }
-    if !args.only.is_empty() {
-        more += &format!(" only={}", quoted(args.only.clone()));
-    }
-    if let Some(ctx) = args.ctx {
-        more += &format!(" ctx={ctx}");
-    }
-    more += &match args.val {
-        HeldOut::Share(share) => format!(" val={}%", 100.0 * share),
-        HeldOut::Count(count) => format!(" val={count}"),
-    };
-    let schedule = &settings.schedule;
-    format!(
-        "train{{{mode} params={kinds} {more} kl={} ce={} lr={} warmup={} decay={} clip={} batch={} accumulate={}}}",
-        settings.kl,
-        settings.cross_entropy,
-        schedule.rate,
-        schedule.warm_up,
-        schedule.decay,
-        schedule.clip.unwrap_or(0.0),
-        settings.batch,
-        settings.accumulate
-    )
-}
-
 /// Tensors and values of each kind.
 fn counted(module: &Module, chosen: &[Trainable]) -> Vec<(String, u64, u64)> {
     let mut kinds: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
@@ -440,41 +374,6 @@ fn told(progress: &Progress, history: &History, data: &Data) {
         data.validation.len()
     );
     progress.stage("Data", &text);
-}
-
-/// Everything that the result depends on, hashed: what `--resume` goes by.
-fn fingerprint(
-    args: &TrainArgs,
-    settings: &Settings,
-    module: &Module,
-    data: &Data,
-) -> Result<String, Failure> {
-    let stamp = |path: &Path| -> Result<Vec<(String, u64, u128)>, Failure> {
-        let files = load::source(&load::Source::of(path)?)?.files;
-        let stamped = files.iter().map(|file| {
-            let meta = std::fs::metadata(file).ok();
-            let modified = meta.as_ref().and_then(|m| m.modified().ok());
-            let since = modified.and_then(|t| t.duration_since(UNIX_EPOCH).ok());
-            let bytes = meta.map_or(0, |m| m.len());
-            (
-                file.display().to_string(),
-                bytes,
-                since.map_or(0, |t| t.as_nanos()),
-            )
-        });
-        Ok(stamped.collect())
-    };
-    let teacher = args.teacher.as_deref().map(stamp).transpose()?;
-    let text = Digest::of(crate::ir::text::print(module).as_bytes()).to_hex();
-    let mode = format!("{:?}", args.mode);
-    let whole = (
-        env!("CARGO_PKG_VERSION"),
-        (mode, settings),
-        (text, stamp(&args.model)?, teacher),
-        &data.hash,
-    );
-    let json = serde_json::to_vec(&whole).unwrap_or_default();
-    Ok(Digest::of(&json).to_hex())
 }
 
 /// Errors of training as failures of the command.
