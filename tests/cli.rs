@@ -480,3 +480,15 @@ fn text_comes_on_standard_input_too() {
     writer.join().expect("joined").expect("taken");
     assert_eq!(stdout(&output).matches("quant(").count(), 35);
 }
+
+#[test]
+fn of_no_embeddings_nothing_is_saved() {
+    let (_guard, dir) = scratch();
+    let module = "hlir 1\nmodule \"m\" {\n  weight @q.weight : f32[64,64] = synthetic(seed=1, power=1.2, scale=0.02, outliers=0.0)\n  graph @main(%x : f32[B,64]) -> (%y) {\n    %y = linear %x [64,64] { dense(@q.weight) } name(\"q\") : f32[B,64]\n  }\n}\n";
+    std::fs::write(dir.join("m.hlir"), module).unwrap();
+    let output = run_in(&dir, &["m.hlir", "-p", "int8", "-o", "m.hlrc"]);
+    let told = stdout(&output);
+    let ends = told.lines().find(|l| l.starts_with("embeddings, head"));
+    let ends = ends.expect("a row of embeddings and head");
+    assert!(ends.contains("0.00x") && ends.contains(" 0.0%  "), "{ends}");
+}

@@ -1,7 +1,7 @@
 //! From `-p` and `-t` to a pipeline that is known to make sense, before any model is opened.
 
 use super::args::OptArgs;
-use super::{Exit, Failure, errors};
+use super::{Exit, Failure, errors, signal};
 use crate::pass::manager::{self, Schedule};
 use crate::pass::pipeline::error::did_you_mean;
 use crate::pass::pipeline::{
@@ -123,7 +123,11 @@ fn is_training(call: &PassCall) -> bool {
 }
 
 fn in_option(option: &str, error: &SyntaxError) -> Failure {
-    Failure::new(Exit::Usage, format!("in {option}: {error}"))
+    match signal::interrupted() {
+        // A plugin's pass was being made.
+        true => Failure::new(Exit::Interrupted, format!("interrupted: {error}")),
+        false => Failure::new(Exit::Usage, format!("in {option}: {error}")),
+    }
 }
 
 /// Checks that a call names a pass and gives it options that it takes.

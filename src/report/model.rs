@@ -82,7 +82,11 @@ pub struct ModelReport {
 impl Totals {
     fn finish(mut self) -> Self {
         self.ratio = self.bytes_before as f64 / self.bytes_after.max(1) as f64;
-        self.reduction_percent = 100.0 - 100.0 / self.ratio.max(1e-12);
+        // Of nothing there is nothing to save.
+        self.reduction_percent = match self.bytes_before {
+            0 => 0.0,
+            _ => 100.0 - 100.0 / self.ratio.max(1e-12),
+        };
         self.bits_per_weight = 8.0 * self.bytes_after as f64 / self.params_before.max(1) as f64;
         self
     }

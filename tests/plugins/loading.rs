@@ -59,6 +59,11 @@ fn files_that_are_no_plugins() {
     };
     other[18..20].copy_from_slice(&foreign.to_le_bytes());
     refused(here, &put("other.so", &other), &["is a library for"]);
+    for (at, says) in [(4, "with 32 bits"), (5, "with big-endian numbers")] {
+        let mut form = whole.clone();
+        form[at] = 3 - form[at];
+        refused(here, &put("form.so", &form), &["is a library for", says]);
+    }
     let mut object = whole.clone();
     object[16] = 1;
     refused(
@@ -91,6 +96,8 @@ fn libraries_that_are_no_plugins() {
     refused(here, &twice, &["registers the pass `evil` twice"]);
     let none = build(&[("HOW", 32)]).expect("built");
     refused(here, &none, &["gives no description"]);
+    let ends = build(&[("HOW", 33)]).expect("built");
+    refused(here, &ends, &["ended the process while it was loaded"]);
     let source = here.join("plain.c");
     std::fs::write(&source, "int nothing(void) { return 0; }\n").expect("written");
     let plain = here.join("plain.so");
@@ -101,6 +108,22 @@ fn libraries_that_are_no_plugins() {
         .expect("cc runs");
     assert!(built.success());
     refused(here, &plain, &["exports no symbol `hlrc_plugin`"]);
+    if !cfg!(target_os = "linux") {
+        return;
+    }
+    // A function that nobody has, called in the entry or much later, is missed at once.
+    let source = here.join("lacks.c");
+    let lacks = "int nowhere(void);\nconst void *hlrc_plugin(const void *host) { return nowhere() ? host : 0; }\n";
+    std::fs::write(&source, lacks).expect("written");
+    let lacking = here.join("lacks.so");
+    let built = std::process::Command::new("cc")
+        .args(["-shared", "-fPIC", "-Wl,-z,lazy", "-o"])
+        .args([&lacking, &source])
+        .status()
+        .expect("cc runs");
+    assert!(built.success());
+    let says = ["can't be loaded", "undefined symbol: nowhere"];
+    refused(here, &lacking, &says);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! `UPDATE_GOLDENFILES=1 cargo test --release --test plugins` accepts new results of the examples.
 
 mod broken;
+mod calls;
 mod common;
 mod compute;
 mod dense;

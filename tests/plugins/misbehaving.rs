@@ -126,7 +126,7 @@ fn mistakes_of_c_plugins() {
     let folder = tempfile::tempdir().expect("a folder");
     let here = folder.path();
     small(here);
-    let cases: [(u32, &str); 24] = [
+    let cases: [(u32, &str); 27] = [
         (2, "no term has the handle 12345"),
         (3, "status 3"),
         (4, "whose callback had returned"),
@@ -154,6 +154,9 @@ fn mistakes_of_c_plugins() {
         (24, "expected"),
         (26, "changed my mind"),
         (25, "plugin evil 1"),
+        (29, "it is not well"),
+        (43, "nobody had asked it to"),
+        (44, "it returned status 1, without a message"),
     ];
     for (how, says) in cases {
         let Some(plugin) = c_library("evil.c", HEADER, &[("HOW", how)], here) else {
@@ -183,6 +186,12 @@ fn mistakes_of_c_plugins() {
         ];
         fails(here, &[&run[..], &load, isolated].concat(), 1, &says);
     }
+    // The process ends with an error also where no callback with a context is at work.
+    let ends = c_library("evil.c", HEADER, &[("HOW", 45)], here).expect("built");
+    let run = ["m.hlir", "-p", "evil", "-S", "-q", "--load-pass-plugin"];
+    let says = ["plugin evil 1 ended the process", "--isolate-plugins"];
+    let arguments = [&run[..], &[ends.to_str().expect("utf-8")]].concat();
+    fails(here, &arguments, 1, &says);
     let traits = c_library("evil.c", HEADER, &[("HOW", 1)], here).expect("built");
     let arguments = [
         "m.hlir",
@@ -251,7 +260,10 @@ fn crashes_in_a_process_of_their_own() {
         plugin,
         "misbehave{how=exit}",
         false,
-        &["a plugin ended the process", "--isolate-plugins"],
+        &[
+            "plugin misbehave 0.1.0, at q, ended the process",
+            "--isolate-plugins",
+        ],
     );
     let print = [
         "m.hlir",
@@ -321,6 +333,26 @@ fn a_loop_ends_with_an_interrupt() {
     run("loop", true);
     // One that does not look is ended with its process.
     run("deaf", true);
+}
+
+#[cfg(unix)]
+#[test]
+fn one_that_is_never_made_ends_with_an_interrupt() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let here = folder.path();
+    small(here);
+    // In the entry, and where the pass is made: that is no mistake of the command line.
+    for how in [34, 46] {
+        let Some(plugin) = c_library("evil.c", HEADER, &[("HOW", how)], here) else {
+            return;
+        };
+        let run = ["m.hlir", "-p", "evil", "-S", "-q", "--isolate-plugins"];
+        let load = ["--load-pass-plugin", plugin.to_str().expect("utf-8")];
+        let (code, said, took) = interrupted(here, &[&run[..], &load].concat());
+        assert_eq!(code, Some(130), "{said}");
+        assert!(said.contains("error: interrupted: "), "{said}");
+        assert!(took < Duration::from_secs(30), "{took:?}");
+    }
 }
 
 #[test]

@@ -37,6 +37,31 @@ fn a_new_plugin_in_c_passes_its_test() {
         text(&made.stdout),
         text(&made.stderr)
     );
+    // A schema that contradicts itself is found by the check.
+    let source = here.join("my-pass/my_pass.c");
+    let written = std::fs::read_to_string(&source).expect("the source");
+    for (properties, says) in [
+        (
+            r#"\"n\":{\"type\":\"integer\",\"default\":\"x\",\"description\":\"n\"}"#,
+            "option `n` takes whole number, and its default is \"x\"",
+        ),
+        (
+            r#"\"a b\":{\"type\":\"integer\",\"description\":\"n\"}"#,
+            "option `a b` can't be written in a pipeline",
+        ),
+    ] {
+        let empty = r#"\"properties\":{}"#;
+        assert!(written.contains(empty), "{written}");
+        let full = empty.replace("{}", &format!("{{{properties}}}"));
+        std::fs::write(&source, written.replace(empty, &full)).expect("written");
+        let made = Command::new("make")
+            .arg("-B")
+            .current_dir(here.join("my-pass"))
+            .output();
+        assert!(made.expect("make runs").status.success());
+        let library = format!("my-pass/libmy_pass.{}", std::env::consts::DLL_EXTENSION);
+        fails(here, &["plugin", "check", &library], 1, &["my-pass", says]);
+    }
 }
 
 /// Commands of the book: fenced blocks without a language in one of its sections.
@@ -141,11 +166,17 @@ fn the_tutorial_in_python_works_as_written() {
     }
     // In the place of the environment that it makes, the tests' own, which needs no network.
     let venv = std::path::absolute("target/venv").expect("a path");
-    let ready = Command::new(venv.join("bin/python"))
-        .args(["-c", EMBEDS])
+    let asked = Command::new(venv.join("bin/python"))
+        .args(["-c", LACKS])
         .output();
-    if !ready.is_ok_and(|o| o.status.success()) {
-        println!("skipped: no cffi in target/venv, or a Python that can't be embedded");
+    let Ok(asked) = asked else {
+        println!("skipped: target/venv is not there; .ci/run makes it");
+        return;
+    };
+    assert!(asked.status.success(), "{}", text(&asked.stderr));
+    let lacks = text(&asked.stdout);
+    if !lacks.trim().is_empty() {
+        println!("skipped: the Python of target/venv lacks {}", lacks.trim());
         return;
     }
     let blocks = commands("In C");
@@ -163,10 +194,14 @@ fn the_tutorial_in_python_works_as_written() {
     );
 }
 
-/// Fails where a Python lacks cffi, its header, or its shared library.
-const EMBEDS: &str = "import cffi, setuptools, sysconfig, os
-assert os.path.exists(sysconfig.get_path('include') + '/Python.h')
-assert sysconfig.get_config_var('Py_ENABLE_SHARED')";
+/// What a Python lacks to be embedded by cffi.
+const LACKS: &str = "import importlib.util, os, sysconfig
+lacks = [name for name in ('cffi', 'setuptools') if importlib.util.find_spec(name) is None]
+if not os.path.exists(os.path.join(sysconfig.get_path('include'), 'Python.h')):
+    lacks.append('its header Python.h (python3-dev has it)')
+if not sysconfig.get_config_var('Py_ENABLE_SHARED'):
+    lacks.append('its shared library')
+print(', '.join(lacks))";
 
 /// Whether these tools are there.
 fn has(tools: &[&str]) -> bool {

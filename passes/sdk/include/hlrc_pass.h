@@ -869,7 +869,8 @@ typedef struct HlrcHost {
    */
   struct HlrcStr version;
   /*
-   Says why the callback will return an error. The last word counts.
+   Says why the callback fails. The last word counts; a callback that returns `HLRC_OK` behind it has failed
+   all the same.
    */
   HlrcStatus (*fail)(HlrcContext context, struct HlrcStr message);
   /*
@@ -994,7 +995,8 @@ typedef struct HlrcHost {
                           uint32_t *value);
   /*
    Makes an op. `kind` as `op_info` gives it; `attributes` its JSON object, which for `linear` and
-   `embedding` has `rows` and `cols` (and `bias`, a weight's number).
+   `embedding` has `rows` and `cols` (and `bias`, a weight's number). Ops with graphs of
+   their own (`moe`, ONNX's `If`) can be copied, not made.
    */
   HlrcStatus (*op_new)(HlrcContext context,
                        uint32_t graph,

@@ -6,7 +6,7 @@ mod new;
 
 use args::{Action, PluginArgs, PluginCommand};
 use serde_json::{Value, json};
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -24,7 +24,11 @@ const PAUSE: Duration = Duration::from_secs(3);
 
 impl From<LoadError> for Failure {
     fn from(error: LoadError) -> Self {
-        Self::new(Exit::Plugin, error.to_string()).help(error.help())
+        match signal::interrupted() {
+            // What was loaded has not stopped by itself, and was ended.
+            true => Self::new(Exit::Interrupted, format!("interrupted: {error}")),
+            false => Self::new(Exit::Plugin, error.to_string()).help(error.help()),
+        }
     }
 }
 
@@ -65,8 +69,14 @@ fn hear(text: &str) {
     let waited = last.get_or_insert_with(Instant::now).elapsed();
     if waited > PAUSE {
         *last = Some(Instant::now());
+        let mut stderr = std::io::stderr().lock();
+        // On a terminal the bar stands on this line; it is drawn anew below.
+        let clear = match stderr.is_terminal() {
+            true => "\r\x1b[K",
+            false => "",
+        };
         // Without a stderr there is nobody to tell.
-        let _ = writeln!(std::io::stderr().lock(), "    Progress {text}");
+        let _ = writeln!(stderr, "{clear}    Progress {text}");
     }
 }
 

@@ -38,7 +38,7 @@ pub mod select;
 mod tests;
 
 pub use error::{Span, SyntaxError};
-pub use options::{OptionDoc, check_options, option_docs, options_json};
+pub use options::{OptionDoc, check_options, contradiction, option_docs, options_json};
 pub use select::{Program, Site, SiteKind, Step, layer_of};
 
 use std::fmt;

@@ -84,6 +84,27 @@ pub fn option_docs(schema: &Value) -> Vec<OptionDoc> {
     properties.iter().map(describe).collect()
 }
 
+/// What a schema says of an option that can't be: a name that no pipeline can write, or a default that the
+/// option does not take. None where all is well.
+pub fn contradiction(schema: &Value) -> Option<String> {
+    let properties = schema.get("properties").and_then(Value::as_object)?;
+    properties.iter().find_map(|(name, property)| {
+        if !crate::ir::is_word(name) {
+            let what = "names are words of letters, digits and `_`";
+            return Some(format!(
+                "option `{name}` can't be written in a pipeline: {what}"
+            ));
+        }
+        let default = property.get("default").filter(|value| !value.is_null())?;
+        let members = alternatives(schema, property);
+        let taken = members.is_empty() || members.iter().any(|member| fits(default, member));
+        (!taken).then(|| {
+            let takes = accepts(schema, property);
+            format!("option `{name}` takes {takes}, and its default is {default}")
+        })
+    })
+}
+
 /// An f32 default arrives widened (0.005 as 0.004999999888241291); shown as it was written.
 fn tidy_float(value: &Value, property: &Value) -> Value {
     let single = property.get("format").and_then(Value::as_str) == Some("float");

@@ -125,11 +125,7 @@ pub(crate) unsafe fn sized<T: Copy>(data: *const T, least: usize) -> Result<T, P
 /// # Safety
 /// `out` is null, or points to a `usize` and as many bytes as that says, which may be written.
 pub(crate) unsafe fn fill<T: Copy>(out: *mut T, value: &T) -> Result<(), PassError> {
-    if out.is_null() || !out.is_aligned() {
-        return Err(PassError::new(
-            "a null pointer where the result goes, or one that is not aligned",
-        ));
-    }
+    place(out)?;
     let skip = size_of::<usize>();
     // SAFETY: the caller's promise.
     let size = unsafe { out.cast::<usize>().read() };
@@ -143,16 +139,25 @@ pub(crate) unsafe fn fill<T: Copy>(out: *mut T, value: &T) -> Result<(), PassErr
     Ok(())
 }
 
-/// Writes a result.
+/// Whether a result can go there: what would be done for it is not done else.
 ///
-/// # Safety
-/// `out` is null, or may be written.
-pub(crate) unsafe fn put<T>(out: *mut T, value: T) -> Result<(), PassError> {
+/// # Errors
+/// The pointer is null, or out of alignment.
+pub(crate) fn place<T>(out: *const T) -> Result<(), PassError> {
     if out.is_null() || !out.is_aligned() {
         return Err(PassError::new(
             "a null pointer where the result goes, or one that is not aligned",
         ));
     }
+    Ok(())
+}
+
+/// Writes a result.
+///
+/// # Safety
+/// `out` is null, or may be written.
+pub(crate) unsafe fn put<T>(out: *mut T, value: T) -> Result<(), PassError> {
+    place(out)?;
     // SAFETY: the caller's promise.
     unsafe { out.write(value) };
     Ok(())

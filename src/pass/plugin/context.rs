@@ -8,6 +8,7 @@ use std::any::Any;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
@@ -53,13 +54,44 @@ pub(super) struct State {
 
 static CONTEXTS: RwLock<Option<HashMap<u64, Arc<Mutex<State>>>>> = RwLock::new(None);
 static NEXT: AtomicU64 = AtomicU64::new(1);
-/// Contexts that live.
-static OPEN: AtomicUsize = AtomicUsize::new(0);
+/// Calls into plugins that have not returned.
+static INSIDE: AtomicUsize = AtomicUsize::new(0);
+/// The library that is being loaded.
+static LOADING: Mutex<Option<PathBuf>> = Mutex::new(None);
+
+/// A call into a plugin: where the process ends before it is over, the plugin has ended it.
+pub(super) struct Inside(());
+
+impl Inside {
+    pub(super) fn begin() -> Self {
+        INSIDE.fetch_add(1, Ordering::Relaxed);
+        Self(())
+    }
+
+    /// Loading it, with what its initialisers and its entry do.
+    pub(super) fn load(path: &Path) -> impl Drop {
+        struct Loading(Inside);
+        impl Drop for Loading {
+            fn drop(&mut self) {
+                *LOADING.lock().unwrap_or_else(|e| e.into_inner()) = None;
+            }
+        }
+        *LOADING.lock().unwrap_or_else(|e| e.into_inner()) = Some(path.to_path_buf());
+        Loading(Self::begin())
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        INSIDE.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// An open context; ends when it is closed or dropped.
 pub(super) struct Context {
     pub(super) number: HlrcContext,
     state: Arc<Mutex<State>>,
+    _inside: Inside,
 }
 
 impl Context {
@@ -83,8 +115,11 @@ impl Context {
         }));
         let mut all = CONTEXTS.write().unwrap_or_else(|e| e.into_inner());
         all.get_or_insert_default().insert(number, state.clone());
-        OPEN.fetch_add(1, Ordering::Relaxed);
-        Self { number, state }
+        Self {
+            number,
+            state,
+            _inside: Inside::begin(),
+        }
     }
 
     /// The state; other threads of the plugin may still be at it.
@@ -92,17 +127,21 @@ impl Context {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Ends it, and says what the callback's status means. `Ok(false)` is `HLRC_NONE`.
+    /// Ends it, and says what the callback's status means. `Ok(false)` is `HLRC_NONE`. Whatever the status, a
+    /// callback that has said why it fails has failed.
     pub(super) fn close(&self, status: HlrcStatus) -> Result<bool, PassError> {
         self.forget();
         let mut state = self.state();
         state.closed = true;
-        let said = state.failure.take();
+        let said = state.failure.take().filter(|text| !text.trim().is_empty());
         let refused = std::mem::take(&mut state.refused);
         let text = match (status, said) {
-            (HLRC_OK, _) => return Ok(true),
+            (HLRC_OK, None) => return Ok(true),
             (HLRC_NONE, None) => return Ok(false),
-            (HLRC_CANCELLED, None) => "it stopped, as it was asked to".to_string(),
+            (HLRC_CANCELLED, None) if super::cancelled() => {
+                "it stopped, as it was asked to".to_string()
+            }
+            (HLRC_CANCELLED, None) => "it stopped, and nobody had asked it to".to_string(),
             (HLRC_PANIC, Some(text)) => format!("it panicked: {text}"),
             (_, Some(text)) => text,
             (HLRC_PANIC, None) => "it panicked".to_string(),
@@ -128,27 +167,67 @@ impl Drop for Context {
     fn drop(&mut self) {
         self.forget();
         self.state().closed = true;
-        OPEN.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// Has a plugin that ends the process out of a callback end it as a failure.
+/// Has a plugin that ends the process out of a call end it as a failure: with code 6 while it is loaded, else
+/// with 1.
 pub(super) fn guard_exit() {
     #[cfg(unix)]
     {
         extern "C" fn ended() {
-            if OPEN.load(Ordering::Relaxed) == 0 {
+            if INSIDE.load(Ordering::Relaxed) == 0 {
                 return;
             }
-            let said = b"error: a plugin ended the process out of a callback; --isolate-plugins makes that an error of its own\n";
+            // Whoever holds the lock may be the thread that ends the process here.
+            let loading = LOADING.try_lock().ok().and_then(|path| path.clone());
+            let (said, code) = match loading {
+                Some(path) => {
+                    let what = "ended the process while it was loaded";
+                    (format!("error: {}: {what}\n", path.display()), 6)
+                }
+                None => {
+                    let help = "--isolate-plugins makes that an error of its own";
+                    (
+                        format!("error: {} ended the process\n  help: {help}\n", whoever()),
+                        1,
+                    )
+                }
+            };
             // SAFETY: the text lives, and _exit ends the process with a code.
             unsafe {
                 libc::write(libc::STDERR_FILENO, said.as_ptr().cast(), said.len());
-                libc::_exit(1);
+                libc::_exit(code);
             }
         }
         // SAFETY: the function is there to the end and does not unwind.
         unsafe { libc::atexit(ended) };
+    }
+}
+
+/// The plugins that it may be, and what they are at; without waiting for a lock.
+#[cfg(unix)]
+fn whoever() -> String {
+    let plugins = super::PLUGINS.try_read().map_or_else(
+        |_| String::new(),
+        |all| {
+            let title = |p: &&super::Plugin| format!("{} {}", p.name, p.version);
+            all.iter().map(title).collect::<Vec<_>>().join(" or ")
+        },
+    );
+    let mut sites: Vec<String> = CONTEXTS.try_read().map_or_else(
+        |_| Vec::new(),
+        |all| {
+            let states = all.iter().flat_map(|all| all.values());
+            let site = |s: &Arc<Mutex<State>>| s.try_lock().ok().map(|s| s.site.clone());
+            states.filter_map(site).filter(|s| !s.is_empty()).collect()
+        },
+    );
+    sites.sort();
+    sites.dedup();
+    match sites.is_empty() {
+        true => format!("plugin {plugins}"),
+        false => format!("plugin {plugins}, at {},", sites.join(", ")),
     }
 }
 

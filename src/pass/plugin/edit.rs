@@ -32,6 +32,7 @@ pub(super) unsafe extern "C" fn weight_new(
     number: *mut u32,
 ) -> HlrcStatus {
     with(context, |state| {
+        borrow::place(number)?;
         let scene = scene(state)?;
         // SAFETY: as in `module_set_text`.
         let given = unsafe { borrow::slice(tensor, 1, "tensor") }?;
@@ -82,6 +83,7 @@ pub(super) unsafe extern "C" fn value_new(
     number: *mut u32,
 ) -> HlrcStatus {
     with(context, |state| {
+        borrow::place(number)?;
         let scene = scene(state)?;
         // SAFETY: as in `module_set_text`.
         let (name, ty) = unsafe { (borrow::text(name)?, borrow::text(ty)?) };
@@ -197,6 +199,11 @@ fn op_kind(kind: &str, mut fields: Map<String, Value>) -> Result<OpKind> {
 fn attrs(fields: Map<String, Value>) -> Result<Attrs> {
     let mut all = Attrs::new();
     for (name, value) in fields {
+        if value.get("region").is_some() {
+            return Err(PassError::new(format!(
+                "attribute `{name}` is a graph: an op that has one can be copied, not made"
+            )));
+        }
         let unknown = || PassError::new(format!("attribute `{name}` has no ONNX type"));
         all.set(&name, attr(&value).ok_or_else(unknown)?);
     }

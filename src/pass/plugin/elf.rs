@@ -70,10 +70,17 @@ pub(super) fn check(path: &Path) -> Result<(), LoadError> {
         || format!("machine {}", half(18)),
         |(_, name)| name.to_string(),
     );
-    // 64 bits, little-endian.
-    if header[4] != 2 || header[5] != 1 || have != need {
-        let path = path.to_path_buf();
-        return Err(LoadError::Architecture { path, have, need });
+    let form = match (header[4], header[5]) {
+        (2, 1) => "",
+        (1, _) => " with 32 bits",
+        _ => " with big-endian numbers",
+    };
+    if !form.is_empty() || have != need {
+        return Err(LoadError::Architecture {
+            path: path.to_path_buf(),
+            have: have + form,
+            need,
+        });
     }
     if half(16) != 3 {
         return Err(not_library("it is an ELF file of another kind"));

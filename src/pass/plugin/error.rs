@@ -113,7 +113,7 @@ impl LoadError {
             }
             Self::Architecture { .. } => "build it for this machine",
             Self::Truncated { .. } => "copy or build it anew",
-            Self::Open { .. } => "`ldd` shows which libraries it needs",
+            Self::Open { .. } => "`ldd -r` shows which libraries and symbols it lacks",
             Self::Major { .. } | Self::Minor { .. } => "",
             Self::Invalid { .. } | Self::Process { .. } => "tell the plugin's author",
         }

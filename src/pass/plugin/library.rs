@@ -7,6 +7,7 @@ use std::path::Path;
 use hlrc_pass_abi::*;
 use serde_json::{Map, Value};
 
+use super::context::Inside;
 use super::kind::ForeignKind;
 use super::matrix::{ForeignMatrix, Made};
 use super::module::ForeignModule;
@@ -45,10 +46,26 @@ impl Def {
     }
 }
 
+/// Loads a library with all that it needs: a symbol that nobody has is found out now, and not when it is
+/// called, which would end the process.
+fn loaded(path: &Path) -> Result<libloading::Library, libloading::Error> {
+    #[cfg(unix)]
+    // SAFETY: loading runs the library's initialisers; whoever names a plugin trusts it with that.
+    unsafe {
+        use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+        Library::open(Some(path), RTLD_NOW | RTLD_LOCAL).map(libloading::Library::from)
+    }
+    #[cfg(not(unix))]
+    // SAFETY: as above.
+    unsafe {
+        libloading::Library::new(path)
+    }
+}
+
 /// Opens a library and reads its description.
 pub(super) fn open(path: &Path) -> Result<(Plugin, Kinds), LoadError> {
-    // SAFETY: loading runs the library's initialisers; whoever names a plugin trusts it with that.
-    let library = unsafe { libloading::Library::new(path) }.map_err(|e| LoadError::Open {
+    let _inside = Inside::load(path);
+    let library = loaded(path).map_err(|e| LoadError::Open {
         path: path.to_path_buf(),
         what: deepest(&e),
     })?;

@@ -8,7 +8,7 @@ use hlrc_pass_abi::*;
 use super::borrow::{
     self, moments_out, no_traits, quantizer_out, rotation_in, rotation_out, traits_in,
 };
-use super::context::Context;
+use super::context::{Context, Inside};
 use super::library::Def;
 use super::scene::{EarlierTerms, Scene};
 use super::seed;
@@ -62,6 +62,7 @@ impl Made {
 impl Drop for Made {
     fn drop(&mut self) {
         if let Some(destroy) = self.def.raw.destroy {
+            let _inside = Inside::begin();
             // SAFETY: `create` made the pass and nothing uses it any more.
             unsafe { destroy(self.pass) }
         }

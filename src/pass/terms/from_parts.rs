@@ -9,7 +9,7 @@ use crate::ir::{Rotation, is_custom_kind};
 use crate::numeric::float::decode_into;
 use crate::numeric::sparse::ColumnIndex;
 use crate::numeric::trellis::TrellisMatrix;
-use crate::numeric::{Block, Factor, LowRank, QuantMatrix, Scheme, Sparse};
+use crate::numeric::{Block, Factor, Group, LowRank, QuantMatrix, Scheme, Sparse};
 use crate::pass::PassError;
 use crate::weights::DType;
 
@@ -17,7 +17,7 @@ impl TermData {
     /// The term `[rows, cols]` of this structure and these tensors: [`TermData::into_parts`] taken back.
     ///
     /// # Errors
-    /// Tensors that the structure does not have, of other types or sizes.
+    /// Tensors that the structure does not have, of other types, sizes or sides.
     pub fn from_parts(
         spec: TermSpec,
         tensors: Vec<TensorData>,
@@ -41,8 +41,12 @@ impl TermData {
                 )));
             }
         }
+        let given: Vec<_> = tensors
+            .iter()
+            .map(|t| (t.suffix.clone(), t.shape.clone()))
+            .collect();
         let mut left = Tensors(tensors.into_iter());
-        Ok(match spec {
+        let made = match spec {
             TermSpec::Dense => {
                 let (dtype, bytes) = left.any()?;
                 let entries = rows.checked_mul(cols).map(|n| n as u64);
@@ -170,7 +174,39 @@ impl TermData {
                     tensors: left.0.map(tensor).collect(),
                 })
             }
-        })
+        };
+        for ((name, shape), expected) in given.iter().zip(made.first_sides()) {
+            // Bytes are as many as the shape takes, and as many as the term needs: the other side follows.
+            if let ([first, other], Some(side)) = (shape.as_slice(), expected)
+                && *first != side as u64
+            {
+                return Err(PassError::new(format!(
+                    "`{name}` is [{first}, {other}]: its first side is {side} in a term of {rows}x{cols}"
+                )));
+            }
+        }
+        Ok(made)
+    }
+
+    /// First side of each tensor that is stored as a matrix, in the kind's order; none of others.
+    fn first_sides(&self) -> Vec<Option<usize>> {
+        match self {
+            TermData::Dense { rows, .. } => vec![Some(*rows)],
+            TermData::Quant(q) => match q.group {
+                Group::Column => vec![Some(q.rows), None, None],
+                _ => vec![Some(q.rows); 3],
+            },
+            TermData::Rotated(_, term) => term.first_sides(),
+            TermData::LowRank(l) => match l.blocks.as_slice() {
+                [b] => match l.u {
+                    Factor::Coded { .. } => [b.rows, b.rows, b.rank, b.rank].map(Some).to_vec(),
+                    _ => [b.rows, b.rank].map(Some).to_vec(),
+                },
+                _ => Vec::new(),
+            },
+            TermData::Sparse(Sparse::Columns { rows, .. }) => vec![None, Some(*rows)],
+            TermData::Sparse(_) | TermData::Trellis(_) | TermData::Custom(_) => Vec::new(),
+        }
     }
 
     /// Adds rows of the term to `[rows, cols]` values.

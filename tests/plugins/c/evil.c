@@ -1,15 +1,9 @@
 /* A plugin that a test builds in several ways, each wrong in another. HOW says which. */
-#include <inttypes.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+#define _GNU_SOURCE
+#include <unistd.h>
 
-#include "hlrc_pass.h"
+#include "frame.h"
 
-#define TEXT(literal) {(const uint8_t *)(literal), sizeof(literal) - 1}
-#ifndef HOW
-#define HOW 0
-#endif
 #ifndef MAJOR
 #define MAJOR HLRC_ABI_MAJOR
 #endif
@@ -17,15 +11,20 @@
 #define MINOR 0
 #endif
 
-static const HlrcHost *host;
 static HlrcContext kept, outer;
 static uint64_t zero_dims[2] = {8, 8};
 
-static HlrcStatus create(const HlrcPassDef *def, HlrcContext context, HlrcStr options, HlrcUser *pass) {
+static HlrcStatus make(const HlrcPassDef *def, HlrcContext context, HlrcStr options, HlrcUser *pass) {
   (void)def, (void)options;
   kept = context;
+  while (HOW == 46) sleep(1);
   *pass = NULL;
   return HLRC_OK;
+}
+
+static void destroy(HlrcUser pass) {
+  (void)pass;
+  if (HOW == 45) exit(0);
 }
 
 static HlrcStatus traits(HlrcUser pass, HlrcContext context, HlrcMatrixTraits *traits) {
@@ -35,21 +34,14 @@ static HlrcStatus traits(HlrcUser pass, HlrcContext context, HlrcMatrixTraits *t
   return HLRC_OK;
 }
 
-/* Fails with a text. */
-static HlrcStatus says(HlrcContext context, const char *text) {
-  HlrcStr message = {(const uint8_t *)text, strlen(text)};
-  host->fail(context, message);
-  return HLRC_ERROR;
-}
-
 /* Fails with what the callback's seed is, and the first of its random numbers. */
 static HlrcStatus tells(HlrcContext context, const char *what) {
   uint64_t seed = 0, first = 0;
-  char text[96];
+  char said[96];
   host->seed(context, &seed);
   host->random(context, &first, 1);
-  snprintf(text, sizeof text, "%s %016" PRIx64 " %016" PRIx64, what, seed, first);
-  return says(context, text);
+  snprintf(said, sizeof said, "%s %016" PRIx64 " %016" PRIx64, what, seed, first);
+  return says(context, said);
 }
 
 static HlrcStatus cost(HlrcUser pass, HlrcContext context, uint64_t rows, uint64_t cols, HlrcCost *cost) {
@@ -129,6 +121,10 @@ static HlrcStatus peel(HlrcUser pass, HlrcContext context, HlrcPeel *peel) {
   }
   case 42: /* what the seed is, as 41 of stored rows */
     return tells(context, "told");
+  case 43: /* a wish of the user that there is not */
+    return HLRC_CANCELLED;
+  case 44: /* an error that says nothing */
+    return says(context, " ");
   default:
     return HLRC_OK;
   }
@@ -136,19 +132,14 @@ static HlrcStatus peel(HlrcUser pass, HlrcContext context, HlrcPeel *peel) {
 
 static HlrcStatus check(const HlrcTermDef *def, HlrcContext context, const HlrcTermView *term) {
   (void)def, (void)term;
-  HlrcStr text = TEXT("x");
   if (context == outer) return HLRC_ERROR;
-  return host->remark(outer, HLRC_REMARK_PASSED, text, text) == HLRC_OK ? HLRC_ERROR : HLRC_OK;
+  return host->remark(outer, HLRC_REMARK_PASSED, text("x"), text("x")) == HLRC_OK ? HLRC_ERROR : HLRC_OK;
 }
 
 static HlrcStatus add_rows(const HlrcTermDef *def, HlrcContext context, const HlrcTermView *term,
                            uint64_t first_row, uint64_t rows, float *out) {
   (void)def, (void)context;
-  for (uint64_t i = 0; i < rows * term->cols; i++) {
-    float value;
-    memcpy(&value, term->tensors[0].data + (first_row * term->cols + i) * 4, 4);
-    out[i] += value;
-  }
+  for (uint64_t i = 0; i < rows * term->cols; i++) out[i] += entry(term, first_row * term->cols + i);
   return HLRC_OK;
 }
 
@@ -157,7 +148,6 @@ static HlrcStatus run(HlrcUser pass, HlrcContext context) {
   HlrcOpRef at = {0, 0}, fresh = {0, 0}, nowhere = {7, 7};
   HlrcOpInfo info = {.size = sizeof info};
   uint32_t number = 0;
-  HlrcStr text = TEXT("hlir 1 this is no module");
   switch (HOW) {
   case 20: /* an op that is not there */
     return host->op_info(context, nowhere, &info);
@@ -172,18 +162,14 @@ static HlrcStatus run(HlrcUser pass, HlrcContext context) {
   case 23: /* a change of an op that is not its own */
     return host->op_clear_terms(context, at);
   case 24: /* text that is no module */
-    return host->module_set_text(context, text);
+    return host->module_set_text(context, text("hlir 1 this is no module"));
   case 25: /* a module that breaks a rule: an op without inputs */
     if (host->op_copy(context, at, &fresh) != HLRC_OK) return HLRC_ERROR;
     if (host->op_set_inputs(context, fresh, NULL, 0) != HLRC_OK) return HLRC_ERROR;
     return host->op_replace(context, at, &fresh, 1);
   case 26: /* edits, then an error: nothing of them may count */
     if (host->op_replace(context, at, NULL, 0) != HLRC_OK) return HLRC_ERROR;
-    {
-      HlrcStr why = TEXT("changed my mind");
-      host->fail(context, why);
-    }
-    return HLRC_ERROR;
+    return says(context, "changed my mind");
   case 27: /* well done: the op is copied, renamed and put back; a weight is read */
   {
     HlrcStr name = TEXT("renamed");
@@ -212,17 +198,18 @@ static HlrcStatus run(HlrcUser pass, HlrcContext context) {
     if (host->op_set_results(context, fresh, info.results, 1) != HLRC_OK) return HLRC_ERROR;
     return host->op_replace(context, at, &fresh, 1);
   }
+  case 29: /* edits, a failure, and a status that denies it */
+    if (host->op_replace(context, at, NULL, 0) != HLRC_OK) return HLRC_ERROR;
+    return host->fail(context, text("it is not well"));
   default:
     return HLRC_OK;
   }
 }
 
 static const HlrcPassDef pass_def = {
-    .size = sizeof(HlrcPassDef),
-    .name = TEXT("evil"),
-    .summary = TEXT("Does what it must not."),
-    .schema = TEXT(""),
-    .create = create,
+    PASS("evil", "Does what it must not."),
+    .create = make,
+    .destroy = destroy,
     .traits = traits,
 #if HOW >= 20 && HOW < 40
     .run = run,
@@ -235,9 +222,7 @@ static const HlrcPassDef pass_def = {
 static const HlrcPassDef *const passes[] = {&pass_def, &pass_def};
 
 static const HlrcTermDef term_def = {
-    .size = sizeof(HlrcTermDef),
-    .name = TEXT("own"),
-    .summary = TEXT("a copy"),
+    KIND("own", "a copy"),
     .check = check,
     .add_rows = add_rows,
 };
@@ -258,5 +243,7 @@ static const HlrcPlugin plugin = {
 const HlrcPlugin *hlrc_plugin(const HlrcHost *given) {
   host = given;
   (void)peel, (void)run, (void)cost, (void)peel_stored;
+  if (HOW == 33) exit(0);
+  while (HOW == 34) sleep(1);
   return HOW == 32 ? NULL : &plugin;
 }

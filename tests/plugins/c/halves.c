@@ -1,53 +1,22 @@
 /* A kind of term with everything that a kind can have: half of each entry, and a factor of two. HOW says which
  * of its functions is wrong. */
-#include <stdlib.h>
-#include <string.h>
-
-#include "hlrc_pass.h"
-
-#define TEXT(literal) {(const uint8_t *)(literal), sizeof(literal) - 1}
-#ifndef HOW
-#define HOW 0
-#endif
-
-static const HlrcHost *host;
-
-static HlrcStatus create(const HlrcPassDef *def, HlrcContext context, HlrcStr options, HlrcUser *pass) {
-  (void)def, (void)context, (void)options;
-  *pass = NULL;
-  return HLRC_OK;
-}
-
-static HlrcStatus traits(HlrcUser pass, HlrcContext context, HlrcMatrixTraits *traits) {
-  (void)pass, (void)context;
-  traits->access = HLRC_ACCESS_ROWS;
-  traits->residual = HLRC_RESIDUAL_DROP;
-  return HLRC_OK;
-}
+#include "frame.h"
 
 static HlrcStatus peel(HlrcUser pass, HlrcContext context, HlrcPeel *peel) {
   (void)pass;
-  uint64_t dims[2] = {peel->rows, peel->cols}, entries = peel->rows * peel->cols;
-  HlrcStr kind = TEXT("halves.half"), none = TEXT("{}");
+  uint64_t entries = peel->rows * peel->cols;
   float *half = malloc(entries * sizeof *half);
   for (uint64_t i = 0; i < entries; i++) half[i] = peel->residual[i] / 2, peel->residual[i] = 0;
-  HlrcTensor values = {TEXT("values"), 1, 2, dims, (const uint8_t *)half, entries * sizeof *half};
-  HlrcStatus status = host->term_new(context, kind, none, peel->rows, peel->cols, &values, 1, &peel->term);
+  HlrcStatus status = term_of(context, "halves.half", "values", peel->rows, peel->cols, half, &peel->term);
   free(half);
   return status;
-}
-
-static float entry(const HlrcTermView *term, uint64_t at) {
-  float value;
-  memcpy(&value, term->tensors[0].data + at * 4, 4);
-  return 2 * value;
 }
 
 static HlrcStatus add_rows(const HlrcTermDef *def, HlrcContext context, const HlrcTermView *term,
                            uint64_t first_row, uint64_t rows, float *out) {
   (void)def, (void)context;
   for (uint64_t i = 0; i < rows * term->cols; i++) {
-    float value = entry(term, first_row * term->cols + i);
+    float value = 2 * entry(term, first_row * term->cols + i);
     if (HOW == 3 && rows == 7)
       out[i] = value; /* writes where it should add */
     else
@@ -63,7 +32,7 @@ static HlrcStatus multiply(const HlrcTermDef *def, HlrcContext context, const Hl
   for (uint64_t t = 0; t < tokens; t++)
     for (uint64_t r = 0; r < rows; r++) {
       float sum = 0;
-      for (uint64_t c = HOW == 1; c < cols; c++) sum += x[t * cols + c] * entry(term, (first_row + r) * cols + c);
+      for (uint64_t c = HOW == 1; c < cols; c++) sum += x[t * cols + c] * 2 * entry(term, (first_row + r) * cols + c);
       out[t * rows + r] = sum;
     }
   return HLRC_OK;
@@ -88,38 +57,19 @@ static HlrcStatus onnx(const HlrcTermDef *def, HlrcContext context, const HlrcTe
 }
 
 static const HlrcPassDef pass_def = {
-    .size = sizeof(HlrcPassDef),
-    .name = TEXT("halves"),
-    .summary = TEXT("Keeps half of each entry."),
-    .schema = TEXT(""),
+    PASS("halves", "Keeps half of each entry."),
     .create = create,
-    .traits = traits,
+    .traits = drops_rows,
     .peel = peel,
 };
 static const HlrcPassDef *const passes[] = {&pass_def};
 static const HlrcTermDef term_def = {
-    .size = sizeof(HlrcTermDef),
-    .name = TEXT("half"),
-    .summary = TEXT("half of each entry"),
+    KIND("half", "half of each entry"),
     .add_rows = add_rows,
     .multiply = multiply,
     .onnx = onnx,
     .backward = backward,
 };
 static const HlrcTermDef *const terms[] = {&term_def};
-static const HlrcPlugin plugin = {
-    .size = sizeof(HlrcPlugin),
-    .abi_major = HLRC_ABI_MAJOR,
-    .abi_minor = 1, /* the backward rule */
-    .name = TEXT("halves"),
-    .version = TEXT("1"),
-    .passes = passes,
-    .pass_count = 1,
-    .terms = terms,
-    .term_count = 1,
-};
 
-const HlrcPlugin *hlrc_plugin(const HlrcHost *given) {
-  host = given;
-  return &plugin;
-}
+PLUGIN("halves", 1, /* the backward rule */ TERMS)

@@ -1,26 +1,17 @@
 /* A module pass that remarks what it is told: the seed, and the statistics of each matrix. NEEDS says whether
  * it does without. */
-#include <inttypes.h>
-#include <stddef.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+#include "frame.h"
 
-#include "hlrc_pass.h"
-
-#define TEXT(literal) {(const uint8_t *)(literal), sizeof(literal) - 1}
 #ifndef NEEDS
 #define NEEDS HLRC_CALIBRATION_USED
 #endif
-
-static const HlrcHost *host;
 
 /* What it was told when it was made. */
 typedef struct {
   uint64_t seed, first;
 } Made;
 
-static HlrcStatus create(const HlrcPassDef *def, HlrcContext context, HlrcStr options, HlrcUser *pass) {
+static HlrcStatus make(const HlrcPassDef *def, HlrcContext context, HlrcStr options, HlrcUser *pass) {
   (void)def, (void)options;
   Made *made = calloc(1, sizeof *made);
   *pass = made;
@@ -36,9 +27,8 @@ static HlrcStatus traits(HlrcUser pass, HlrcContext context, HlrcMatrixTraits *t
   return HLRC_OK;
 }
 
-static HlrcStatus say(HlrcContext context, HlrcStr site, const char *text, size_t len) {
-  HlrcStr message = {(const uint8_t *)text, len};
-  return host->remark(context, HLRC_REMARK_ANALYSIS, site, message);
+static HlrcStatus say(HlrcContext context, HlrcStr site, const char *what) {
+  return host->remark(context, HLRC_REMARK_ANALYSIS, site, text(what));
 }
 
 static HlrcStatus about(HlrcContext context, HlrcOpRef at) {
@@ -49,17 +39,17 @@ static HlrcStatus about(HlrcContext context, HlrcOpRef at) {
   if (status != HLRC_OK) return status;
   if (host->moments(context, unknown, &moments) != HLRC_INVALID) return HLRC_ERROR;
   status = host->moments(context, site, &moments);
-  if (status == HLRC_NONE) return say(context, site, "no statistics", 13);
+  if (status == HLRC_NONE) return say(context, site, "no statistics");
   if (status != HLRC_OK) return status;
   double diagonal = 0, trace = 0;
   for (uint64_t i = 0; i < moments.width; i++) {
     diagonal += moments.diagonal[i];
     if (moments.hessian) trace += moments.hessian[i * moments.width + i];
   }
-  char text[128];
-  int len = snprintf(text, sizeof text, "tokens=%" PRIu64 " width=%" PRIu64 " diagonal=%.6g trace=%.6g",
-                     moments.tokens, moments.width, diagonal, trace);
-  return say(context, site, text, (size_t)len);
+  char made[128];
+  snprintf(made, sizeof made, "tokens=%" PRIu64 " width=%" PRIu64 " diagonal=%.6g trace=%.6g",
+           moments.tokens, moments.width, diagonal, trace);
+  return say(context, site, made);
 }
 
 static HlrcStatus run(HlrcUser pass, HlrcContext context) {
@@ -67,11 +57,10 @@ static HlrcStatus run(HlrcUser pass, HlrcContext context) {
   if (host->size < offsetof(HlrcHost, moments) + sizeof host->moments) return HLRC_ERROR;
   uint64_t seed = 0, first = 0;
   if (host->seed(context, &seed) != HLRC_OK || host->random(context, &first, 1) != HLRC_OK) return HLRC_ERROR;
-  char text[160];
-  int len = snprintf(text, sizeof text, "seed=%" PRIu64 " random=%016" PRIx64 " made=%" PRIu64 " by=%016" PRIx64,
-                     seed, first, made->seed, made->first);
-  HlrcStr module = TEXT("module");
-  if (say(context, module, text, (size_t)len) != HLRC_OK) return HLRC_ERROR;
+  char told[160];
+  snprintf(told, sizeof told, "seed=%" PRIu64 " random=%016" PRIx64 " made=%" PRIu64 " by=%016" PRIx64,
+           seed, first, made->seed, made->first);
+  if (say(context, text("module"), told) != HLRC_OK) return HLRC_ERROR;
   uint32_t graphs = 0;
   if (host->graph_count(context, &graphs) != HLRC_OK) return HLRC_ERROR;
   for (uint32_t graph = 0; graph < graphs; graph++) {
@@ -87,28 +76,12 @@ static HlrcStatus run(HlrcUser pass, HlrcContext context) {
 }
 
 static const HlrcPassDef pass_def = {
-    .size = sizeof(HlrcPassDef),
-    .name = TEXT("listen"),
-    .summary = TEXT("Remarks what it is told."),
-    .schema = TEXT(""),
-    .create = create,
+    PASS("listen", "Remarks what it is told."),
+    .create = make,
     .destroy = destroy,
     .traits = traits,
     .run = run,
 };
 static const HlrcPassDef *const passes[] = {&pass_def};
 
-static const HlrcPlugin plugin = {
-    .size = sizeof(HlrcPlugin),
-    .abi_major = HLRC_ABI_MAJOR,
-    .abi_minor = 2, /* the statistics */
-    .name = TEXT("listen"),
-    .version = TEXT("1"),
-    .passes = passes,
-    .pass_count = 1,
-};
-
-const HlrcPlugin *hlrc_plugin(const HlrcHost *given) {
-  host = given;
-  return &plugin;
-}
+PLUGIN("listen", 2, /* the statistics */ NO_TERMS)

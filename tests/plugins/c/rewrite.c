@@ -1,42 +1,6 @@
 /* What a plugin can do and no example does: `chain` makes ops, values and weights (each linear becomes one of
  * half its matrix, and one that doubles), `handles` reads terms that it has made and gives them back. */
-#include <inttypes.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include "hlrc_pass.h"
-
-#define TEXT(literal) {(const uint8_t *)(literal), sizeof(literal) - 1}
-#define TRY(call) \
-  do { \
-    HlrcStatus status = (call); \
-    if (status != HLRC_OK) return fails(context, #call, status); \
-  } while (0)
-#define EXPECT(what) \
-  if (!(what)) return fails(context, #what, HLRC_OK)
-
-static const HlrcHost *host;
-
-static HlrcStr text(const char *data) {
-  HlrcStr made = {(const uint8_t *)data, strlen(data)};
-  return made;
-}
-
-static HlrcStatus fails(HlrcContext context, const char *what, HlrcStatus status) {
-  char said[512];
-  HlrcStr why = TEXT("");
-  host->last_error(context, &why);
-  snprintf(said, sizeof said, "%s: status %d: %.*s", what, status, (int)why.len, (const char *)why.data);
-  host->fail(context, text(said));
-  return HLRC_ERROR;
-}
-
-static HlrcStatus create(const HlrcPassDef *def, HlrcContext context, HlrcStr options, HlrcUser *pass) {
-  (void)def, (void)context, (void)options;
-  *pass = NULL;
-  return HLRC_OK;
-}
+#include "frame.h"
 
 /* A weight of f32 values. */
 static HlrcStatus weight(HlrcContext context, const char *name, uint64_t rows, uint64_t cols, const float *values,
@@ -74,7 +38,7 @@ static HlrcStatus run(HlrcUser pass, HlrcContext context) {
   EXPECT(op.attributes.len > 2 && op.attributes.data[0] == '{');
   HlrcValueInfo result = {.size = sizeof result};
   TRY(host->value_info(context, 0, op.results[0], &result));
-  EXPECT(result.ty.len == 8 && memcmp(result.ty.data, "f32[B,8]", 8) == 0);
+  EXPECT(is(result.ty, "f32[B,8]"));
   EXPECT(host->value_info(context, 0, 4000, &result) == HLRC_INVALID);
   HlrcWeightInfo stored = {.size = sizeof stored};
   TRY(host->weight_info(context, 0, &stored));
@@ -107,13 +71,11 @@ static HlrcStatus traits(HlrcUser pass, HlrcContext context, HlrcMatrixTraits *t
 
 static HlrcStatus peel(HlrcUser pass, HlrcContext context, HlrcPeel *peel) {
   (void)pass;
-  uint64_t dims[2] = {8, 8};
-  HlrcTensor tensor = {text("weight"), 1, 2, dims, (const uint8_t *)peel->residual, 256};
   HlrcTerm term = 0;
   HlrcTermView view = {.size = sizeof view};
   HlrcEarlier earlier = {.size = sizeof earlier};
   float rows[16] = {0};
-  TRY(host->term_new(context, text("dense"), text(""), 8, 8, &tensor, 1, &term));
+  TRY(term_of(context, "dense", "weight", 8, 8, peel->residual, &term));
   TRY(host->term_view(context, term, &view));
   EXPECT(view.rows == 8 && view.tensor_count == 1 && memcmp(view.tensors[0].data, peel->residual, 256) == 0);
   TRY(host->term_add_rows(context, term, 3, 2, rows));
@@ -126,40 +88,22 @@ static HlrcStatus peel(HlrcUser pass, HlrcContext context, HlrcPeel *peel) {
   EXPECT(peel->earlier_count == 1);
   TRY(host->earlier(context, 0, &earlier));
   TRY(host->term_view(context, earlier.term, &view));
-  EXPECT(view.kind.len == 6 && memcmp(view.kind.data, "sparse", 6) == 0);
+  EXPECT(is(view.kind, "sparse"));
   TRY(host->earlier_set(context, 0, earlier.term));
   return host->note(context, text("nothing"));
 }
 
 static const HlrcPassDef chain = {
-    .size = sizeof(HlrcPassDef),
-    .name = TEXT("chain"),
-    .summary = TEXT("Makes two linears of one."),
-    .schema = TEXT(""),
+    PASS("chain", "Makes two linears of one."),
     .create = create,
     .run = run,
 };
 static const HlrcPassDef handles = {
-    .size = sizeof(HlrcPassDef),
-    .name = TEXT("handles"),
-    .summary = TEXT("Reads terms."),
-    .schema = TEXT(""),
+    PASS("handles", "Reads terms."),
     .create = create,
     .traits = traits,
     .peel = peel,
 };
 static const HlrcPassDef *const passes[] = {&chain, &handles};
-static const HlrcPlugin plugin = {
-    .size = sizeof(HlrcPlugin),
-    .abi_major = HLRC_ABI_MAJOR,
-    .abi_minor = 1, /* term_drop */
-    .name = TEXT("rewrite"),
-    .version = TEXT("1"),
-    .passes = passes,
-    .pass_count = 2,
-};
 
-const HlrcPlugin *hlrc_plugin(const HlrcHost *given) {
-  host = given;
-  return &plugin;
-}
+PLUGIN("rewrite", 1, /* term_drop */ NO_TERMS)

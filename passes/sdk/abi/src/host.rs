@@ -27,7 +27,8 @@ pub struct HlrcHost {
     /// The host's version, for people.
     pub version: HlrcStr,
 
-    /// Says why the callback will return an error. The last word counts.
+    /// Says why the callback fails. The last word counts; a callback that returns `HLRC_OK` behind it has failed
+    /// all the same.
     pub fail: unsafe extern "C" fn(context: HlrcContext, message: HlrcStr) -> HlrcStatus,
     /// Why the last call of this context was refused.
     pub last_error: unsafe extern "C" fn(context: HlrcContext, message: *mut HlrcStr) -> HlrcStatus,
@@ -157,7 +158,8 @@ pub struct HlrcHost {
         value: *mut u32,
     ) -> HlrcStatus,
     /// Makes an op. `kind` as `op_info` gives it; `attributes` its JSON object, which for `linear` and
-    /// `embedding` has `rows` and `cols` (and `bias`, a weight's number).
+    /// `embedding` has `rows` and `cols` (and `bias`, a weight's number). Ops with graphs of
+    /// their own (`moe`, ONNX's `If`) can be copied, not made.
     pub op_new: unsafe extern "C" fn(
         context: HlrcContext,
         graph: u32,

@@ -14,7 +14,7 @@ use crate::ir::site::sites;
 use crate::ir::text::{parse, print};
 use crate::ir::verify::verify;
 use crate::pass::manager::{self, RunOptions, Schedule};
-use crate::pass::pipeline::{Pipeline, option_docs};
+use crate::pass::pipeline::{Pipeline, contradiction, option_docs};
 use crate::pass::plugin::Plugin;
 use crate::pass::{Calibration, MatrixPass, MomentSource, Moments, Pass, PassEntry};
 
@@ -86,6 +86,9 @@ fn documented(entry: &PassEntry) -> Result<(), String> {
         return Err("it has no summary".to_string());
     }
     let schema = (entry.schema)();
+    if let Some(what) = contradiction(&schema) {
+        return Err(what);
+    }
     let bare = option_docs(&schema).into_iter().find(|o| o.doc.is_empty());
     match bare {
         Some(option) => Err(format!("option `{}` has no documentation", option.name)),
