@@ -251,6 +251,50 @@ fn damaged_statistics_are_bad_input() {
     assert_eq!(code, Some(3), "{said}");
 }
 
+/// Makes every second moment one that no inputs have: the first two agree more than they can.
+fn make_indefinite(stats: &Path) {
+    let mut bytes = std::fs::read(stats).expect("written");
+    let head = u64::from_le_bytes(bytes[..8].try_into().expect("eight")) as usize;
+    let json: serde_json::Value = serde_json::from_slice(&bytes[8..8 + head]).expect("JSON");
+    for (name, tensor) in json.as_object().expect("tensors") {
+        let Some(key) = name.strip_suffix(".hessian") else {
+            continue;
+        };
+        let n = json[format!("{key}.diag")]["shape"][0]
+            .as_u64()
+            .expect("a width") as usize;
+        let at = 8 + head + tensor["data_offsets"][0].as_u64().expect("a place") as usize;
+        let entry = |bytes: &[u8], i: usize| {
+            let four = &bytes[at + 4 * i..][..4];
+            f32::from_le_bytes(four.try_into().expect("four"))
+        };
+        let value = 3.0 * (entry(&bytes, 0) * entry(&bytes, n)).sqrt();
+        bytes[at + 4..at + 8].copy_from_slice(&value.to_le_bytes());
+    }
+    std::fs::write(stats, bytes).expect("written");
+}
+
+#[test]
+fn moments_that_no_inputs_have_are_helped_and_told() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let stats = calibrate(dir.path(), "stats", &[]);
+    make_indefinite(&stats);
+    for (pipeline, told) in [
+        ("trellis", "a negative second moment when they are rotated"),
+        ("int4{method=gptq}", "the damping was raised"),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hlrc-opt"));
+        command.args([STORIES, "-f", "-p", pipeline, "--remarks", "--calib"]);
+        command
+            .arg(&stats)
+            .arg("-o")
+            .arg(dir.path().join("out.hlrc"));
+        let output = command.output().expect("started");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.contains(told), "{said}");
+    }
+}
+
 #[test]
 fn a_diagonal_is_used_by_trellises() {
     let dir = tempfile::tempdir().expect("a folder");

@@ -172,3 +172,39 @@ fn text_of_statistics_is_not_judged_on() {
         assert!(errors.contains("both --calib and --data"), "{errors}");
     }
 }
+
+#[test]
+fn where_no_way_is_small_enough_nothing_was_compared() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| dir.path().join(name);
+    text(&at("a.txt"), 0);
+    text(&at("b.txt"), 4);
+    let compare = |markdown: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hlrc-opt"));
+        command.env("XDG_CACHE_HOME", dir.path());
+        command.args(["compare", STORIES, "--target-bpw", "0.3", "--ways", "int"]);
+        command.args(["--windows", "2", "--ctx", "128", "--calib"]);
+        command.arg(at("a.txt")).arg("--data").arg(at("b.txt"));
+        command.arg("--markdown").arg(markdown);
+        command.arg("--plot").arg(at("p.svg"));
+        command.output().expect("started")
+    };
+    let output = compare(&at("t.md"));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(4), "{errors}");
+    assert!(errors.contains("nothing is drawn"), "{errors}");
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        told.contains("is the least") && told.contains("nothing was judged"),
+        "{told}"
+    );
+    assert!(at("t.md").is_file() && !at("p.svg").exists());
+    // A place that can't be written to is refused before the work.
+    let output = compare(&at("no/such/t.md"));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert!(
+        errors.contains("no/such/t.md") && !errors.contains("Importing"),
+        "{errors}"
+    );
+}

@@ -1,5 +1,6 @@
 //! In which metric `lowrank`, `outlier` and `refine` choose.
 
+use super::gptq::RAISED;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -77,10 +78,25 @@ fn whole(moments: &Moments) -> Vec<f32> {
 }
 
 /// Second moments `[cols, cols]` in the residual's coordinates, where anything is known of the inputs.
-pub fn moment_in_place(peel: &Peel<'_>) -> Option<Vec<f32>> {
+///
+/// What is no sum of x·xᵀ, by rounding or because it is damaged, may have negative entries on the rotated
+/// diagonal: such inputs are taken as never seen, and a remark says how many. Of what is left, damping
+/// makes a metric.
+pub fn moment_in_place(peel: &mut Peel<'_>) -> Option<Vec<f32>> {
     let mut h = whole(peel.moments?);
+    let n = peel.cols;
     if let Some(rotation) = *peel.rotation {
-        rotation.moments(&mut h, peel.cols);
+        rotation.moments(&mut h, n);
+        let diagonal = h.iter_mut().step_by(n + 1);
+        let negative = diagonal.filter(|x| **x < 0.0).map(|x| *x = 0.0).count();
+        if negative > 0 {
+            let text = format!(
+                "{negative} of {n} inputs have a negative second moment when they are rotated: no sum of \
+                 x·xᵀ has. They are taken as never seen ({RAISED} where that is not enough)"
+            );
+            let remark = Remark::new(RemarkKind::Analysis, peel.site, text);
+            peel.remarks.push(remark);
+        }
     }
     Some(h)
 }

@@ -34,7 +34,7 @@ pub enum CalibError {
         what: &'static str,
     },
     /// The sums of one segment do not fit.
-    #[error("the sums of {site} and its neighbours take {}, --mem-limit is {}", human::size(*need), human::size(*limit))]
+    #[error("the sums of {site} and its neighbours, and the activations of a batch, take {}, --mem-limit is {}", human::size(*need), human::size(*limit))]
     Memory {
         /// A linear of the segment.
         site: String,

@@ -304,10 +304,17 @@ fn too_small(groups: &[Group], (total, files): (f64, u64), least: u64) -> Failur
     let (least, have) = (8.0 * least as f64 / entries, 8.0 * total / entries);
     let without = match files {
         0 => String::new(),
-        files => format!(" (files around the weights take {})", human::size(files)),
+        files => format!(
+            " (what lies around the weights may take {}, terms of all candidates counted)",
+            human::size(files)
+        ),
+    };
+    let left = match have > 0.0 {
+        true => format!("{have:.2} bits per weight"),
+        false => "nothing".to_string(),
     };
     let what = format!(
-        "the target leaves {have:.2} bits per weight for the matrices{without}, {least:.2} is the least that is given"
+        "the target leaves {left} for the matrices{without}, {least:.2} bits per weight is the least that is given"
     );
     Failure::new(Exit::Infeasible, what)
         .help("raise it, or make what is left alone smaller, as with -p 'trellis,embeddings(int4)'")

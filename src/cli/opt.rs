@@ -455,6 +455,28 @@ pub fn progress(talk: &TalkArgs) -> Progress {
     Progress::new(Style::stderr(talk.quiet, talk.verbose, color))
 }
 
+/// Whether a text file could be written there, before the work that it is to tell of.
+///
+/// # Errors
+/// A [`Failure`] with the path.
+pub fn check_writable(path: &Path) -> Result<(), Failure> {
+    if path.exists() && !path.is_file() && !path.is_dir() {
+        return Ok(());
+    }
+    let failed = |error: std::io::Error| Failure::write(path, &error);
+    if path.is_dir() {
+        return Err(failed(std::io::ErrorKind::IsADirectory.into()));
+    }
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let probe = parent.join(format!(".hlrc-{}.tmp", std::process::id()));
+    std::fs::write(&probe, [])
+        .and_then(|()| std::fs::remove_file(&probe))
+        .map_err(failed)
+}
+
 /// Writes a text file whole or not at all: under a temporary name, then renamed.
 ///
 /// # Errors

@@ -115,6 +115,10 @@ pub struct Comparison {
 /// Compares ways to spend the same bytes.
 pub fn run(args: &CompareArgs) -> Result<Exit, Failure> {
     refuse_seen(args)?;
+    // Hours later is too late.
+    for path in args.markdown.iter().chain(&args.plot) {
+        opt::check_writable(path)?;
+    }
     let progress = opt::progress(&args.talk);
     let scratch = match &args.keep {
         Some(folder) => folder.clone(),
@@ -132,14 +136,24 @@ pub fn run(args: &CompareArgs) -> Result<Exit, Failure> {
         write_text(path, &markdown)?;
     }
     if let Some(path) = &args.plot {
-        write_text(path, &plot::svg(&found)?)?;
+        match plot::svg(&found) {
+            Some(drawn) => write_text(path, &drawn?)?,
+            None => progress.warn("--plot: nothing was measured, nothing is drawn"),
+        }
     }
     let text = match args.json {
         true => serde_json::to_string_pretty(&found).unwrap_or_default() + "\n",
         false => table::text(&found),
     };
     print(text.as_bytes())?;
-    Ok(Exit::Ok)
+    match found.rows.iter().all(|row| row.refused.is_some()) {
+        true => Err(Failure::new(
+            Exit::Infeasible,
+            "no way can be made so small: nothing was compared",
+        )
+        .help("raise the target, or make what is left alone smaller with -p")),
+        false => Ok(Exit::Ok),
+    }
 }
 
 /// Refuses to judge on text of the calibration, by its path or by what is in it.

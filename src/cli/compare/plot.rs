@@ -13,11 +13,11 @@ const SIZE: Size = Size {
     right: 150,
 };
 
-/// The drawing, a file of its own.
+/// The drawing, a file of its own; none where there is nothing to draw.
 ///
 /// # Errors
-/// There is nothing to draw.
-pub fn svg(found: &Comparison) -> Result<String, Failure> {
+/// It can't be drawn.
+pub fn svg(found: &Comparison) -> Option<Result<String, Failure>> {
     let mut lines: Vec<(&str, Vec<(f64, f64)>)> = Vec::new();
     for row in &found.rows {
         let cost = row.quality.as_ref().map(Quality::cost);
@@ -31,12 +31,7 @@ pub fn svg(found: &Comparison) -> Result<String, Failure> {
         }
     }
     let all = || lines.iter().flat_map(|(_, places)| places);
-    if all().next().is_none() {
-        return Err(Failure::new(
-            Exit::Failure,
-            "--plot: there is nothing to draw",
-        ));
-    }
+    all().next()?;
     let range = |value: fn(&(f64, f64)) -> f64| {
         let values = || all().map(value);
         let low = values().fold(f64::INFINITY, f64::min);
@@ -80,8 +75,8 @@ pub fn svg(found: &Comparison) -> Result<String, Failure> {
         }
         Ok(())
     });
-    let drawn = drawn.map_err(|error| Failure::new(Exit::Failure, error.to_string()))?;
-    Ok(plot::standalone(&drawn))
+    let drawn = drawn.map(|drawn| plot::standalone(&drawn));
+    Some(drawn.map_err(|error| Failure::new(Exit::Failure, error.to_string())))
 }
 
 fn by_bytes(a: &(f64, f64), b: &(f64, f64)) -> std::cmp::Ordering {

@@ -117,14 +117,16 @@ fn legend(found: &Comparison) -> String {
             "KL: mean divergence to the original, nats per token, ± standard error over windows; expected: the groups' added up"
         }
     };
+    let judged = match found.protocol.is_empty() {
+        true => "nothing was judged".to_string(),
+        false => format!("judged on {}: {}", found.data.join(", "), found.protocol),
+    };
     let bytes = match found.rows.iter().any(|row| row.bytes_on_disk.is_some()) {
         true => "all files",
         false => "all weights, embeddings and head included",
     };
     format!(
-        "{costs}. Bytes: {bytes}.\nChosen on {}; judged on {}: {}.\n",
-        found.calib.join(", "),
-        found.data.join(", "),
-        found.protocol
+        "{costs}. Bytes: {bytes}.\nChosen on {}; {judged}.\n",
+        found.calib.join(", ")
     )
 }
