@@ -90,10 +90,21 @@ pub(super) fn attention(estimate: Estimate, bytes_us: f64, heads: Heads) -> Esti
     longer(estimate, more + bound.max(0.0))
 }
 
-/// The time of a prompt's product, whose blocks of 64 rows and 64 tokens take `columns` each.
-pub(super) fn prompt(target: &Target, estimate: Estimate, blocks: u64, columns: u64) -> Estimate {
-    let rounds = (blocks as f64 / f64::from(target.sms)).max(1.0);
-    let operations = 2.0 * 64.0 * 64.0 * columns as f64;
+/// Blocks of a prompt's product.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Blocks {
+    /// How many there are, of 128 rows each.
+    pub(super) count: u64,
+    /// Tokens of a block.
+    pub(super) tokens: u64,
+    /// Columns of the matrix, with the ranks of its factors.
+    pub(super) columns: u64,
+}
+
+/// The time of a prompt's product.
+pub(super) fn prompt(target: &Target, estimate: Estimate, blocks: Blocks) -> Estimate {
+    let rounds = blocks.count.div_ceil(u64::from(target.sms).max(1)).max(1) as f64;
+    let operations = 2.0 * 128.0 * blocks.tokens as f64 * blocks.columns as f64;
     let us = rounds * operations / (PROMPT_OPERATIONS * target.clock_mhz);
     let more = us + PROMPT_EDGES_US + target.launch_us - estimate.us;
     longer(estimate, more.max(0.0))
