@@ -3,7 +3,7 @@
 // x: f16 [tokens, ldx], zero from `cols` to the next multiple of 64. Packs of Q, U and S as fused_linear
 // reads them. Weights are decoded in registers to f16 integers (code - zero point), products are summed
 // in f32 within a group and scaled there; U·h are further steps of 16 ranks, h [tokens, rank] f32 being
-// what low_rank_inner has made of V; S is added in f32, row by row. Activations of a column-scaled
+// what low_rank_inner has made of V; S is multiplied in f16 as it is. Activations of a column-scaled
 // matrix are multiplied with `xscale`. Trellis codes (common/trellis.cuh; `zeros` is the table of
 // columns) are decoded from where they lie. GLU: row tile 2j are gates, 2j + 1 what they let through;
 // y has half the rows then.
@@ -12,7 +12,9 @@
 // of the tokens, so that weights are decoded once for 64 tokens and a tile of x is read for 32 rows. Tiles of
 // x, 64 columns wide, come by asynchronous copies, three at a time; units of 32 bytes of a row are swapped
 // by the row's number, so that the 16 lanes that load at a time meet in no bank. Codes and scales of the
-// next tile are on their way while one is multiplied. scalars[0]: tokens; more are left alone.
+// next tile are on their way while one is multiplied. Each half of the block copies and waits for its own
+// tokens alone: a scheduler has a warp of either, and one multiplies while the other waits or scales. S is
+// spread out, a tile of 128 x 64 at a time, and multiplied like Q. scalars[0]: tokens; more are left alone.
 // grid (ceil(tiles / 8), ceil(tokens / 128 or 64)). tiles is even with GLU.
 //
 // EXPERTS 1, 2: grid.z = experts. Expert e has the slots (token · top_k + j) that stand in `slots` from
@@ -39,6 +41,7 @@
 #include "common/activation.cuh"
 #include "common/half.cuh"
 #include "common/mma.cuh"
+#include "common/prefill_codes.cuh"
 #include "common/trellis.cuh"
 #include "common/unpack.cuh"
 
@@ -50,81 +53,27 @@
 #define COLUMNS (TOKENS / 16)  // of mma, 8 tokens each, of a warp
 #define OUT_STRIDE (TILES * 16 + 4)
 #define OUT_BYTES (64 * OUT_STRIDE * 4)
-#define SHARED_BYTES (STAGES * STAGE_BYTES > OUT_BYTES ? STAGES * STAGE_BYTES : OUT_BYTES)
+#define SPREAD_BYTES (SPARSE ? TILES * 16 * 128 : 0) // S of a tile of columns, as rows of x lie
+#define TILE_BYTES (STAGES * STAGE_BYTES + SPREAD_BYTES)
+#define SHARED_BYTES (TILE_BYTES > OUT_BYTES ? TILE_BYTES : OUT_BYTES)
 #define SPARSE_COLUMNS 4096
+// Tiles of columns whose codes and scales are in registers: what was used is loaded again, so many tiles on.
+#define AHEAD (FORMAT != 0 || BITS == 8 || GROUP == 32 || TOKENS == 64 ? 1 : BITS == 4 ? 3 : 2)
+#define BLOCKS (TOKENS == 64 && !APART && (FORMAT != 0 || GROUP != 32 && BITS != 3 && BITS != 8) ? 2 : 1) // of a multiprocessor
 #define SUMMED (FORMAT == 0 && GROUP != 0) // groups have a scale of their own
+#define APART (SPARSE && !SUMMED && (FORMAT == 0 || FORMAT == 4)) // S is not multiplied with the scales of rows
 
-__device__ __forceinline__ unsigned half2_of(float low, float high) {
-    return (unsigned)__half_as_ushort(__float2half_rn(low)) | (unsigned)__half_as_ushort(__float2half_rn(high)) << 16;
-}
-__device__ __forceinline__ float low_half(unsigned w) { return __half2float(__ushort_as_half((unsigned short)(w & 0xffffu))); }
-__device__ __forceinline__ float high_half(unsigned w) { return __half2float(__ushort_as_half((unsigned short)(w >> 16))); }
+__device__ __forceinline__ float low_half(unsigned w) { return f16_value(w & 0xffffu); }
+__device__ __forceinline__ float high_half(unsigned w) { return f16_value(w >> 16); }
 
-// Two operands of a lane's row out of four unsigned bytes: code - zero as f16, `offset` = 1024 + zero.
-__device__ __forceinline__ void from_bytes(unsigned codes, __half2 offset, unsigned* first, unsigned* second) {
-    *first = subtract_halves(__byte_perm(codes, 0x64646464u, 0x4140), half2_bits(offset));
-    *second = subtract_halves(__byte_perm(codes, 0x64646464u, 0x4342), half2_bits(offset));
-}
-
-#if FORMAT == 0
-#define WORDS (BITS == 8 ? 2 : 1)
-// What a lane has of a column tile (2 and 3 bits: of two), with the scales and zero points of its groups.
-struct Codes {
-    uint4 v[WORDS];
-    uint2 third;
-    unsigned scales[2], zeros[2];
-};
-__device__ __forceinline__ void load_codes(Codes& to, const unsigned char* tile, const __half* scales, const unsigned char* zeros, int cols, int column_tile, int groups,
-                                           int lane) {
-#if BITS == 8
-    to.v[0] = *(const uint4*)(tile + (size_t)column_tile * 1024 + lane * 16);
-    to.v[WORDS - 1] = *(const uint4*)(tile + (size_t)column_tile * 1024 + 512 + lane * 16);
-#elif BITS == 4
-    to.v[0] = *(const uint4*)(tile + (size_t)column_tile * 512 + lane * 16);
-#elif BITS == 2
-    to.v[0] = *(const uint4*)(tile + (size_t)(column_tile >> 1) * 512 + lane * 16);
+// A barrier of the four warps that make the same tokens (in emulation of the block, which is more).
+__device__ __forceinline__ void half_barrier() {
+#if defined(HLRC_EMU) || SPARSE
+    __syncthreads();
 #else
-    const int unit = column_tile >> 2, pair = column_tile >> 1 & 1, pairs = min(2, (cols + 127) / 128 - 2 * unit);
-    const unsigned char* at = tile + (size_t)unit * 1536;
-    to.v[0] = *(const uint4*)(at + pair * 512 + lane * 16);
-    to.third = *(const uint2*)(at + pairs * 512 + lane * 8 * pairs + pair * 8);
-#endif
-    (void)cols, (void)scales, (void)zeros, (void)groups;
-#if GROUP
-    const int g = lane >> 2;
-#pragma unroll
-    for (int i = 0; i < (GROUP == 32 ? 2 : 1); i++) {
-        const size_t group = (size_t)min(column_tile * 64 / GROUP + i, groups - 1);
-        to.scales[i] = *(const unsigned*)(scales + group * 16 + 2 * g);
-#if ZEROS
-        to.zeros[i] = BITS == 8 ? *(const unsigned short*)(zeros + group * 16 + 2 * g) : zeros[group * 8 + g];
-#endif
-    }
+    asm volatile("bar.sync %0, 128;" ::"r"(1 + ((int)threadIdx.x >> 7)) : "memory");
 #endif
 }
-// Unsigned codes of block `block` (32 columns) of column tile `column_tile`: word j is row g + 8 (j % 2),
-// columns 16 (j / 2) + 4t ...
-__device__ __forceinline__ void block_codes(const Codes& from, int column_tile, int block, unsigned (&w)[4]) {
-#if BITS == 8
-    const uint4 v = from.v[block];
-    w[0] = v.x ^ 0x80808080u, w[1] = v.y ^ 0x80808080u, w[2] = v.z ^ 0x80808080u, w[3] = v.w ^ 0x80808080u;
-#elif BITS == 4
-    const uint4 v = from.v[0];
-    const int shift = 4 * block;
-    w[0] = v.x >> shift & 0x0f0f0f0fu, w[1] = v.y >> shift & 0x0f0f0f0fu, w[2] = v.z >> shift & 0x0f0f0f0fu, w[3] = v.w >> shift & 0x0f0f0f0fu;
-#else
-    const uint4 v = from.v[0];
-    const int m = 2 * (column_tile & 1) + block, shift = 2 * m;
-    w[0] = v.x >> shift & 0x03030303u, w[1] = v.y >> shift & 0x03030303u, w[2] = v.z >> shift & 0x03030303u, w[3] = v.w >> shift & 0x03030303u;
-#if BITS == 3
-    const int third = (shift + 2) & 7;
-    w[0] |= (from.third.x >> third & 0x01010101u) << 2, w[1] |= (from.third.x >> (third + 1) & 0x01010101u) << 2;
-    w[2] |= (from.third.y >> third & 0x01010101u) << 2, w[3] |= (from.third.y >> (third + 1) & 0x01010101u) << 2;
-#endif
-#endif
-    (void)column_tile;
-}
-#endif
 
 // Row of y and h of the launch's (EXPERTS: the expert's) token `t`, and its row of x.
 __device__ __forceinline__ size_t row_of_y(const int* slots, int t) {
@@ -139,14 +88,15 @@ __device__ __forceinline__ size_t row_of_x(const int* slots, int top_k, int t) {
 // Where 16 bytes of a row of a tile of x are: units of 32 bytes are swapped by the row's number.
 __device__ __forceinline__ int place_of_x(int token, int part) { return token * 128 + ((part ^ (token & 3) << 1) * 16); }
 
-// A tile of x to shared memory; zeros beyond the tokens. Copy i of a thread is of token 32 i + thread / 8.
+// A tile of x of the half's tokens to shared memory; zeros beyond the tokens. Copy i of a thread is of the
+// half's token 16 i + (thread of the half) / 8.
 __device__ __forceinline__ void load_x(unsigned char* stage, const __half* const (&from)[COPIES], int real, int k0) {
-    const int token = (int)threadIdx.x / 8, part = (int)threadIdx.x % 8;
+    const int token = (int)(threadIdx.x >> 7) * (TOKENS / 2) + (int)(threadIdx.x & 127) / 8, part = (int)threadIdx.x % 8;
 #pragma unroll
-    for (int i = 0; i < COPIES; i++) async_copy16_or_zero(stage + place_of_x(token + 32 * i, part), from[i] + k0, i < real);
+    for (int i = 0; i < COPIES; i++) async_copy16_or_zero(stage + place_of_x(token + 16 * i, part), from[i] + k0, i < real);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 1)
+extern "C" __global__ void __launch_bounds__(256, BLOCKS)
 linear_prefill(const __half* __restrict__ x, const float* __restrict__ xscale, const unsigned char* __restrict__ q, const __half* __restrict__ scales,
                const unsigned char* __restrict__ zeros, const unsigned char* v, const __half* v_scales, const unsigned* v_tiles,
                const unsigned* v_index, const unsigned char* __restrict__ u, const __half* __restrict__ u_scales,
@@ -174,19 +124,25 @@ linear_prefill(const __half* __restrict__ x, const float* __restrict__ xscale, c
 #pragma unroll
     for (int i = 0; i < 2 * COLUMNS * 4; i++) (&sum[0][0][0])[i] = 0.0f;
 #if SPARSE
-    // Row tile `warp` of the block's 8; this lane's tokens are `lane` and `lane + 32`.
+    // Row tile `warp` of the block's 8, its row `lane` for the first 16 lanes: entries that are to come, and the next.
     const int chunks = (cols + SPARSE_COLUMNS - 1) / SPARSE_COLUMNS;
     const int sparse_tile = (int)blockIdx.x * TILES + warp;
-    float entries[16][2];
-    unsigned at[16], end[16];
+    unsigned at = 0, end = 0, entry = 0;
+    unsigned char* const spread = stages + STAGES * STAGE_BYTES;
+#if APART
+    float rest[2][COLUMNS][4];
 #pragma unroll
-    for (int r = 0; r < 16; r++) entries[r][0] = entries[r][1] = 0.0f, at[r] = end[r] = 0u;
+    for (int i = 0; i < 2 * COLUMNS * 4; i++) (&rest[0][0][0])[i] = 0.0f;
+#define REST rest
+#else
+#define REST sum
+#endif
 #endif
     const __half* from[COPIES];
     int copies = 0; // that have a token
 #pragma unroll
     for (int i = 0; i < COPIES; i++) {
-        const int token = first_token + (int)threadIdx.x / 8 + 32 * i;
+        const int token = first_token + (warp >> 2) * (TOKENS / 2) + (int)(threadIdx.x & 127) / 8 + 16 * i;
         copies += token < tokens ? 1 : 0;
         from[i] = x + (token < tokens ? row_of_x(slots, top_k, token) : 0) * (size_t)ldx + (size_t)((int)threadIdx.x % 8 * 8);
     }
@@ -197,16 +153,20 @@ linear_prefill(const __half* __restrict__ x, const float* __restrict__ xscale, c
     }
 #if FORMAT == 0
     const int groups = GROUP == 0 ? 1 : (cols + GROUP - 1) / (GROUP == 0 ? 1 : GROUP);
-    const unsigned char* packed[2];
-    const __half* tile_scales[2];
-    const unsigned char* tile_zeros[2];
-    Codes next_codes[2];
+    Packed packed[2];
+    Codes ring[AHEAD][2];
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        packed[i] = q + packed_tile[i] * tile_bytes<FORMAT, BITS>(cols);
-        tile_scales[i] = scales + packed_tile[i] * (size_t)groups * 16;
-        tile_zeros[i] = zeros + packed_tile[i] * (size_t)groups * (BITS == 8 ? 16 : 8);
-        load_codes(next_codes[i], packed[i], tile_scales[i], tile_zeros[i], cols, 0, groups, lane);
+        packed[i].codes = q + packed_tile[i] * tile_bytes<FORMAT, BITS>(cols);
+        packed[i].scales = scales + packed_tile[i] * (size_t)groups * 16;
+        packed[i].zeros = zeros + packed_tile[i] * (size_t)groups * (BITS == 8 ? 16 : 8);
+#pragma unroll
+        for (int c = 0; c < AHEAD; c++) {
+            const int column_tile = min(c, column_tiles - 1);
+            load_codes(ring[c][i], packed[i], cols, column_tile, 0, lane);
+            load_codes(ring[c][i], packed[i], cols, column_tile, 1, lane);
+            load_scales(ring[c][i], packed[i], cols, column_tile, lane);
+        }
     }
 #if !SUMMED
     float zero_of_row[2][2];
@@ -214,8 +174,8 @@ linear_prefill(const __half* __restrict__ x, const float* __restrict__ xscale, c
     for (int i = 0; i < 2; i++) {
         zero_of_row[i][0] = zero_of_row[i][1] = (float)(1 << (BITS - 1));
 #if ZEROS
-        zero_of_row[i][0] = (float)(BITS == 8 ? tile_zeros[i][2 * g] : tile_zeros[i][g] & 15);
-        zero_of_row[i][1] = (float)(BITS == 8 ? tile_zeros[i][2 * g + 1] : tile_zeros[i][g] >> 4);
+        zero_of_row[i][0] = (float)(BITS == 8 ? packed[i].zeros[2 * g] : packed[i].zeros[g] & 15);
+        zero_of_row[i][1] = (float)(BITS == 8 ? packed[i].zeros[2 * g + 1] : packed[i].zeros[g] >> 4);
 #endif
     }
 #endif
@@ -230,22 +190,50 @@ linear_prefill(const __half* __restrict__ x, const float* __restrict__ xscale, c
     for (int i = 0; i < 2; i++) packed[i] = q + packed_tile[i] * tile_bytes<FORMAT, 16>(cols);
 #endif
 
-    for (int c = 0; c < column_tiles; c++) {
+    for (int c0 = 0; c0 < column_tiles; c0 += AHEAD)
+#pragma unroll
+    for (int turn = 0; turn < AHEAD; turn++) { // so that what is on its way stays in its registers
+        const int c = c0 + turn;
+        if (c >= column_tiles) break;
         async_wait<STAGES - 2>();
-        __syncthreads(); // everyone's part of tile c is there, and all are done with tile c - 1
+        half_barrier(); // everyone's part of tile c is there, and all are done with tile c - 1
         const int next = c + STAGES - 1;
         if (next < column_tiles) load_x(stages + next % STAGES * STAGE_BYTES, from, copies, next * 64);
         async_commit();
         const unsigned char* tile = stages + c % STAGES * STAGE_BYTES;
-#if FORMAT != 5
         const unsigned char* lane_tile = tile + (column + g) * 128 + t * 8; // of 8 bytes in each unit of 32
-#if FORMAT == 0
-        Codes codes[2];
+#if SPARSE
+        {
+            unsigned char* const mine = spread + warp * 16 * 128;
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-            codes[i] = next_codes[i];
-            load_codes(next_codes[i], packed[i], tile_scales[i], tile_zeros[i], cols, min(c + 1, column_tiles - 1), groups, lane);
+            for (int i = 0; i < 4; i++) *(uint4*)(mine + i * 512 + lane * 16) = make_uint4(0u, 0u, 0u, 0u);
+            __syncwarp();
+            const int first = c % (SPARSE_COLUMNS / 64) * 64;
+            if (first == 0 && sparse_tile < tiles && lane < 16) {
+                // A run starts with where each of the 16 rows' entries end; an empty run has nothing.
+                const unsigned* offset = s_offsets + (packed_before + (size_t)sparse_tile) * (size_t)chunks + (size_t)(c / (SPARSE_COLUMNS / 64));
+                const unsigned run = offset[0];
+                const bool empty = offset[1] == run;
+                const unsigned short* ends = (const unsigned short*)(s + run);
+                at = empty ? 0u : run + 8u + (lane ? ends[lane - 1] : 0u);
+                end = empty ? 0u : run + 8u + ends[lane];
+                entry = at < end ? s[at] : 0u;
+            }
+            for (;;) { // entries ascend by column
+                const int k = (int)(entry & 4095u) - first;
+                const bool here = at < end && k < 64;
+                if (!__any_sync(HLRC_FULL_WARP, here)) break;
+                if (here) {
+                    *(unsigned short*)(mine + place_of_x(lane, k / 8) + k % 8 * 2) = (unsigned short)(entry >> 16);
+                    if (++at < end) entry = s[at];
+                }
+            }
         }
+#endif
+#if FORMAT != 5
+#if FORMAT == 0
+        Codes(&codes)[2] = ring[turn];
+        const int later = min(c + AHEAD, column_tiles - 1);
 #if SUMMED
         float part[2][COLUMNS][4];
 #endif
@@ -268,6 +256,7 @@ linear_prefill(const __half* __restrict__ x, const float* __restrict__ xscale, c
                 zero_g = (float)(BITS == 8 ? z & 255u : z & 15u), zero_h = (float)(BITS == 8 ? z >> 8 : z >> 4);
 #endif
                 offset[i][0] = __float2half2_rn(1024.0f + zero_g), offset[i][1] = __float2half2_rn(1024.0f + zero_h);
+                load_codes(codes[i], packed[i], cols, later, block, lane);
             }
 #if SUMMED
             if (GROUP == 32 || block == 0)
@@ -296,15 +285,15 @@ linear_prefill(const __half* __restrict__ x, const float* __restrict__ xscale, c
 #elif FORMAT == 3
                     const unsigned char* at16 = packed[i] + (size_t)c * 4096 + (size_t)step * 1024 + lane * 16;
                     const float4 top = *(const float4*)at16, bottom = *(const float4*)(at16 + 512);
-                    a[i][0] = half2_of(top.x, top.y), a[i][2] = half2_of(top.z, top.w);
-                    a[i][1] = half2_of(bottom.x, bottom.y), a[i][3] = half2_of(bottom.z, bottom.w);
+                    a[i][0] = round_halves(top.x, top.y), a[i][2] = round_halves(top.z, top.w);
+                    a[i][1] = round_halves(bottom.x, bottom.y), a[i][3] = round_halves(bottom.z, bottom.w);
 #else
                     const uint4 f = *(const uint4*)(packed[i] + (size_t)c * 2048 + (size_t)step * 512 + lane * 16);
 #if FORMAT == 2
-                    a[i][0] = half2_of(__uint_as_float(f.x << 16), __uint_as_float(f.x & 0xffff0000u));
-                    a[i][2] = half2_of(__uint_as_float(f.y << 16), __uint_as_float(f.y & 0xffff0000u));
-                    a[i][1] = half2_of(__uint_as_float(f.z << 16), __uint_as_float(f.z & 0xffff0000u));
-                    a[i][3] = half2_of(__uint_as_float(f.w << 16), __uint_as_float(f.w & 0xffff0000u));
+                    a[i][0] = round_halves(__uint_as_float(f.x << 16), __uint_as_float(f.x & 0xffff0000u));
+                    a[i][2] = round_halves(__uint_as_float(f.y << 16), __uint_as_float(f.y & 0xffff0000u));
+                    a[i][1] = round_halves(__uint_as_float(f.z << 16), __uint_as_float(f.z & 0xffff0000u));
+                    a[i][3] = round_halves(__uint_as_float(f.w << 16), __uint_as_float(f.w & 0xffff0000u));
 #else
                     a[i][0] = f.x, a[i][2] = f.y, a[i][1] = f.z, a[i][3] = f.w;
 #endif
@@ -322,8 +311,8 @@ linear_prefill(const __half* __restrict__ x, const float* __restrict__ xscale, c
                     const uint2 xs = *(const uint2*)(lane_x + n * 1024);
                     unsigned b[2] = {xs.x, xs.y};
 #if XSCALE
-                    b[0] = half2_of(low_half(xs.x) * f[0], high_half(xs.x) * f[1]);
-                    b[1] = half2_of(low_half(xs.y) * f[2], high_half(xs.y) * f[3]);
+                    b[0] = round_halves(low_half(xs.x) * f[0], high_half(xs.x) * f[1]);
+                    b[1] = round_halves(low_half(xs.y) * f[2], high_half(xs.y) * f[3]);
 #endif
 #pragma unroll
                     for (int i = 0; i < 2; i++) {
@@ -346,37 +335,28 @@ linear_prefill(const __half* __restrict__ x, const float* __restrict__ xscale, c
                         sum[i][n][0] = __fmaf_rn(scale_g, part[i][n][0], sum[i][n][0]), sum[i][n][1] = __fmaf_rn(scale_g, part[i][n][1], sum[i][n][1]);
                         sum[i][n][2] = __fmaf_rn(scale_h, part[i][n][2], sum[i][n][2]), sum[i][n][3] = __fmaf_rn(scale_h, part[i][n][3], sum[i][n][3]);
                     }
+                    if (block == 1) load_scales(codes[i], packed[i], cols, later, lane);
                 }
 #endif
         }
 #endif
 #if SPARSE
-        if (sparse_tile < tiles) {
-            const int chunk = c / (SPARSE_COLUMNS / 64), first = c % (SPARSE_COLUMNS / 64) * 64;
-            if (first == 0) {
-                // A run starts with where each of the 16 rows' entries end; an empty run has nothing.
-                const unsigned* offset = s_offsets + (packed_before + (size_t)sparse_tile) * (size_t)chunks + (size_t)chunk;
-                const unsigned run = offset[0];
-                const bool empty = offset[1] == run;
-                const unsigned short* ends = (const unsigned short*)(s + run);
+        __syncthreads(); // S is spread out
 #pragma unroll
-                for (int row = 0; row < 16; row++) {
-                    at[row] = empty ? 0u : run + 8u + (row ? ends[row - 1] : 0u);
-                    end[row] = empty ? 0u : run + 8u + ends[row];
-                }
+        for (int step = 0; step < 4; step++) {
+            unsigned a[2][4];
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const unsigned char* row = spread + ((warp & 3) * 32 + i * 16 + g) * 128 + (step ^ (g & 3)) * 32 + t * 8;
+                const uint2 top = *(const uint2*)row, bottom = *(const uint2*)(row + 8 * 128);
+                a[i][0] = top.x, a[i][1] = bottom.x, a[i][2] = top.y, a[i][3] = bottom.y;
             }
 #pragma unroll
-            for (int r = 0; r < 16; r++) {
-                while (at[r] < end[r]) { // entries ascend by column
-                    const unsigned e = s[at[r]];
-                    const int k = (int)(e & 4095u) - first;
-                    if (k >= 64) break;
-                    const float value = high_half(e);
-                    const __half* mine = (const __half*)(tile + place_of_x(lane, k / 8)) + k % 8;
-                    entries[r][0] = __fmaf_rn(value, __half2float(mine[0]), entries[r][0]);
-                    entries[r][1] = __fmaf_rn(value, __half2float(mine[32 * 64]), entries[r][1]);
-                    at[r]++;
-                }
+            for (int n = 0; n < COLUMNS; n++) {
+                const uint2 xs = *(const uint2*)(lane_tile + (step ^ (g & 3)) * 32 + n * 1024);
+                const unsigned b[2] = {xs.x, xs.y};
+#pragma unroll
+                for (int i = 0; i < 2; i++) mma_f16(REST[i][n], a[i], b);
             }
         }
 #endif
@@ -392,10 +372,14 @@ linear_prefill(const __half* __restrict__ x, const float* __restrict__ xscale, c
 #elif FORMAT == 0 && !SUMMED
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        const float scale_g = __half2float(tile_scales[i][2 * g]), scale_h = __half2float(tile_scales[i][2 * g + 1]);
+        const float scale_g = __half2float(packed[i].scales[2 * g]), scale_h = __half2float(packed[i].scales[2 * g + 1]);
 #pragma unroll
         for (int n = 0; n < COLUMNS; n++) sum[i][n][0] *= scale_g, sum[i][n][1] *= scale_g, sum[i][n][2] *= scale_h, sum[i][n][3] *= scale_h;
     }
+#endif
+#if APART
+#pragma unroll
+    for (int i = 0; i < 2 * COLUMNS * 4; i++) (&sum[0][0][0])[i] += (&rest[0][0][0])[i];
 #endif
 #if LOWRANK
 #pragma unroll
@@ -424,8 +408,8 @@ linear_prefill(const __half* __restrict__ x, const float* __restrict__ xscale, c
                 a[0] = w.x, a[2] = w.y, a[1] = w.z, a[3] = w.w;
 #else
                 const float4 top = *(const float4*)(from + lane * 32), bottom = *(const float4*)(from + lane * 32 + 16);
-                a[0] = half2_of(top.x, top.y), a[2] = half2_of(top.z, top.w);
-                a[1] = half2_of(bottom.x, bottom.y), a[3] = half2_of(bottom.z, bottom.w);
+                a[0] = round_halves(top.x, top.y), a[2] = round_halves(top.z, top.w);
+                a[1] = round_halves(bottom.x, bottom.y), a[3] = round_halves(bottom.z, bottom.w);
 #endif
                 float scale_g = 1.0f, scale_h = 1.0f;
 #if UFORMAT == 8
@@ -439,9 +423,9 @@ linear_prefill(const __half* __restrict__ x, const float* __restrict__ xscale, c
                     float4 inner = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
                     if (token < tokens) inner = *(const float4*)(h + row_of_y(slots, token) * (size_t)rank + (size_t)(h0 + 16 * step + 4 * t));
                     // In two parts, so that inner activations keep 22 bits.
-                    const unsigned b[2] = {half2_of(inner.x, inner.y), half2_of(inner.z, inner.w)};
-                    const unsigned rest[2] = {half2_of(inner.x - low_half(b[0]), inner.y - high_half(b[0])),
-                                              half2_of(inner.z - low_half(b[1]), inner.w - high_half(b[1]))};
+                    const unsigned b[2] = {round_halves(inner.x, inner.y), round_halves(inner.z, inner.w)};
+                    const unsigned rest[2] = {round_halves(inner.x - low_half(b[0]), inner.y - high_half(b[0])),
+                                              round_halves(inner.z - low_half(b[1]), inner.w - high_half(b[1]))};
                     float part[4] = {0.0f, 0.0f, 0.0f, 0.0f};
                     mma_f16(part, a, rest);
                     mma_f16(part, a, b);
@@ -469,14 +453,6 @@ linear_prefill(const __half* __restrict__ x, const float* __restrict__ xscale, c
                     for (int j = 0; j < 4; j++)
                         out[(column % 64 + n * 8 + 2 * t + (j & 1)) * OUT_STRIDE + (warp & 3) * 32 + i * 16 + g + 8 * (j >> 1)] = sum[i][n][j];
         __syncthreads();
-#if SPARSE
-#pragma unroll
-        for (int r = 0; r < 16; r++) {
-            out[lane * OUT_STRIDE + warp * 16 + r] += entries[r][0];
-            out[(lane + 32) * OUT_STRIDE + warp * 16 + r] += entries[r][1];
-        }
-        __syncthreads();
-#endif
         for (int i = (int)threadIdx.x; i < 64 * width; i += 256) {
             const int own_token = i / width, token = first_token + 64 * half + own_token, r = i % width, row = first_row + r;
             if (token >= tokens || row >= last_row) continue;

@@ -3,8 +3,8 @@
 //   prefill check CUBIN INNER CASE…     outputs against f64, twice, poisoned
 //   prefill time CUBIN INNER CASE…      microseconds of both launches, TFLOP/s of the product
 //
-// A case is NAME=VALUE … (see linear_case.hpp; M tokens, of which a block makes `block_tokens`), cases are
-// parted by --. `prefill.py` drives it.
+// A case is NAME=VALUE … (see linear_case.hpp; M tokens, of which a block makes `block_tokens`, and
+// `block_tiles` row tiles), cases are parted by --. `prefill.py` drives it.
 #include <cuda_runtime.h>
 
 #include "linear_case.hpp"
@@ -49,7 +49,8 @@ struct Pointers {
 struct Kernels {
     cudaKernel_t product, inner;
 };
-static void launch(const Kernels& k, Pointers& p, int tokens, int block_tokens, cudaStream_t stream) {
+static void launch(const Kernels& k, Pointers& p, int tokens, const Settings& s, cudaStream_t stream) {
+    const int block_tokens = (int)s["block_tokens"], block_tiles = (int)s["block_tiles"];
     if (p.rank) {
         void* a[] = {&p.x, &p.v, &p.v_scales, &p.v_tiles, &p.v_index, &p.h, &p.scalars, &p.slots, &p.starts, &p.ldx, &p.rank, &p.top_k};
         CHECK(cudaLaunchKernel((const void*)k.inner, dim3(p.rank / 16, (tokens + 15) / 16), dim3(256), a, 0, stream));
@@ -60,7 +61,7 @@ static void launch(const Kernels& k, Pointers& p, int tokens, int block_tokens, 
     for (const void** i = &p.scalars; i <= &p.starts; i++) a.push_back((void*)i);
     for (int* i = &p.rows; i <= &p.top_k; i++) a.push_back(i);
     a.push_back(&p.scale), a.push_back(&p.softcap);
-    CHECK(cudaLaunchKernel((const void*)k.product, dim3((p.tiles + 7) / 8, (tokens + block_tokens - 1) / block_tokens), dim3(256), a.data(), 0, stream));
+    CHECK(cudaLaunchKernel((const void*)k.product, dim3((p.tiles + block_tiles - 1) / block_tiles, (tokens + block_tokens - 1) / block_tokens), dim3(256), a.data(), 0, stream));
 }
 static void print(const Settings& s) {
     for (const auto& v : s.values) printf(" %s=%ld", v.first.c_str(), v.second);
@@ -83,14 +84,14 @@ static bool check(const Kernels& k, const Settings& s) {
     p.rank = s["LOWRANK"] ? c.rank : 0;
     p.h = device(std::vector<float>((size_t)tokens * c.rank + 1, NAN)), p.y = device(std::vector<float>(outputs, NAN));
     p.scalars = device(std::vector<int>{tokens, 0, 0});
-    p.rows = c.rows, p.cols = c.cols, p.tiles = c.tiles, p.ldx = ldx, p.ldy = p.ldr = c.out_rows, p.top_k = 1;
+    p.rows = c.rows, p.cols = c.cols, p.tiles = c.tiles, p.ldx = ldx, p.ldy = p.ldr = c.out_rows, p.top_k = 1; // the kernel makes whole tiles: rows of cases are multiples of 16
     p.scale = (float)c.scale, p.softcap = (float)c.softcap;
     std::vector<float> first, out(outputs);
     bool same = true;
     double error = 0;
     for (int pass = 0; pass < 2; pass++) {
         CHECK(cudaMemset(p.y, 0xff, outputs * 4));
-        launch(k, p, tokens, (int)s["block_tokens"], 0);
+        launch(k, p, tokens, s, 0);
         CHECK(cudaDeviceSynchronize());
         CHECK(cudaMemcpy(out.data(), p.y, outputs * 4, cudaMemcpyDeviceToHost));
         const double e = relative_error(out, c.y);
@@ -165,7 +166,7 @@ static void time_case(const Kernels& k, const Settings& s) {
     cudaGraphExec_t exec;
     CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
     const int launches = std::max(8, copies);
-    for (int i = 0; i < launches; i++) p.q = format == 5 ? nullptr : codes + apart * (i % copies), launch(k, p, (int)m, (int)s["block_tokens"], stream);
+    for (int i = 0; i < launches; i++) p.q = format == 5 ? nullptr : codes + apart * (i % copies), launch(k, p, (int)m, s, stream);
     CHECK(cudaStreamEndCapture(stream, &graph));
     CHECK(cudaGraphInstantiate(&exec, graph, 0));
     std::vector<float> times;

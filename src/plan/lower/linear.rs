@@ -418,7 +418,12 @@ impl Emit<'_> {
                 tokens: block_tokens,
                 columns: stack.cols + rank,
             };
-            let estimate = cost::prompt(&self.options.target, estimate, of);
+            let estimate = cost::prompt(
+                &self.options.target,
+                &self.variants[index as usize],
+                estimate,
+                of,
+            );
             p.push(name, ("linear_prefill", index), launch, given, estimate);
             return Ok(());
         }
