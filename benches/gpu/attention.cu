@@ -1,7 +1,8 @@
 // Checks and times kernels/attention_decode.cu on a GPU; one variant, which its defines make.
 //
-//   attention KV_HEADS POSITION [M]    outputs and the new key against f64, twice, poisoned; microseconds
-//                                      per launch, percent of read bandwidth (BYTES_PER_SECOND)
+//   attention KV_HEADS POSITION [M [check]]    outputs and the new key against f64, twice, poisoned;
+//                                              microseconds per launch, percent of read bandwidth
+//                                              (BYTES_PER_SECOND) but with `check`
 //
 // `attention.py` drives it.
 #include <cuda_runtime.h>
@@ -49,7 +50,7 @@ struct Half { // of a cache
 };
 
 int main(int argc, char** argv) {
-    if (argc < 3) return fprintf(stderr, "usage: attention KV_HEADS POSITION [M]\n"), 2;
+    if (argc < 3) return fprintf(stderr, "usage: attention KV_HEADS POSITION [M [check]]\n"), 2;
     const int kv_heads = atoi(argv[1]), position = atoi(argv[2]), m = argc > 3 ? atoi(argv[3]) : 1;
     const int heads = kv_heads * GROUP_Q, capacity = position + 1, width = (heads + 2 * kv_heads) * DIM;
     Random rng(17);
@@ -137,6 +138,7 @@ int main(int argc, char** argv) {
         }
     good &= error < 5e-6 && row_error < (KV ? 0.03 : 2e-3);
 
+    if (argc > 4) return printf("%s error %.1e row %.1e\n", good ? "ok" : "FAIL", error, row_error), good ? 0 : 1;
     cudaStream_t stream;
     CHECK(cudaStreamCreate(&stream));
     cudaEvent_t from, to;

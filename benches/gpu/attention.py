@@ -1,7 +1,7 @@
 """Checks and times variants of attention_decode on a machine with a GPU.
 
-python3 attention.py [--arch sm_90] [--work DIR] [--out DIR]: needs nvcc and a GPU, nothing else. Prints a
-line for each case; leaves attention.txt in --out.
+python3 attention.py [--arch sm_90] [--work DIR] [--out DIR] [--sanitize]: needs nvcc and a GPU, nothing
+else. Prints a line for each case; leaves attention.txt in --out.
 """
 
 import argparse
@@ -30,6 +30,7 @@ def main():
     parser.add_argument("--arch", default="sm_90")
     parser.add_argument("--work", default="target/attention")
     parser.add_argument("--out", default=os.environ.get("OUT", "."))
+    parser.add_argument("--sanitize", action="store_true", help="compute-sanitizer on checks of every variant, without timings")
     options = parser.parse_args()
     os.makedirs(options.work, exist_ok=True)
 
@@ -49,6 +50,15 @@ def main():
             done = subprocess.run([program, *map(str, case)], capture_output=True, text=True)
             bad += done.returncode != 0
             lines.append((done.stdout + done.stderr).strip())
+            print(lines[-1], flush=True)
+    for program, ((dim, group, kv, splits), cases) in zip(programs, CASES) if options.sanitize else []:
+        for tool in ("memcheck", "racecheck", "initcheck", "synccheck"):
+            # Graphs and dependent launches under racecheck end a program or take minutes.
+            line = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", program, "2", "300", "1", "check"]
+            done = subprocess.run(line, capture_output=True, text=True)
+            bad += done.returncode != 0
+            said = "clean" if done.returncode == 0 else "NOT CLEAN\n" + done.stdout + done.stderr
+            lines.append(f"{tool} HEAD_DIM={dim} GROUP_Q={group} KV={kv} SPLITS={splits}: {said}")
             print(lines[-1], flush=True)
     open(os.path.join(options.out, "attention.txt"), "w").write("\n".join(lines) + "\n")
     sys.exit(1 if bad else 0)

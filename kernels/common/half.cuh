@@ -28,3 +28,18 @@ __device__ __forceinline__ unsigned subtract_halves(unsigned a, unsigned b) {
     return d;
 #endif
 }
+// Two operands of a lane's row out of four unsigned bytes: code - zero as f16, `offset` = 1024 + zero.
+__device__ __forceinline__ void from_bytes(unsigned codes, __half2 offset, unsigned* first, unsigned* second) {
+    *first = subtract_halves(__byte_perm(codes, 0x64646464u, 0x4140), half2_bits(offset));
+    *second = subtract_halves(__byte_perm(codes, 0x64646464u, 0x4342), half2_bits(offset));
+}
+// f16x2_bits in one instruction.
+__device__ __forceinline__ unsigned round_halves(float x, float y) {
+#ifdef HLRC_EMU
+    return f16x2_bits(x, y);
+#else
+    unsigned d;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(y), "f"(x));
+    return d;
+#endif
+}

@@ -161,7 +161,7 @@ fn check(case: &Case, kind: usize, seed: u64) -> Option<()> {
     }
     let out_rows = tiles * 16 / if case.glu { 2 } else { 1 };
     let ldy = out_rows + 4;
-    let grid = [tiles.div_ceil(4), tokens.div_ceil(64) + 1, experts];
+    let grid = [tiles.div_ceil(8), tokens.div_ceil(64) + 1, experts];
     let launch = Launch::new(grid, 256)
         .input("x", &x)
         .null()

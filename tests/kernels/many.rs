@@ -81,7 +81,7 @@ fn check(case: &Case, seed: u64) -> Option<()> {
     let bias = random.normals(tiles * 16, 0.5);
     let residual = random.normals(tokens * ldr, 1.0);
     let (scale, softcap) = (0.75f32, 30.0f32);
-    let launch = Launch::new([tiles.div_ceil(4), tokens.div_ceil(64) + 1, 1], 256).input("x", &x);
+    let launch = Launch::new([tiles.div_ceil(8), tokens.div_ceil(64) + 1, 1], 256).input("x", &x);
     let launch = if case.xscale {
         launch.input("xscale", &xscale)
     } else {
@@ -217,6 +217,23 @@ fn many_tokens_of_codes_match_f64() {
             ..PLAIN
         },
         Case {
+            group: 32,
+            zeros: true,
+            rows: 200,
+            cols: 300,
+            tokens: 150,
+            ..PLAIN
+        },
+        Case {
+            bits: 8,
+            group: 0,
+            zeros: true,
+            rows: 130,
+            cols: 200,
+            tokens: 129,
+            ..PLAIN
+        },
+        Case {
             group: 0,
             xscale: true,
             cols: 130,
@@ -265,6 +282,12 @@ fn many_tokens_of_trellis_codes_match_f64() {
             cols: 600,
             tokens: 70,
             epilogue: true,
+            ..plain
+        },
+        Case {
+            rows: 150,
+            cols: 80,
+            tokens: 133,
             ..plain
         },
         Case {
@@ -319,6 +342,20 @@ fn many_tokens_of_all_terms_match_f64() {
             group: 0,
             factors: 32,
             tokens: 9,
+            ..all
+        },
+        Case {
+            factors: 8,
+            sparse: false,
+            rows: 176,
+            tokens: 140,
+            cols: 200,
+            ..all
+        },
+        Case {
+            rows: 144,
+            cols: 200,
+            tokens: 40,
             ..all
         },
     ];

@@ -358,3 +358,27 @@ fn mistakes_are_told() {
         "what would fit",
     );
 }
+
+/// Rows of trellis codes so long that activations in 8 bits, four times each, have no room.
+#[test]
+fn a_long_trellis_keeps_its_activations() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = folder.path().join("config.json");
+    let text = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 1024,
+        "intermediate_size": 53248, "num_hidden_layers": 1, "num_attention_heads": 8,
+        "num_key_value_heads": 8, "vocab_size": 1024, "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5, "torch_dtype": "bfloat16"}"#;
+    std::fs::write(&config, text).expect("a configuration");
+    let said = done(&[
+        config.to_str().expect("UTF-8"),
+        "-p",
+        "trellis{bits=2}",
+        "--emit",
+        "plan",
+        "--dry-run",
+        "--target",
+        "sm_90",
+    ]);
+    assert!(said.contains("activations stay f16"), "{said}");
+    assert!(said.contains("mlp.down_proj"), "{said}");
+}

@@ -241,6 +241,24 @@ fn rotated_codes_equal_the_executor() {
     }
 }
 
+/// Names of ONNX nodes part their paths with slashes: layers' buffers must not share a name, or the second
+/// layer reads what the first one's rows were rounded or rotated to.
+#[test]
+fn a_model_of_onnx_equals_the_executor() {
+    let path = Path::new(STORIES).join("stories260K.onnx");
+    for pipeline in ["int4", "rotate,int4"] {
+        let model = Model::new(&path, pipeline);
+        let exact = Options {
+            exact: true,
+            ..options(CONTEXT)
+        };
+        let e = compare(&model, &exact, Precision::Exact, 12);
+        assert!(e.unrounded <= SUMS, "{pipeline}: {:e}", e.unrounded);
+        assert!(e.decoding <= HALVES, "{pipeline}: {:e}", e.decoding);
+        assert!(e.prompt <= 2.0 * HALVES, "{pipeline}: {:e}", e.prompt);
+    }
+}
+
 #[test]
 fn folded_rotations_equal_the_executor() {
     for pipeline in [
@@ -378,6 +396,7 @@ fn smollm2_equals_the_executor() {
             "smollm2_lowrank_depth2_outlier_int3",
             "lowrank{depth=2},outlier,int3",
         ),
+        ("smollm2_trellis", "trellis"),
     ];
     for (golden, pipeline) in cases {
         let model = Model::new(&path, pipeline);

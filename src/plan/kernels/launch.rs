@@ -187,11 +187,29 @@ fn fused_shared(
     (ring, all)
 }
 
-/// A product of many tokens: a block makes 64 rows of 64 tokens; of several experts, all may go to one.
-pub fn linear_prefill(tokens: u64, tiles: u64, experts: u64) -> Launch {
+/// Row tiles that a block of `linear_prefill` makes.
+pub const PREFILL_TILES: u64 = 8;
+
+/// Tokens that a block of `linear_prefill` makes, by its defines.
+pub fn prefill_tokens(variant: &Variant) -> u64 {
+    let narrow = |name: &&str| variant.define(name) != 0;
+    if ["SPARSE", "EXPERTS"].iter().any(narrow) {
+        64
+    } else {
+        128
+    }
+}
+
+/// A product of many tokens: a block makes 128 rows of `block_tokens` ([`prefill_tokens`]); of several
+/// experts, all may go to one.
+pub fn linear_prefill(tokens: u64, tiles: u64, experts: u64, block_tokens: u64) -> Launch {
     let part = |n: u64, by: u64| u32::try_from(n.div_ceil(by).max(1)).unwrap_or(u32::MAX);
     Launch {
-        grid: [part(tiles, 4), part(tokens, 64), part(experts, 1)],
+        grid: [
+            part(tiles, PREFILL_TILES),
+            part(tokens, block_tokens),
+            part(experts, 1),
+        ],
         block: 256,
         shared_bytes: 0,
     }

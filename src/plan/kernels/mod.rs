@@ -8,7 +8,10 @@ mod launch;
 mod sources;
 mod table;
 
-pub use launch::{FusedLaunch, Launch, Product, fused_linear, linear_prefill, low_rank_inner};
+pub use launch::{
+    FusedLaunch, Launch, PREFILL_TILES, Product, fused_linear, linear_prefill, low_rank_inner,
+    prefill_tokens,
+};
 pub use sources::{flattened, source, sources};
 pub use table::KERNELS;
 

@@ -24,6 +24,7 @@ const SOURCES: &[(&str, &str)] = &[
     source!("common/memory.cuh"),
     source!("common/mma.cuh"),
     source!("common/packs.cuh"),
+    source!("common/prefill_codes.cuh"),
     source!("common/products.cuh"),
     source!("common/q8.cuh"),
     source!("common/reduce.cuh"),

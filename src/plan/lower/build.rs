@@ -264,6 +264,7 @@ impl Emit<'_> {
             p.tokens * width * 4,
             false,
         );
+        let estimate = cost::normalize(estimate, width);
         let given = vec![
             ("x", x),
             ("gain", self.section(&weight, "gain")),
@@ -366,6 +367,7 @@ impl Emit<'_> {
         let width = self.width(y);
         let bytes = self.weight_bytes(&weight) / rows.max(1) * 2 + width * 4;
         let estimate = self.estimate(Place::Device, p.tokens * bytes, p.tokens * width, false);
+        let estimate = cost::embedding(estimate, width);
         let given = vec![
             ("ids", Value::buffer(ids)),
             ("scalars", self.scalars(p)),

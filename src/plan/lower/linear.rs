@@ -410,10 +410,20 @@ impl Emit<'_> {
                 self.inner(p, name, &given, &defines, (slots, rank, experts));
             }
             let index = self.variant("linear_prefill", &defines);
-            let launch = kernels::linear_prefill(job.tokens, tiles, experts);
-            let blocks = slots.div_ceil(64) * tiles.div_ceil(4);
-            let columns = stack.cols + rank;
-            let estimate = cost::prompt(&self.options.target, estimate, blocks, columns);
+            let block_tokens = kernels::prefill_tokens(&self.variants[index as usize]);
+            let launch = kernels::linear_prefill(job.tokens, tiles, experts, block_tokens);
+            let blocks = slots.div_ceil(block_tokens) * tiles.div_ceil(kernels::PREFILL_TILES);
+            let of = cost::Blocks {
+                count: blocks,
+                tokens: block_tokens,
+                columns: stack.cols + rank,
+            };
+            let estimate = cost::prompt(
+                &self.options.target,
+                &self.variants[index as usize],
+                estimate,
+                of,
+            );
             p.push(name, ("linear_prefill", index), launch, given, estimate);
             return Ok(());
         }

@@ -2,6 +2,7 @@
 
 use super::Faults;
 use super::extents::Checked;
+use crate::plan::kernels;
 use crate::plan::pack::sizes::{CHUNK, groups, row_tile_bytes, trellis_units, u_step_bytes};
 
 /// The sections of the base term of `tiles` row tiles.
@@ -154,7 +155,11 @@ pub(super) fn check(c: &Checked<'_>, faults: &mut Faults) {
     c.rows_of("y", y_rows, c.int("ldy"), width, faults);
     c.rows_of("residual", y_rows, c.int("ldr"), width, faults);
     let [x, y, _] = c.step.grid.map(u64::from);
-    if prefill && (x.saturating_mul(4) < tiles || y.saturating_mul(64) < tokens) {
+    let covered = |by: u64| y.saturating_mul(by) >= tokens;
+    if prefill
+        && (x.saturating_mul(kernels::PREFILL_TILES) < tiles
+            || !covered(kernels::prefill_tokens(c.variant)))
+    {
         faults.add(
             c.at,
             format!("{x} × {y} blocks do not cover {tiles} row tiles and {tokens} tokens"),

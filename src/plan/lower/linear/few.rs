@@ -27,7 +27,13 @@ impl Emit<'_> {
     ) -> Result<()> {
         let job = l.job;
         let cols = l.stack.cols;
-        let exact = self.options.exact || !coded;
+        let is_trellis = defines.contains(&("FORMAT", 4));
+        let too_long = !self.options.exact && is_trellis && !self.has_room_in_8_bits(&defines, l);
+        if too_long {
+            let reason = "activations stay f16: codes of them, four times each, do not fit shared memory";
+            self.note(name, reason);
+        }
+        let exact = self.options.exact || !coded || too_long;
         let columns = l.stack.base.is_some_and(|b| b.columns);
         let terms = l.stack.factors.is_some() || l.stack.sparse;
         let long = job.tokens * cols >= LONG && !exact && !columns && job.routed.is_none();
@@ -136,18 +142,37 @@ impl Emit<'_> {
                 flops: estimate.flops / parts,
                 ..estimate
             };
+            let bits = estimate.bytes as f64 * 8.0 / (tiles * 16 * cols).max(1) as f64;
+            let alike = (1.9..4.2).contains(&bits) && (bits - bits.round()).abs() < 0.1;
+            let busiest = tiles.div_ceil(u64::from(launch.launch.grid[0]).max(1)) * 16 * cols;
             let estimate = cost::product(
+                &self.options.target,
                 estimate,
                 cost::Beside {
                     inputs: product.tokens * cols,
                     rounded: xin == 3,
                     norm: matches!(xin, 1 | 2),
                     terms,
+                    trellis: is_trellis.then_some((busiest, alike)),
                 },
             );
             p.push(name, ("fused_linear", index), launch.launch, args, estimate);
         }
         Ok(())
+    }
+
+    /// Whether a launch of trellis codes has room for the activations of a token, rounded to 8 bits.
+    fn has_room_in_8_bits(&mut self, defines: &[(&'static str, i64)], l: &Launched<'_>) -> bool {
+        let mut defines = defines.to_vec();
+        defines.extend([("ACT", 0), ("XIN", 0)]);
+        let product = Product {
+            tiles: l.stack.rows().div_ceil(16),
+            cols: l.stack.cols,
+            rank: 0,
+            tokens: 1,
+            top_k: 0,
+        };
+        self.chosen(&defines, &product).is_some()
     }
 
     /// How many tokens one launch can take.

@@ -2,7 +2,7 @@
 
 use super::{Emit, Growing, Job, Result, Value};
 use crate::numeric::hadamard::Rotation;
-use crate::plan::Place;
+use crate::plan::{Place, cost};
 use crate::plan::kernels::Launch;
 use crate::plan::lower::build::{int, per_part};
 
@@ -200,6 +200,7 @@ impl Emit<'_> {
         let launch = turn(job.tokens, columns);
         let flops = job.tokens * columns * u64::from(side.block.trailing_zeros());
         let estimate = self.estimate(Place::Device, job.tokens * columns * 8, flops, false);
+        let estimate = cost::rotation(estimate, side.block as u64);
         let given = vec![
             ("x", x),
             ("signs", self.section(&signs, "signs")),
@@ -228,6 +229,7 @@ impl Emit<'_> {
         let index = self.variant("hadamard", &[("INVERSE", i64::from(inverse))]);
         let flops = p.tokens * width * u64::from(rotation.block.trailing_zeros());
         let estimate = self.estimate(Place::Device, p.tokens * width * 8, flops, false);
+        let estimate = cost::rotation(estimate, rotation.block as u64);
         let given = vec![
             ("x", x),
             ("signs", self.section(&signs, "signs")),

@@ -4,7 +4,7 @@ use super::input::{turn, unique};
 use super::{
     Beside, Elementwise, Emit, Growing, Job, Launched, Part, PartTerms, Result, Stack, Terms, Value,
 };
-use crate::plan::Place;
+use crate::plan::{Place, cost};
 use crate::plan::lower::build::int;
 use crate::plan::lower::terms::{Base, matrix};
 
@@ -267,6 +267,7 @@ impl Emit<'_> {
         let (residual, ldr) = added.unwrap_or((Value::Null, 0));
         let flops = job.tokens * width * u64::from(side.block.trailing_zeros());
         let estimate = self.estimate(Place::Device, job.tokens * width * 8, flops, false);
+        let estimate = cost::rotation(estimate, side.block as u64);
         let given = vec![
             ("x", between),
             ("signs", self.section(&signs, "signs")),

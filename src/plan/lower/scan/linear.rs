@@ -202,6 +202,7 @@ impl<'a> Scan<'a> {
         let (x, norm) = self.normed(op, input)?;
         let name = common_name(&gated.gate.name, "gate_up");
         let y = self.slot(&name, gated.gate.rows.end - gated.gate.rows.start);
+        let name = self.slots.get(y.0).map_or(name, |slot| slot.name.clone());
         self.done.extend(gated.taken);
         self.values.insert(gated.value, y);
         self.macros.push(Macro::Linear {
@@ -222,10 +223,15 @@ impl<'a> Scan<'a> {
     }
 }
 
-/// `layers.0.mlp.gate_proj` and `gate_up` make `layers.0.mlp.gate_up`.
+/// `layers.0.mlp.gate_proj` and `gate_up` make `layers.0.mlp.gate_up`; so does a node of ONNX,
+/// `/layers.0/mlp/gate_proj/MatMul`, with its slashes.
 pub(super) fn common_name(name: &str, what: &str) -> String {
-    match name.rsplit_once('.') {
-        Some((path, _)) => format!("{path}.{what}"),
+    let module = match name.rsplit_once('/') {
+        Some((module, op)) if op.starts_with(char::is_uppercase) => module,
+        _ => name,
+    };
+    match module.rfind(['.', '/']) {
+        Some(at) => format!("{}{what}", &module[..=at]),
         None => what.to_string(),
     }
 }
