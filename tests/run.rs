@@ -157,6 +157,24 @@ fn what_was_done_is_told_on_stderr() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn the_peak_is_of_this_program_alone() {
+    // Whoever starts it may be large: what getrusage tells goes on counting that.
+    let large = vec![1u8; 600 << 20];
+    let object: Value = serde_json::from_str(&story(&["--json"])).expect("one object");
+    assert_eq!(
+        large
+            .iter()
+            .step_by(4096)
+            .map(|&b| usize::from(b))
+            .sum::<usize>(),
+        large.len() / 4096
+    );
+    let peak = object["peak_rss_bytes"].as_u64().expect("a peak");
+    assert!(peak > 1 << 20 && peak < 300 << 20, "{peak}");
+}
+
+#[test]
 fn json_is_one_object_or_lines() {
     let text = story(&[]);
     let object: Value = serde_json::from_str(&story(&["--json"])).expect("one object");

@@ -4,6 +4,21 @@
 /// Peak resident set in bytes, mapped pages included; 0 where the system doesn't say.
 #[cfg(unix)]
 pub fn peak_rss() -> u64 {
+    high_water().unwrap_or_else(largest_ever)
+}
+
+/// Of this program alone, where Linux says it: what `getrusage` tells may be of the program that started
+/// this one.
+#[cfg(unix)]
+fn high_water() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kibibytes.checked_mul(1024)
+}
+
+#[cfg(unix)]
+fn largest_ever() -> u64 {
     // SAFETY: getrusage fills the struct that it is given; a zeroed one is valid for it.
     let (status, usage) = unsafe {
         let mut usage: libc::rusage = std::mem::zeroed();

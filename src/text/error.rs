@@ -111,7 +111,9 @@ impl TextError {
                 "leave --chat out to continue the text, or name another folder with --tokenizer"
             }
             TextError::EmptyPrompt => "give some text with --prompt",
-            TextError::TooLong { .. } => "shorten the prompt, or allow more with --ctx",
+            TextError::TooLong { .. } => {
+                "shorten the prompt, or allow more with --ctx, up to the positions that the model has"
+            }
             TextError::Vocabulary { .. } => "name the model's own tokenizer with --tokenizer",
             TextError::Sampling(SamplingError::NotFinite { .. } | SamplingError::Nothing(_)) => {
                 "`hlrc-opt verify` finds weights that are NaN or infinite"

@@ -30,7 +30,8 @@ impl Emit<'_> {
         let is_trellis = defines.contains(&("FORMAT", 4));
         let too_long = !self.options.exact && is_trellis && !self.has_room_in_8_bits(&defines, l);
         if too_long {
-            let reason = "activations stay f16: codes of them, four times each, do not fit shared memory";
+            let reason =
+                "activations stay f16: codes of them, four times each, do not fit shared memory";
             self.note(name, reason);
         }
         let exact = self.options.exact || !coded || too_long;

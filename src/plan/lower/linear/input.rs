@@ -2,9 +2,9 @@
 
 use super::{Emit, Growing, Job, Result, Value};
 use crate::numeric::hadamard::Rotation;
-use crate::plan::{Place, cost};
 use crate::plan::kernels::Launch;
 use crate::plan::lower::build::{int, per_part};
+use crate::plan::{Place, cost};
 
 impl Emit<'_> {
     /// A job's input behind its norm, in f32, and its row stride.

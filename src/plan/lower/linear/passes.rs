@@ -4,9 +4,9 @@ use super::input::{turn, unique};
 use super::{
     Beside, Elementwise, Emit, Growing, Job, Launched, Part, PartTerms, Result, Stack, Terms, Value,
 };
-use crate::plan::{Place, cost};
 use crate::plan::lower::build::int;
 use crate::plan::lower::terms::{Base, matrix};
+use crate::plan::{Place, cost};
 
 /// One launch of the matrix.
 struct Pass {
