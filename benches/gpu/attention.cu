@@ -9,15 +9,7 @@
 
 #include "../../kernels/attention_decode.cu"
 #include "linear_case.hpp"
-
-#define CHECK(call)                                                                                \
-    do {                                                                                           \
-        const cudaError_t e = (call);                                                              \
-        if (e != cudaSuccess) {                                                                    \
-            fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(e));  \
-            exit(3);                                                                               \
-        }                                                                                          \
-    } while (0)
+#include "timing.hpp"
 
 constexpr int DIM = HEAD_DIM, GROUPS = (HEAD_DIM + 31) / 32, VALUE_BYTES = KV ? 1 : 2;
 template <class T>
@@ -139,32 +131,9 @@ int main(int argc, char** argv) {
     good &= error < 5e-6 && row_error < (KV ? 0.03 : 2e-3);
 
     if (argc > 4) return printf("%s error %.1e row %.1e\n", good ? "ok" : "FAIL", error, row_error), good ? 0 : 1;
-    cudaStream_t stream;
-    CHECK(cudaStreamCreate(&stream));
-    cudaEvent_t from, to;
-    CHECK(cudaEventCreate(&from));
-    CHECK(cudaEventCreate(&to));
     double best[2];
-    for (int dependent = 0; dependent < 2; dependent++) {
-        cudaGraph_t graph;
-        cudaGraphExec_t exec;
-        CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-        for (int i = 0; i < launches; i++) launch(i % copies, stream, dependent);
-        CHECK(cudaStreamEndCapture(stream, &graph));
-        CHECK(cudaGraphInstantiate(&exec, graph, 0));
-        std::vector<float> times;
-        for (int i = 0; i < 9; i++) {
-            CHECK(cudaEventRecord(from, stream));
-            CHECK(cudaGraphLaunch(exec, stream));
-            CHECK(cudaEventRecord(to, stream));
-            CHECK(cudaEventSynchronize(to));
-            float ms;
-            CHECK(cudaEventElapsedTime(&ms, from, to));
-            if (i >= 2) times.push_back(ms);
-        }
-        std::sort(times.begin(), times.end());
-        best[dependent] = times[times.size() / 2] * 1e-3 / launches;
-    }
+    for (int dependent = 0; dependent < 2; dependent++)
+        best[dependent] = seconds_of_launch(launches, 9, [&](int i, cudaStream_t stream) { launch(i % copies, stream, dependent); });
     const char* given = getenv("BYTES_PER_SECOND");
     const double ceiling = given ? atof(given) : 4.5e12;
     printf("%s error %.1e row %.1e  us %.2f pdl %.2f  bytes %zu percent %.1f pdl %.1f  HEAD_DIM=%d GROUP_Q=%d KV=%d SPLITS=%d kv_heads=%d position=%d m=%d\n", good ? "ok" : "FAIL",

@@ -8,15 +8,7 @@
 #include <cuda_runtime.h>
 
 #include "linear_launch.hpp"
-
-#define CHECK(call)                                                                                \
-    do {                                                                                           \
-        const cudaError_t e = (call);                                                              \
-        if (e != cudaSuccess) {                                                                    \
-            fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(e));  \
-            exit(3);                                                                               \
-        }                                                                                          \
-    } while (0)
+#include "timing.hpp"
 
 static cudaKernel_t load(const char* path) {
     cudaLibrary_t library;
@@ -254,35 +246,12 @@ static void time_case(cudaKernel_t kernel, const Settings& s, double ceiling) {
         all.push_back(p);
     }
     CHECK(cudaDeviceSynchronize());
-    cudaStream_t stream;
-    CHECK(cudaStreamCreate(&stream));
-    cudaEvent_t from, to;
-    CHECK(cudaEventCreate(&from));
-    CHECK(cudaEventCreate(&to));
-    double best[2] = {0, 0};
-    for (int dependent = 0; dependent < 2; dependent++) {
-        const int launches = std::max(24, copies);
-        cudaGraph_t graph;
-        cudaGraphExec_t exec;
-        CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-        for (int i = 0; i < launches; i++) launch(kernel, all[i % copies], grid, 1, shared, 32 * (int)s["WARPS"], stream, dependent);
-        CHECK(cudaStreamEndCapture(stream, &graph));
-        CHECK(cudaGraphInstantiate(&exec, graph, 0));
-        std::vector<float> times;
-        for (int i = 0; i < 9; i++) {
-            CHECK(cudaEventRecord(from, stream));
-            CHECK(cudaGraphLaunch(exec, stream));
-            CHECK(cudaEventRecord(to, stream));
-            CHECK(cudaEventSynchronize(to));
-            float ms;
-            CHECK(cudaEventElapsedTime(&ms, from, to));
-            if (i >= 2) times.push_back(ms);
-        }
-        std::sort(times.begin(), times.end());
-        best[dependent] = times[times.size() / 2] * 1e-3 / launches;
-        CHECK(cudaGraphExecDestroy(exec));
-        CHECK(cudaGraphDestroy(graph));
-    }
+    const int launches = std::max(24, copies);
+    double best[2];
+    for (int dependent = 0; dependent < 2; dependent++)
+        best[dependent] = seconds_of_launch(launches, 9, [&](int i, cudaStream_t stream) {
+            launch(kernel, all[i % copies], grid, 1, shared, 32 * (int)s["WARPS"], stream, dependent);
+        });
     printf("time us %.2f pdl %.2f bytes %zu percent %.1f pdl %.1f grid %d shared %zu", best[0] * 1e6, best[1] * 1e6, b.all(), 100 * b.all() / best[0] / ceiling,
            100 * b.all() / best[1] / ceiling, grid, shared);
     for (const auto& v : s.values) printf(" %s=%ld", v.first.c_str(), v.second);
@@ -295,7 +264,6 @@ static void time_case(cudaKernel_t kernel, const Settings& s, double ceiling) {
     for (const void* at : {shared_p.x, shared_p.zeros, shared_p.v_tiles, shared_p.u_tiles, shared_p.u_index, shared_p.xq, shared_p.xs, shared_p.xsum, shared_p.gain, shared_p.s_offsets, shared_p.residual, shared_p.bias})
         CHECK(cudaFree((void*)at));
     for (void* at : {shared_p.h, shared_p.partial, shared_p.counter, shared_p.y}) CHECK(cudaFree(at));
-    CHECK(cudaStreamDestroy(stream));
 }
 
 int main(int argc, char** argv) {

@@ -8,15 +8,7 @@
 #include <cuda_runtime.h>
 
 #include "linear_case.hpp"
-
-#define CHECK(call)                                                                                \
-    do {                                                                                           \
-        const cudaError_t e = (call);                                                              \
-        if (e != cudaSuccess) {                                                                    \
-            fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(e));  \
-            exit(3);                                                                               \
-        }                                                                                          \
-    } while (0)
+#include "timing.hpp"
 
 static cudaKernel_t load(const char* path, const char* name) {
     cudaLibrary_t library;
@@ -157,30 +149,11 @@ static void time_case(const Kernels& k, const Settings& s) {
         for (size_t at = 0; at < apart * copies; at += words.size() * 4)
             CHECK(cudaMemcpy(codes + at, words.data(), std::min(words.size() * 4, apart * copies - at), cudaMemcpyHostToDevice));
     }
-    cudaStream_t stream;
-    CHECK(cudaStreamCreate(&stream));
-    cudaEvent_t from, to;
-    CHECK(cudaEventCreate(&from));
-    CHECK(cudaEventCreate(&to));
-    cudaGraph_t graph;
-    cudaGraphExec_t exec;
-    CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
     const int launches = std::max(8, copies);
-    for (int i = 0; i < launches; i++) p.q = format == 5 ? nullptr : codes + apart * (i % copies), launch(k, p, (int)m, s, stream);
-    CHECK(cudaStreamEndCapture(stream, &graph));
-    CHECK(cudaGraphInstantiate(&exec, graph, 0));
-    std::vector<float> times;
-    for (int i = 0; i < 7; i++) {
-        CHECK(cudaEventRecord(from, stream));
-        CHECK(cudaGraphLaunch(exec, stream));
-        CHECK(cudaEventRecord(to, stream));
-        CHECK(cudaEventSynchronize(to));
-        float ms;
-        CHECK(cudaEventElapsedTime(&ms, from, to));
-        if (i >= 2) times.push_back(ms);
-    }
-    std::sort(times.begin(), times.end());
-    const double seconds = times[times.size() / 2] * 1e-3 / launches;
+    const double seconds = seconds_of_launch(launches, 7, [&](int i, cudaStream_t stream) {
+        p.q = format == 5 ? nullptr : codes + apart * (i % copies);
+        launch(k, p, (int)m, s, stream);
+    });
     printf("time us %.1f tflops %.1f", seconds * 1e6, 2e-12 * rows * cols * m / seconds);
     print(s);
     CHECK(cudaFree(codes));

@@ -1,12 +1,18 @@
 //! Every function of the host's table is called from C, well and badly.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::common::{HEADER, c_library, hlrc, program, text, works};
 
 /// A linear, and an op without a matrix behind it.
 const MODULE: &str = "hlir 1\nmodule \"m\" {\n  weight @q.weight : f32[8,8] = synthetic(seed=1, power=1.2, scale=0.02, outliers=0.0)\n  graph @main(%x : f32[B,8]) -> (%y) {\n    %h = linear %x [8,8] { dense(@q.weight) } name(\"q\") : f32[B,8]\n    %y = onnx.Relu(%h) name(\"r\") : f32[B,8]\n  }\n}\n";
+
+/// The module and the plugin in a folder; none where there is no C compiler.
+fn calls(here: &Path) -> Option<PathBuf> {
+    std::fs::write(here.join("m.hlir"), MODULE).expect("written");
+    c_library("calls.c", HEADER, &[], here)
+}
 
 #[test]
 fn c_tests_call_every_function_of_the_header() {
@@ -33,8 +39,7 @@ fn c_tests_call_every_function_of_the_header() {
 fn good_calls_give_what_they_say_and_bad_ones_are_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     let here = folder.path();
-    std::fs::write(here.join("m.hlir"), MODULE).expect("written");
-    let Some(plugin) = c_library("calls.c", HEADER, &[], here) else {
+    let Some(plugin) = calls(here) else {
         return;
     };
     for isolated in [&[][..], &["--isolate-plugins"]] {
@@ -74,8 +79,7 @@ fn good_calls_give_what_they_say_and_bad_ones_are_refused() {
 fn progress_is_told() {
     let folder = tempfile::tempdir().expect("a folder");
     let here = folder.path();
-    std::fs::write(here.join("m.hlir"), MODULE).expect("written");
-    let Some(plugin) = c_library("calls.c", HEADER, &[], here) else {
+    let Some(plugin) = calls(here) else {
         return;
     };
     let load = ["--load-pass-plugin", plugin.to_str().expect("utf-8")];
@@ -115,8 +119,7 @@ fn progress_is_told() {
 fn progress_on_a_terminal_leaves_no_half_of_a_bar() {
     let folder = tempfile::tempdir().expect("a folder");
     let here = folder.path();
-    std::fs::write(here.join("m.hlir"), MODULE).expect("written");
-    let Some(plugin) = c_library("calls.c", HEADER, &[], here) else {
+    let Some(plugin) = calls(here) else {
         return;
     };
     let line = format!(

@@ -53,8 +53,7 @@ static const char *all_say(HlrcContext at, HlrcStatus expected) {
   uint32_t number = 77;
   uint64_t word = 77;
   float row[1] = {77};
-#define SAYS(call) \
-  if ((call) != expected) return #call
+#define SAYS(call) if ((call) != expected) return #call
   SAYS(host->fail(at, x));
   SAYS(host->last_error(at, &out));
   SAYS(host->remark(at, HLRC_REMARK_PASSED, x, x));
